@@ -1,0 +1,77 @@
+"""The defaults of every experiment, and what each field means.
+
+An experiment's get_config(algorithm) starts from `default(algorithm)` and changes what it needs.
+The fields of rollout, probe, update, update.loss and warm_start are those of their dataclasses and
+are described there.
+"""
+
+import dataclasses
+import difflib
+
+from ml_collections import ConfigDict
+
+from poise_jax.estimators import ProbeConfig
+from poise_jax.rollout import RolloutConfig
+from poise_jax.supervised import WarmStartConfig
+from poise_jax.update import UpdateConfig
+
+ALGORITHMS = {
+  # POISE as released (paper v3): 2 samples, PPO loss with clip-higher and dual clip.
+  "poise": dict(estimator="poise", n=2, clip_high=0.28, dual_clip=10.0),
+  # POISE's control: the same rollouts and loss, the sibling's reward as the baseline.
+  "rloo": dict(estimator="rloo", n=2, clip_high=0.28, dual_clip=10.0),
+  # DeepSeekMath: group statistics, symmetric clip, every sequence counts the same.
+  "grpo": dict(estimator="grpo", n=8, aggregation="seq-mean-token-mean"),
+  # DAPO without dynamic sampling: clip-higher and token mean.
+  "dapo": dict(estimator="grpo", n=8, clip_high=0.28),
+}
+
+
+def default(algorithm: str) -> ConfigDict:
+  """The configuration of an algorithm. Raises ValueError for an unknown name, listing all."""
+  if algorithm not in ALGORITHMS:
+    near = difflib.get_close_matches(algorithm, ALGORITHMS, 1)
+    raise ValueError(
+      f"algorithm {algorithm!r} is unknown"
+      + (f"; did you mean {near[0]!r}?" if near else "")
+      + f" Known are {', '.join(ALGORITHMS)}"
+    )
+  choice = dict(ALGORITHMS[algorithm])
+  config = ConfigDict()
+  config.algorithm = algorithm
+  config.estimator = choice.pop("estimator")  # a name of poise_jax.estimators
+  config.seed = 0  # of everything random: problems, initial weights, sampling
+  config.steps = 100  # rollout batches
+  config.rollouts = 64  # sequences a step; prompts a step are rollouts / rollout.n
+  config.eval_every = 20  # steps between held-out evaluations; there is one before and one after
+  config.eval_batch = 64  # prompts evaluated at once
+  config.checkpoint_every = 0  # steps between checkpoints; 0: only after the last step
+  config.log_samples = 4  # prompts a step whose answers go to samples.jsonl
+
+  config.model = ConfigDict()
+  config.model.source = ""  # what models.load takes; empty: random weights of the shape below
+  config.model.shape = ConfigDict()  # fields of ModelConfig but for vocab_size
+  config.model.dtype = "float32"  # of sampling; training has update.dtype
+
+  config.task = ConfigDict()
+  config.task.kinds = ("1+",)  # see tasks/arithmetic.py
+  config.task.train = 20000  # problems
+  config.task.test = 300  # held-out problems
+  config.task.template = "{question}"  # the prompt
+  config.task.chat = False  # whether the prompt is the user's turn of a chat
+  config.task.think_end = ""  # end-of-thinking marker as text; empty: all of a response is reasoning
+  config.task.max_prompt_length = 16  # tokens
+
+  config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # -1: what is left of the devices
+
+  def fields(instance, leave_out=()):
+    return {k: v for k, v in dataclasses.asdict(instance).items() if k not in leave_out}
+
+  config.rollout = ConfigDict(
+    fields(RolloutConfig(n=choice.pop("n")), ("eos_ids", "pad_id", "think_end"))
+  )
+  config.probe = ConfigDict(fields(ProbeConfig(), ("scalars",)))
+  config.update = ConfigDict(fields(UpdateConfig(), ("temperature",)))
+  config.update.loss.update(choice)
+  config.warm_start = ConfigDict(fields(WarmStartConfig()))
+  return config

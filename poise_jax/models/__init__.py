@@ -1,0 +1,31 @@
+from poise_jax.models.checkpoint_hf import load, save_hf
+from poise_jax.models.config import ModelConfig, RopeScaling
+from poise_jax.models.tokenizers import Tokenizer, check_fits, load_tokenizer
+from poise_jax.models.transformer import (
+  Output,
+  abstract_params,
+  forward,
+  hidden_states,
+  init,
+  logical_axes,
+  sampling_params,
+  unembedding,
+)
+
+__all__ = [
+  "ModelConfig",
+  "Output",
+  "RopeScaling",
+  "Tokenizer",
+  "abstract_params",
+  "check_fits",
+  "forward",
+  "hidden_states",
+  "init",
+  "load",
+  "load_tokenizer",
+  "logical_axes",
+  "sampling_params",
+  "save_hf",
+  "unembedding",
+]

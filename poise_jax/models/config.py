@@ -1,0 +1,132 @@
+"""The shape of a decoder, read from and written as a Hugging Face config.json."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+# Families that one Transformer covers; each is a set of the options below.
+ARCHITECTURES = {
+  "llama": "LlamaForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Llama 3's stretching of the low rotary frequencies (Llama 3.1 model card, `rope_type: llama3`)."""
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A Llama, Qwen2 or Qwen3 decoder. Field names are Hugging Face's; all sizes are in elements.
+
+  Raises ValueError on construction if the sizes do not fit each other.
+  """
+
+  model_type: str
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = False
+  qkv_bias: bool = False  # Qwen2 always, Llama and Qwen3 by their `attention_bias`
+  out_bias: bool = False  # on o_proj: Llama and Qwen3 by their `attention_bias`
+  mlp_bias: bool = False  # Llama only
+  qk_norm: bool = False  # Qwen3 always
+  max_position_embeddings: int = 2048
+
+  def __post_init__(self):
+    if self.model_type not in ARCHITECTURES:
+      near = difflib.get_close_matches(self.model_type, ARCHITECTURES, 1)
+      raise ValueError(
+        f"model_type {self.model_type!r} is not supported"
+        + (f" (did you mean {near[0]!r}?)" if near else "")
+        + f"; supported are {', '.join(ARCHITECTURES)}"
+      )
+    if self.num_attention_heads % self.num_key_value_heads:
+      raise ValueError(
+        f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+        f"num_key_value_heads {self.num_key_value_heads}"
+      )
+    if self.head_dim % 2:
+      raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
+
+  @classmethod
+  def from_hf(cls, hf: dict[str, Any]) -> "ModelConfig":
+    """Reads a config.json, as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) wrote it.
+
+    Raises:
+      ValueError: the architecture, or an option of it, is one that this decoder does not have.
+    """
+    model_type = hf.get("model_type")
+    if model_type not in ARCHITECTURES:
+      raise ValueError(
+        f"architecture {model_type or hf.get('architectures')!r} is not supported; "
+        f"supported are {', '.join(ARCHITECTURES)}"
+      )
+    if hf.get("hidden_act", "silu") != "silu":
+      raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
+    if hf.get("use_sliding_window") or "sliding_attention" in (hf.get("layer_types") or ()):
+      raise ValueError("sliding-window attention (use_sliding_window) is not supported")
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+      raise ValueError(f"rope_type {kind!r} is not supported; supported are 'default' and 'llama3'")
+    scaling = None
+    if kind == "llama3":
+      scaling = RopeScaling(
+        **{f.name: f.type(rope[f.name]) for f in dataclasses.fields(RopeScaling)}
+      )
+    heads = hf["num_attention_heads"]
+    bias = bool(hf.get("attention_bias", False))
+    return cls(
+      model_type=model_type,
+      vocab_size=hf["vocab_size"],
+      hidden_size=hf["hidden_size"],
+      intermediate_size=hf["intermediate_size"],
+      num_hidden_layers=hf["num_hidden_layers"],
+      num_attention_heads=heads,
+      num_key_value_heads=hf.get("num_key_value_heads") or heads,
+      head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+      rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
+      rope_scaling=scaling,
+      rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+      tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+      qkv_bias=model_type == "qwen2" or bias,
+      out_bias=model_type != "qwen2" and bias,
+      mlp_bias=model_type == "llama" and bool(hf.get("mlp_bias", False)),
+      qk_norm=model_type == "qwen3",
+      max_position_embeddings=hf.get("max_position_embeddings", 2048),
+    )
+
+  def to_hf(self) -> dict[str, Any]:
+    """The config.json of this decoder. Both spellings of the rotary parameters are written, so that
+    transformers 4 and 5 read the same model."""
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if self.rope_scaling is not None:
+      rope = {"rope_type": "llama3", **dataclasses.asdict(self.rope_scaling)}
+    hf = {
+      "architectures": [ARCHITECTURES[self.model_type]],
+      "hidden_act": "silu",
+      "attention_bias": self.out_bias,
+      "rope_scaling": None if self.rope_scaling is None else rope,
+      "rope_parameters": {**rope, "rope_theta": self.rope_theta},
+      "torch_dtype": "float32",
+    }
+    derived = ("rope_scaling", "qkv_bias", "out_bias", "qk_norm")
+    for field in dataclasses.fields(self):
+      if field.name not in derived:
+        hf[field.name] = getattr(self, field.name)
+    return hf

@@ -1,0 +1,274 @@
+"""The decoder: Flax Linen modules used as pure functions. Llama, Qwen2 and Qwen3 are one module.
+
+Every parameter carries logical axis names; poise_jax/sharding.py alone knows what mesh axes they
+mean. Training runs the layers under one `nn.scan` (parameters stacked by layer, one compiled body);
+sampling runs the same Block unrolled over per-layer caches (rollout/sampler.py).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from poise_jax.models.attention import attention
+from poise_jax.models.config import ModelConfig
+from poise_jax.sharding import constrain
+
+REMAT_POLICIES = {
+  "none": None,  # keep every activation
+  "full": jax.checkpoint_policies.nothing_saveable,  # keep layer inputs only
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products
+}
+
+
+@flax.struct.dataclass
+class Output:
+  """What a forward pass returns."""
+
+  hidden: jax.Array  # [B, T, D] after the final norm: what the unembedding reads
+  logits: jax.Array  # [B, T, V] float32
+  layers: jax.Array  # [L, B, T, D] the residual stream after each block, before the final norm
+
+
+def dense(features, axes, use_bias, dtype, name):
+  """A linear map whose kernel [in, out] has logical `axes`."""
+  return nn.Dense(
+    features,
+    use_bias=use_bias,
+    dtype=dtype,
+    kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[-1:]),
+    name=name,
+  )
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square normalisation over the last axis, in float32."""
+
+  epsilon: float
+  axis: str = "embed"
+
+  @nn.compact
+  def __call__(self, x):
+    """[..., D] -> [..., D], in x's dtype."""
+    init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+    scale = self.param("scale", init, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+    return (y * scale).astype(x.dtype)
+
+
+def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine tables [..., head_dim] float32 of integer positions [...].
+
+  Rotary embedding (arXiv 2104.09864) in Hugging Face's half-split order, with Llama 3's scaling.
+  """
+  exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+  frequencies = 1.0 / config.rope_theta**exponents
+  if (s := config.rope_scaling) is not None:
+    wavelengths = 2 * jnp.pi / frequencies
+    turns = s.original_max_position_embeddings / wavelengths
+    keep = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    keep = jnp.clip(keep, 0.0, 1.0)  # 0: slowed down by `factor`, 1: as it was
+    frequencies = frequencies * (keep + (1 - keep) / s.factor)
+  angles = positions[..., None].astype(jnp.float32) * frequencies
+  angles = jnp.concatenate([angles, angles], axis=-1)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x, cos, sin):
+  """Applies rotary tables [B, T, K] to x [B, T, H, K]."""
+  first, second = jnp.split(x, 2, axis=-1)
+  turned = jnp.concatenate([-second, first], axis=-1)
+  return (x * cos[:, :, None] + turned * sin[:, :, None]).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Projections of grouped-query attention; the Block decides what attends to what."""
+
+  config: ModelConfig
+  dtype: Any
+
+  def setup(self):
+    c = self.config
+    kv = c.num_key_value_heads * c.head_dim
+    heads = c.num_attention_heads * c.head_dim
+    self.q_proj = dense(heads, ("embed", "heads"), c.qkv_bias, self.dtype, "q_proj")
+    self.k_proj = dense(kv, ("embed", "kv_heads"), c.qkv_bias, self.dtype, "k_proj")
+    self.v_proj = dense(kv, ("embed", "kv_heads"), c.qkv_bias, self.dtype, "v_proj")
+    self.o_proj = dense(c.hidden_size, ("heads", "embed"), c.out_bias, self.dtype, "o_proj")
+    if c.qk_norm:
+      self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="q_norm")
+      self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="k_norm")
+
+  def qkv(self, x, cos, sin):
+    """[B, T, D] -> queries [B, T, H, K], keys and values [B, T, G, K], rotated."""
+    c = self.config
+    q = self.q_proj(x).reshape(*x.shape[:2], c.num_attention_heads, c.head_dim)
+    k = self.k_proj(x).reshape(*x.shape[:2], c.num_key_value_heads, c.head_dim)
+    v = self.v_proj(x).reshape(*x.shape[:2], c.num_key_value_heads, c.head_dim)
+    if c.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+  def out(self, context):
+    """[B, T, H, K] -> [B, T, D]."""
+    return self.o_proj(context.reshape(*context.shape[:2], -1))
+
+
+class Mlp(nn.Module):
+  """SwiGLU."""
+
+  config: ModelConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    """[B, T, D] -> [B, T, D]."""
+    c = self.config
+    size, bias = c.intermediate_size, c.mlp_bias
+    gate = dense(size, ("embed", "mlp"), bias, self.dtype, "gate_proj")(x)
+    up = dense(size, ("embed", "mlp"), bias, self.dtype, "up_proj")(x)
+    return dense(c.hidden_size, ("mlp", "embed"), bias, self.dtype, "down_proj")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+  """One pre-norm decoder layer."""
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, cos, sin, attend):
+    """[B, T, D] -> ([B, T, D], whatever `attend` returns beside the context).
+
+    attend: (q [B, T, H, K], k, v [B, T, G, K]) -> (context [B, T, H, K], extra).
+    """
+    attn = Attention(self.config, self.dtype, name="self_attn")
+    eps = self.config.rms_norm_eps
+    context, extra = attend(*attn.qkv(RMSNorm(eps, name="input_layernorm")(x), cos, sin))
+    x = x + attn.out(context)
+    x = x + Mlp(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="post_attention_layernorm")(x))
+    return x, extra
+
+
+class Transformer(nn.Module):
+  """The whole decoder, layers scanned. Call `init`, `forward` and friends below rather than this."""
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(self, tokens, mask, collect=lambda x: None):
+    """[B, T] tokens and validity -> (hidden [B, T, D], what `collect` made of each layer [L, ...])."""
+    c = self.config
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    embed = nn.Embed(
+      c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=init, name="embed_tokens"
+    )
+    if not c.tie_word_embeddings:
+      # Used through `unembedding`: the loss reads it in chunks and never makes [B, T, V] logits.
+      dense(c.vocab_size, ("embed", "vocab"), False, self.dtype, "lm_head")(
+        jnp.zeros((1, c.hidden_size), self.dtype)
+      )
+    x = constrain(embed(tokens), "batch", None, None)
+    cos, sin = rope(c, positions_of(mask))
+    causal = jnp.tril(jnp.ones((mask.shape[1], mask.shape[1]), bool))
+    attend_to = causal & mask[:, None, :]
+
+    def layer(block, x, _):
+      x, _ = block(x, cos, sin, lambda q, k, v: (attention(q, k, v, attend_to), None))
+      x = constrain(x, "batch", None, None)
+      return x, collect(x)
+
+    policy = REMAT_POLICIES[self.remat]
+    if policy is not None:
+      layer = nn.remat(layer, policy=policy, prevent_cse=False)
+    scan = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=c.num_hidden_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x, collected = scan(Block(c, self.dtype, name="layers"), x, None)
+    return RMSNorm(c.rms_norm_eps, name="norm")(x), collected
+
+
+def positions_of(mask: jax.Array) -> jax.Array:
+  """Positions [B, T] int32 that count from 0 at the first valid token of each row of mask [B, T]."""
+  return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def _init_boxed(config, key):
+  one = jnp.ones((1, 1), jnp.int32)
+  return Transformer(config).init(key, one, one.astype(bool))["params"]
+
+
+def init(config: ModelConfig, key: jax.Array) -> Any:
+  """Random float32 parameters in the training layout: normal(0.02) kernels, zero biases."""
+  return nn.meta.unbox(_init_boxed(config, key))
+
+
+def abstract_params(config: ModelConfig) -> Any:
+  """The parameters as jax.ShapeDtypeStruct leaves: shapes without memory."""
+  return nn.meta.unbox(jax.eval_shape(lambda k: _init_boxed(config, k), jax.random.key(0)))
+
+
+def logical_axes(config: ModelConfig) -> Any:
+  """The parameters' tree with a tuple of logical axis names at each leaf."""
+  boxed = jax.eval_shape(lambda k: _init_boxed(config, k), jax.random.key(0))
+  return jax.tree.map(
+    lambda b: b.names, boxed, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
+  )
+
+
+def unembedding(config: ModelConfig, params: Any) -> jax.Array:
+  """The matrix [D, V] that turns final hidden states into logits."""
+  if config.tie_word_embeddings:
+    return params["embed_tokens"]["embedding"].T
+  return params["lm_head"]["kernel"]
+
+
+def hidden_states(
+  config: ModelConfig,
+  params: Any,
+  tokens: jax.Array,
+  mask: jax.Array,
+  dtype: Any = jnp.float32,
+  remat: str = "none",
+  collect=lambda x: None,
+) -> tuple[jax.Array, Any]:
+  """Teacher-forced pass without logits: ([B, T, D] after the final norm, collected [L, ...]).
+
+  Args:
+    config: the decoder's shape.
+    params: training layout.
+    tokens: [B, T] int32.
+    mask: [B, T] bool, False on padding; padding may stand on either side.
+    dtype: of the computation; parameters are cast to it.
+    remat: a key of REMAT_POLICIES.
+    collect: applied to each layer's output [B, T, D]; its results come back stacked by layer.
+  """
+  return Transformer(config, dtype, remat).apply({"params": params}, tokens, mask, collect)
+
+
+def forward(config: ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array) -> Output:
+  """Everything a forward pass can tell, in float32. For small inputs: it holds [L, B, T, D] and
+  [B, T, V]."""
+  hidden, layers = hidden_states(config, params, tokens, mask, collect=lambda x: x)
+  logits = jnp.einsum("btd,dv->btv", hidden, unembedding(config, params))
+  return Output(hidden=hidden, logits=logits, layers=layers)
+
+
+def sampling_params(config: ModelConfig, params: Any, dtype: Any = jnp.float32) -> Any:
+  """The same weights laid out for decoding: `dtype`, one subtree a layer.
+
+  Unstacking costs a copy of the weights once a step; decoding from stacked weights would slice
+  (copy) every layer again for every token.
+  """
+  layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_hidden_layers)]
+  return jax.tree.map(lambda x: x.astype(dtype), {**params, "layers": layers})

@@ -1,0 +1,93 @@
+"""Sums, differences and products of graded difficulty.
+
+A kind is digits and operator, such as "2+" or "3x": both operands have that many digits. Training
+and held-out problems are disjoint; what is drawn depends on the seed alone.
+"""
+
+import re
+
+import numpy as np
+
+from poise_jax.tasks.base import Example, Task
+
+OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "x": lambda a, b: a * b}
+
+
+def problem(rng: np.random.Generator, kind: str) -> Example:
+  """Draws one problem of a kind."""
+  digits, operator = int(kind[:-1]), kind[-1]
+  low = 10 ** (digits - 1) if digits > 1 else 0
+  a, b = (int(x) for x in rng.integers(low, 10**digits, 2))
+  answer = str(OPERATORS[operator](a, b))
+  return Example(
+    question=f"{a} {operator} {b}",
+    answer=answer,
+    worked=worked(a, operator, b),
+    domain="arithmetic",
+    difficulty=kind,
+  )
+
+
+def worked(a: int, operator: str, b: int) -> str:
+  """The answer with its reasoning: digit by digit from the right, then '=' and the number.
+
+  Sums and differences write the running result of each digit pair; products the partial products.
+  """
+  answer = OPERATORS[operator](a, b)
+  steps, x, y = [], str(a)[::-1], str(b)[::-1]
+  if operator == "x":
+    steps = [str(a * int(digit) * 10**i) for i, digit in enumerate(y)]
+  else:
+    carry = 0
+    for p, q in zip(x, y, strict=True):
+      value = int(p) + carry + (int(q) if operator == "+" else -int(q))
+      steps.append(str(value))
+      carry = value // 10
+  return f"{' '.join(steps)} = {answer}"
+
+
+def last_integer(text: str) -> str | None:
+  """The last whole number written in a text, thousands commas removed; None if there is none."""
+  found = re.findall(r"(?<![\d.,])-?\d[\d,]*(?!\.?\d)", text)
+  return str(int(found[-1].replace(",", ""))) if found else None
+
+
+def score(example: Example, response: str) -> float:
+  """1 if the last integer of the response is the answer, else 0."""
+  return float(last_integer(response) == example.answer)
+
+
+def make(kinds: tuple[str, ...], train: int, test: int, seed: int) -> Task:
+  """A task with about equally many problems of each kind.
+
+  Args:
+    kinds: such as ("1+", "2x").
+    train: number of training problems; they may repeat, but none is a held-out one.
+    test: number of held-out problems, all different.
+    seed: of the draw of both.
+
+  Raises:
+    ValueError: a kind is malformed or no kind is given, or a kind has too few problems to hold out
+      its share and leave as many to train on.
+  """
+  for kind in kinds:
+    if not re.fullmatch(r"[1-4][+x-]", kind):
+      raise ValueError(
+        f"task.kinds has {kind!r}; a kind is 1 to 4 digits and one of + - x, such as '2+'"
+      )
+  rng = np.random.default_rng(seed)
+  held_out = {}
+  for i in range(test if kinds else 0):
+    kind = kinds[i % len(kinds)]
+    distinct = (10 ** int(kind[0]) - (10 ** (int(kind[0]) - 1) if kind[0] != "1" else 0)) ** 2
+    if 2 * (test // len(kinds) + 1) > distinct:
+      raise ValueError(f"task.test={test} would hold out more than half of all {kind!r} problems")
+    while (example := problem(rng, kind)).question in held_out:
+      pass
+    held_out[example.question] = example
+  examples = []
+  while kinds and len(examples) < train:
+    example = problem(rng, kinds[len(examples) % len(kinds)])
+    if example.question not in held_out:
+      examples.append(example)
+  return Task(train=examples, test=list(held_out.values()), score=score)

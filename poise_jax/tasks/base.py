@@ -1,0 +1,34 @@
+"""What a task is: prompts with answers, split into training and held-out sets, and a verifier."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One question."""
+
+  question: str  # what the prompt template wraps
+  answer: str  # what the verifier compares with
+  worked: str  # a response as a teacher would write it, for supervised warm starts
+  domain: str  # POISE fits one probe a domain
+  difficulty: str  # known to the task, reported by evaluation, never shown to the model or probe
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Raises ValueError on construction if a split is empty."""
+
+  train: Sequence[Example]
+  test: Sequence[Example]
+  score: Callable[[Example, str], float]  # (example, response text) -> reward in [0, 1]
+
+  def __post_init__(self):
+    for split in ("train", "test"):
+      if not getattr(self, split):
+        raise ValueError(f"the task's {split} set is empty: there is nothing to train or test on")
+
+  @property
+  def domains(self) -> tuple[str, ...]:
+    """All domains, sorted; a domain's number is its place here."""
+    return tuple(sorted({example.domain for example in (*self.train, *self.test)}))

@@ -1,0 +1,200 @@
+"""TrainState -> TrainState: one pass over a batch of rollouts in mini-batches of optimizer steps."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from poise_jax.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
+from poise_jax.models import ModelConfig, hidden_states, unembedding
+from poise_jax.sharding import constrain
+from poise_jax.types import Rollouts, TrainState
+
+OLD_LOGPROBS = ("sampler", "recompute")
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+  """Options of `step`; raises ValueError on construction for values that cannot work."""
+
+  loss: PolicyLossConfig = PolicyLossConfig()
+  minibatch_size: int = 64  # sequences an optimizer step, whatever n is
+  microbatch_size: int = 64  # sequences in memory at once; never changes the result
+  old_logprobs: str = "recompute"  # or "sampler": trust what the sampler reported
+  temperature: float = 1.0  # of the policy that is trained: the sampling temperature
+  learning_rate: float = 1e-6
+  warmup_steps: int = 0  # optimizer steps of linear warm-up; constant afterwards
+  weight_decay: float = 0.0  # decoupled (AdamW), on every parameter
+  max_grad_norm: float = 1.0  # global norm; 0 is off
+  adam_b1: float = 0.9
+  adam_b2: float = 0.999
+  dtype: str = "float32"  # of the computation; master weights stay float32
+  remat: str = "none"  # a key of models.transformer.REMAT_POLICIES
+  logprob_chunk: int = 512  # tokens whose logits exist at once
+
+  def __post_init__(self):
+    if self.old_logprobs not in OLD_LOGPROBS:
+      raise ValueError(
+        f"update.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
+      )
+    if self.minibatch_size % self.microbatch_size:
+      raise ValueError(
+        f"update.minibatch_size={self.minibatch_size} is not a multiple of "
+        f"update.microbatch_size={self.microbatch_size}"
+      )
+
+
+@functools.cache
+def optimizer(config: UpdateConfig) -> optax.GradientTransformation:
+  """Global-norm clipping, then AdamW with linear warm-up."""
+  rate = config.learning_rate
+  if config.warmup_steps:
+    rate = optax.linear_schedule(rate / config.warmup_steps, rate, config.warmup_steps - 1)
+  adamw = optax.adamw(rate, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay)
+  if not config.max_grad_norm:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def init(params, config: UpdateConfig) -> TrainState:
+  """The state before the first optimizer step; its optimizer moments are sharded like `params`."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32), params=params, opt_state=jax.jit(optimizer(config).init)(params)
+  )
+
+
+def response_logprobs(
+  model: ModelConfig, params, batch: dict[str, jax.Array], config: UpdateConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probs and entropies [B, T] of the response under `params`; logits of prompts are not made.
+
+  batch: tokens and mask [B, Tp + T], and targets [B, T].
+  """
+  dtype = jnp.dtype(config.dtype)
+  hidden, _ = hidden_states(model, params, batch["tokens"], batch["mask"], dtype, config.remat)
+  hidden = hidden[:, -batch["targets"].shape[1] - 1 : -1]  # the state before a token predicts it
+  unembed = unembedding(model, params).astype(dtype)
+  return token_logprobs(
+    hidden, unembed, batch["targets"], config.temperature, config.logprob_chunk
+  )
+
+
+def step(
+  model: ModelConfig,
+  state: TrainState,
+  rollouts: Rollouts,
+  advantages: jax.Array,
+  config: UpdateConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Updates the policy once over all P * n sequences, in order, a mini-batch an optimizer step.
+
+  Args:
+    model: the decoder's shape.
+    state: is donated: use only what is returned.
+    rollouts: P * n sequences; their number is a multiple of config.minibatch_size.
+    advantages: [P, n].
+    config: static; compiles once.
+
+  Returns:
+    The new state, and metrics averaged over the mini-batches. rollout/mismatch_kl is the k3 estimate
+    of KL(sampler || trainer) in nats a token, of the tokens that are seen before the first
+    optimizer step.
+
+  Raises:
+    ValueError: the sequences do not divide into mini-batches.
+  """
+  p, n, t = rollouts.tokens.shape
+  size = config.minibatch_size
+  if (p * n) % size:
+    raise ValueError(
+      f"{p} prompts x {n} samples are {p * n} sequences, "
+      f"not a multiple of update.minibatch_size={size}"
+    )
+  batch = _flatten(rollouts, advantages)
+  count = p * n // size
+  if config.old_logprobs == "sampler":
+    batch["old_logprobs"] = batch["sampler_logprobs"]
+  elif count > 1:
+    batch["old_logprobs"] = _recompute(model, state.params, batch, config)
+  # With a single optimizer step the recomputed log-probs are those of the loss itself.
+  all_metrics = []
+  for i in range(count):
+    minibatch = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
+    state, metrics = _minibatch_step(model, config, state, minibatch)
+    all_metrics.append(metrics)
+  mismatch = all_metrics[0]["rollout/mismatch_kl"]
+  mean = jax.tree.map(lambda *x: jnp.stack(x).mean(), *all_metrics)
+  return state, {**mean, "rollout/mismatch_kl": mismatch}
+
+
+@jax.jit
+def _flatten(rollouts, advantages):
+  """[P, n, ...] -> [P * n, ...]: one row a sequence, prompt and response side by side."""
+  n = rollouts.tokens.shape[1]
+  rows = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+  prompts = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rollouts.prompts)
+  return {
+    "tokens": jnp.concatenate([prompts.tokens, rows(rollouts.tokens)], axis=1),
+    "mask": jnp.concatenate([prompts.mask, rows(rollouts.mask)], axis=1),
+    "targets": rows(rollouts.tokens),
+    "response_mask": rows(rollouts.mask),
+    "sampler_logprobs": rows(rollouts.logprobs),
+    "advantages": advantages.reshape(-1, 1),
+  }
+
+
+def _microbatches(batch, config):
+  """[B, ...] -> [B / micro-batch, micro-batch, ...]."""
+  split = jax.tree.map(lambda x: x.reshape(-1, config.microbatch_size, *x.shape[1:]), batch)
+  return jax.tree.map(lambda x: constrain(x, None, "batch", *[None] * (x.ndim - 2)), split)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _recompute(model, params, batch, config):
+  logprobs = jax.lax.map(
+    lambda micro: response_logprobs(model, params, micro, config)[0], _microbatches(batch, config)
+  )
+  return logprobs.reshape(batch["targets"].shape)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _minibatch_step(model, config, state, batch):
+  mask = batch["response_mask"]
+  batch["weights"] = token_weights(mask, config.loss.aggregation)
+
+  def loss_fn(params, micro):
+    logprobs, entropies = response_logprobs(model, params, micro, config)
+    old = micro.get("old_logprobs", jax.lax.stop_gradient(logprobs))
+    mask = micro["response_mask"]
+    loss, metrics = policy_loss(
+      logprobs, old, micro["advantages"], mask, config.loss, micro["weights"]
+    )
+    tokens = mask.sum()
+    difference = jnp.where(mask, logprobs - micro["sampler_logprobs"], 0.0)
+    means = {
+      "policy/entropy": jnp.where(mask, entropies, 0.0).sum() / jnp.maximum(tokens, 1),
+      "rollout/mismatch_kl": jnp.expm1(difference).sum() / jnp.maximum(tokens, 1)
+      - difference.sum() / jnp.maximum(tokens, 1),
+      **metrics,
+    }
+    sums = jax.tree.map(lambda x: x * tokens, means)
+    return loss, jax.lax.stop_gradient({"policy/loss": loss, **sums})
+
+  def accumulate(total, micro):
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, micro)
+    return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+  parts = _microbatches(batch, config)
+  first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
+  total = jax.grad(loss_fn, has_aux=True)(state.params, first)
+  if len(mask) > config.microbatch_size:
+    total, _ = jax.lax.scan(accumulate, total, rest)
+  grads, sums = total
+  loss = sums.pop("policy/loss")
+  metrics = jax.tree.map(lambda x: x / jnp.maximum(mask.sum(), 1), sums)
+  updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics |= {"policy/loss": loss, "policy/grad_norm": optax.global_norm(grads)}
+  return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -1,0 +1,111 @@
+"""The claim that POISE's gradient is unbiased, checked by enumerating every group of answers."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poise_jax.estimators import probe
+
+VOCABULARY, LENGTH = 2, 3
+SEQUENCES = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
+# A state is a prefix; each has its own logits, so an answer's later steps depend on its earlier.
+PREFIXES = [p for t in range(LENGTH) for p in itertools.product(range(VOCABULARY), repeat=t)]
+
+
+def policy(logits):
+  """Probabilities [Y] and score vectors grad log pi(y) [Y, S * V] of every answer, in float64."""
+  table = np.exp(logits - logits.max(-1, keepdims=True))
+  table /= table.sum(-1, keepdims=True)
+  probabilities, scores = [], []
+  for sequence in SEQUENCES:
+    probability, score = 1.0, np.zeros_like(logits)
+    for t, token in enumerate(sequence):
+      state = PREFIXES.index(sequence[:t])
+      probability *= table[state, token]
+      score[state] -= table[state]
+      score[state, token] += 1.0
+    probabilities.append(probability)
+    scores.append(score.ravel())
+  return np.array(probabilities), np.array(scores)
+
+
+def toy(seed):
+  rng = np.random.default_rng(seed)
+  probabilities, scores = policy(rng.normal(size=(len(PREFIXES), VOCABULARY)))
+  rewards = rng.random(len(SEQUENCES))
+  features = rng.normal(size=(len(SEQUENCES), 4))
+  predictions = 1 / (1 + np.exp(-np.sin(3 * features) @ rng.normal(size=4) - rewards))
+  return probabilities, scores, rewards, predictions
+
+
+def expected_gradient(seed, n, advantages_of):
+  """E[1/n sum_i A_i grad log pi(y_i)] over all n-tuples, and the exact policy gradient.
+
+  advantages_of(rewards [P, n], predictions [P, n]) -> [P, n], P = all n-tuples.
+  """
+  probabilities, scores, rewards, predictions = toy(seed)
+  groups = np.array(list(itertools.product(range(len(SEQUENCES)), repeat=n)))
+  advantages = np.asarray(
+    advantages_of(jnp.asarray(rewards[groups]), jnp.asarray(predictions[groups])), np.float64
+  )
+  estimates = (advantages[..., None] * scores[groups]).mean(1)
+  exact = (probabilities * rewards) @ scores
+  return probabilities[groups].prod(1) @ estimates, exact
+
+
+def own_rollout(rewards, predictions):
+  return rewards - predictions
+
+
+def rloo(rewards, _):
+  return rewards - probe.leave_one_out_targets(rewards)
+
+
+def grpo(rewards, _):
+  centred = rewards - rewards.mean(1, keepdims=True)
+  return centred / (rewards.std(1, ddof=1, keepdims=True) + 1e-6)
+
+
+def test_scores_have_zero_mean_and_probabilities_sum_to_one():
+  probabilities, scores, _, _ = toy(0)
+  np.testing.assert_allclose(probabilities.sum(), 1.0)
+  np.testing.assert_allclose(probabilities @ scores, 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("advantages_of", [probe.cross_rollout_advantages, rloo])
+def test_unbiased(advantages_of, seed, n):
+  estimate, exact = expected_gradient(seed, n, advantages_of)
+  assert np.abs(exact).max() > 1e-2
+  np.testing.assert_allclose(estimate, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("advantages_of", [own_rollout, grpo])
+def test_biased(advantages_of, seed, n):
+  estimate, exact = expected_gradient(seed, n, advantages_of)
+  assert np.abs(estimate - exact).max() > 1e-3
+  # Not a matter of scale alone. (With 0/1 rewards and n <= 3 GRPO's would be, within a prompt.)
+  scale = estimate @ exact / (exact @ exact)
+  assert np.abs(estimate - scale * exact).max() > 1e-3
+
+
+def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
+  """Why bother: with two samples, the value itself is a better baseline than one reward."""
+  probabilities, scores, rewards, _ = toy(0)
+  groups = np.array(list(itertools.product(range(len(SEQUENCES)), repeat=2)))
+  weights = probabilities[groups].prod(1)
+  value = np.full(groups.shape, probabilities @ rewards)
+  exact = (probabilities * rewards) @ scores
+  variances = []
+  for advantages in (
+    probe.cross_rollout_advantages(jnp.asarray(rewards[groups]), jnp.asarray(value)),
+    rloo(jnp.asarray(rewards[groups]), None),
+  ):
+    estimates = (np.asarray(advantages)[..., None] * scores[groups]).mean(1)
+    variances.append(weights @ ((estimates - exact) ** 2).sum(1))
+  assert variances[0] < variances[1]

@@ -1,0 +1,201 @@
+"""The decoder against transformers' on tiny random models with settings nobody has by default."""
+
+import dataclasses
+import functools
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from poise_jax import models
+
+LLAMA3 = {
+  "rope_type": "llama3",
+  "rope_theta": 5e5,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16,  # so that it matters within the test's length
+}
+
+
+def plain(theta):
+  return {"rope_type": "default", "rope_theta": theta}
+
+
+CASES = {
+  "llama-odd": (
+    "Llama",
+    dict(
+      rope_parameters=LLAMA3,
+      attention_bias=True,
+      mlp_bias=True,
+      head_dim=10,
+      tie_word_embeddings=False,
+      rms_norm_eps=1e-3,
+    ),
+  ),
+  "llama-smollm2": ("Llama", dict(rope_parameters=plain(1e5), tie_word_embeddings=True)),
+  "qwen2": ("Qwen2", dict(rope_parameters=plain(1e6), tie_word_embeddings=True)),
+  "qwen3": (
+    "Qwen3",
+    dict(rope_parameters=plain(5e6), head_dim=12, tie_word_embeddings=True, attention_bias=False),
+  ),
+  "qwen3-bias": (
+    "Qwen3",
+    dict(rope_parameters=plain(5e6), head_dim=12, tie_word_embeddings=False, attention_bias=True),
+  ),
+}
+LENGTHS = (12, 7, 1)
+
+
+def tiny(case):
+  """A transformers model in which every weight is random: what a bug would drop is not zero."""
+  family, options = CASES[case]
+  config = getattr(transformers, f"{family}Config")(
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    attn_implementation="eager",
+    **options,
+  )
+  model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      noise = torch.randn(weight.shape, generator=generator)
+      if "norm" in name:
+        weight.copy_(1 + 0.3 * noise)
+      else:
+        weight.copy_(noise * (0.3 if weight.ndim == 1 else weight.shape[1] ** -0.5))
+  return model
+
+
+def batch():
+  """Tokens [3, 12] and mask, rows of unequal length padded on the left."""
+  mask = np.arange(LENGTHS[0]) >= LENGTHS[0] - np.array(LENGTHS)[:, None]
+  tokens = np.random.default_rng(1).integers(0, 97, mask.shape)
+  return np.where(mask, tokens, 0), mask
+
+
+def run_transformers(model, tokens, mask):
+  """Logits [B, T, V], final hidden [B, T, D], every block's output [L, B, T, D]."""
+  blocks = []
+  for layer in model.model.layers:
+    layer.register_forward_hook(
+      lambda _, __, out: blocks.append(out[0] if isinstance(out, tuple) else out)
+    )
+  mask = torch.tensor(mask)
+  with torch.no_grad():
+    out = model(
+      input_ids=torch.tensor(tokens),
+      attention_mask=mask.long(),
+      position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
+      output_hidden_states=True,
+    )
+  states = out.hidden_states
+  # All but the last of output_hidden_states are blocks' outputs; the last has the final norm.
+  for state, block in zip(states[1:-1], blocks[:-1], strict=True):
+    assert torch.equal(state, block)
+  return out.logits.numpy(), states[-1].numpy(), torch.stack(blocks).numpy()
+
+
+@functools.cache
+def load_tiny(case):
+  """(transformers' model, our config, our parameters)."""
+  model = tiny(case)
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    return model, *models.load(folder)
+
+
+forward = jax.jit(models.forward, static_argnums=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward_equals_transformers(case):
+  reference, config, params = load_tiny(case)
+  tokens, mask = batch()
+  logits, hidden, blocks = run_transformers(reference, tokens, mask)
+  ours = forward(config, params, tokens, mask)
+  assert np.std(logits[mask]) > 0.3
+  np.testing.assert_allclose(ours.logits[mask], logits[mask], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(ours.hidden[mask], hidden[mask], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(ours.layers[:, mask], blocks[:, mask], atol=1e-4, rtol=0)
+
+
+def test_every_parameter_matters():
+  """The parity test above could not fail for a parameter that changes nothing."""
+  _, config, params = load_tiny("llama-odd")
+  tokens, mask = batch()
+
+  @jax.jit
+  @jax.grad
+  def gradients(params):
+    logits = models.forward(config, params, tokens, mask).logits
+    return jnp.sum(jnp.where(mask, logits[..., 3], 0))
+
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(params)):
+    assert float(jnp.abs(gradient).max()) > 1e-3, path
+
+
+def test_llama3_scaling_matters():
+  _, config, params = load_tiny("llama-odd")
+  tokens, mask = batch()
+  unscaled = dataclasses.replace(config, rope_scaling=None)
+  one, other = (forward(c, params, tokens, mask).logits for c in (config, unscaled))
+  assert float(jnp.abs(one - other)[mask].max()) > 1e-2
+
+
+def test_padding_side_and_content_do_not_matter():
+  _, config, params = load_tiny("qwen3")
+  tokens, mask = batch()
+
+  def to_the_right(x):
+    return np.stack([np.roll(row, n) for row, n in zip(x, LENGTHS, strict=True)])
+
+  left = forward(config, params, tokens, mask).logits
+  right_mask = to_the_right(mask)
+  right_tokens = np.where(right_mask, to_the_right(tokens), 55)
+  right = forward(config, params, right_tokens, right_mask).logits
+  np.testing.assert_allclose(right[right_mask], left[mask], atol=1e-5, rtol=0)
+
+
+def test_bfloat16_hidden_states_stay_close():
+  _, config, params = load_tiny("qwen2")
+  tokens, mask = batch()
+  exact = forward(config, params, tokens, mask).hidden
+  rough, _ = jax.jit(models.hidden_states, static_argnums=(0, 4))(
+    config, params, tokens, mask, jnp.bfloat16
+  )
+  assert rough.dtype == jnp.bfloat16
+  assert float(jnp.abs(exact - rough)[mask].max()) < 0.2 * float(jnp.abs(exact).max())
+
+
+def test_remat_changes_nothing():
+  _, config, params = load_tiny("llama-smollm2")
+  tokens, mask = batch()
+  states, _ = jax.jit(models.hidden_states, static_argnums=(0, 4, 5))(
+    config, params, tokens, mask, jnp.float32, "full"
+  )
+  kept = forward(config, params, tokens, mask).hidden
+  np.testing.assert_allclose(states[mask], kept[mask], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_init_has_the_abstract_tree(case):
+  config = load_tiny(case)[1]
+  shapes = models.abstract_params(config)
+  params = jax.eval_shape(lambda key: models.init(config, key), jax.random.key(0))
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+  names = models.logical_axes(config)
+  rank = jax.tree.map(lambda s, axes: len(s.shape) == len(axes), shapes, names)
+  assert all(jax.tree.leaves(rank))
