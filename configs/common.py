@@ -1,7 +1,7 @@
 """The defaults of every experiment, and what each field means.
 
 An experiment's get_config(algorithm) starts from `default(algorithm)` and changes what it needs.
-The fields of rollout, probe, update, update.loss and warm_start are those of their dataclasses and
+The fields of rollout, probe, train (an UpdateConfig), train.loss and warm_start are those of their dataclasses and
 are described there.
 """
 
@@ -51,7 +51,7 @@ def default(algorithm: str) -> ConfigDict:
   config.model = ConfigDict()
   config.model.source = ""  # what models.load takes; empty: random weights of the shape below
   config.model.shape = ConfigDict()  # fields of ModelConfig but for vocab_size
-  config.model.dtype = "float32"  # of sampling; training has update.dtype
+  config.model.dtype = "float32"  # of sampling; training has train.dtype
 
   config.task = ConfigDict()
   config.task.kinds = ("1+",)  # see tasks/arithmetic.py
@@ -71,7 +71,7 @@ def default(algorithm: str) -> ConfigDict:
     fields(RolloutConfig(n=choice.pop("n")), ("eos_ids", "pad_id", "think_end"))
   )
   config.probe = ConfigDict(fields(ProbeConfig(), ("scalars",)))
-  config.update = ConfigDict(fields(UpdateConfig(), ("temperature",)))
-  config.update.loss.update(choice)
+  config.train = ConfigDict(fields(UpdateConfig(), ("temperature",)))
+  config.train.loss.update(choice)
   config.warm_start = ConfigDict(fields(WarmStartConfig()))
   return config

@@ -27,7 +27,7 @@ def get_config(algorithm="poise"):
     qk_norm=True,
     tie_word_embeddings=True,
   )
-  config.task.kinds = ("1+", "2+", "3+", "1-", "2-", "3-")
+  config.task.kinds = ("2+", "2-", "3+", "3-")
   config.task.template = "{question} :"
   config.task.max_prompt_length = 12
 
@@ -39,7 +39,7 @@ def get_config(algorithm="poise"):
   config.probe.bootstrap_steps = 4
   config.probe.buffer_rows = 1024
   config.probe.alpha = 100.0
-  config.update.minibatch_size = 64
-  config.update.microbatch_size = 64
-  config.update.learning_rate = 3e-4
+  config.train.minibatch_size = 64
+  config.train.microbatch_size = 64
+  config.train.learning_rate = 3e-4
   return config

@@ -27,7 +27,7 @@ def get_config(algorithm="poise"):
   config.probe.bootstrap_steps = 8
   config.probe.buffer_rows = 1024
   config.probe.alpha = 100.0
-  config.update.minibatch_size = 32
-  config.update.microbatch_size = 8
-  config.update.learning_rate = 1e-5
+  config.train.minibatch_size = 32
+  config.train.microbatch_size = 8
+  config.train.learning_rate = 1e-5
   return config

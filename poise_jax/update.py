@@ -37,12 +37,12 @@ class UpdateConfig:
   def __post_init__(self):
     if self.old_logprobs not in OLD_LOGPROBS:
       raise ValueError(
-        f"update.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
+        f"train.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
       )
     if self.minibatch_size % self.microbatch_size:
       raise ValueError(
-        f"update.minibatch_size={self.minibatch_size} is not a multiple of "
-        f"update.microbatch_size={self.microbatch_size}"
+        f"train.minibatch_size={self.minibatch_size} is not a multiple of "
+        f"train.microbatch_size={self.microbatch_size}"
       )
 
 
@@ -110,7 +110,7 @@ def step(
   if (p * n) % size:
     raise ValueError(
       f"{p} prompts x {n} samples are {p * n} sequences, "
-      f"not a multiple of update.minibatch_size={size}"
+      f"not a multiple of train.minibatch_size={size}"
     )
   batch = _flatten(rollouts, advantages)
   count = p * n // size

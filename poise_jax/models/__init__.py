@@ -8,6 +8,7 @@ from poise_jax.models.transformer import (
   hidden_states,
   init,
   logical_axes,
+  sampling_axes,
   sampling_params,
   unembedding,
 )
@@ -25,6 +26,7 @@ __all__ = [
   "load",
   "load_tokenizer",
   "logical_axes",
+  "sampling_axes",
   "sampling_params",
   "save_hf",
   "unembedding",

@@ -226,6 +226,13 @@ def logical_axes(config: ModelConfig) -> Any:
   )
 
 
+def sampling_axes(config: ModelConfig) -> Any:
+  """The tree of `logical_axes` for what `sampling_params` returns."""
+  axes = logical_axes(config)
+  layer = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda x: type(x) is tuple)
+  return {**axes, "layers": [layer] * config.num_hidden_layers}
+
+
 def unembedding(config: ModelConfig, params: Any) -> jax.Array:
   """The matrix [D, V] that turns final hidden states into logits."""
   if config.tie_word_embeddings:

@@ -1,0 +1,43 @@
+"""Trains: python -m experiments.train --config=FILE.py[:ALGORITHM] --workdir=DIR [--config.x=y]."""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+config_flags.DEFINE_config_file("config", lock_config=True, help_string="FILE.py[:ALGORITHM]")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; the same one resumes")
+DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv):
+  """Runs poise_jax.train; an error is one sentence and exit code 1."""
+  if len(argv) > 1:
+    sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.field=value")
+  from poise_jax.train import train  # here, so that a mistyped flag does not wait for jax
+
+  try:
+    train(flags.FLAGS.config, WORKDIR.value)
+  except (ValueError, OSError, FloatingPointError) as error:
+    if DEBUG.value:
+      raise
+    sys.exit(f"error: {error}")
+
+
+def parse_flags(argv):
+  """absl's parser, with mistakes in flags and configs as one sentence."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    if "--debug" in argv:
+      raise
+    if "earlier failure" in str(error):  # absl's wrapping of what the config file raised
+      while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    text = error.args[0] if isinstance(error, KeyError) else str(error)
+    sys.exit("error: " + " ".join(text.split()))
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)
