@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 config_flags.DEFINE_config_file("config", lock_config=True, help_string="FILE.py[:ALGORITHM]")
@@ -15,6 +15,7 @@ def main(argv):
   """Runs poise_jax.train; an error is one sentence and exit code 1."""
   if len(argv) > 1:
     sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.field=value")
+  logging.set_verbosity(logging.WARNING)
   from poise_jax.train import train  # here, so that a mistyped flag does not wait for jax
 
   try:
@@ -32,10 +33,8 @@ def parse_flags(argv):
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
     if "--debug" in argv:
       raise
-    if "earlier failure" in str(error):  # absl's wrapping of what the config file raised
-      while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
     text = error.args[0] if isinstance(error, KeyError) else str(error)
+    text = text.rpartition("Error: ")[2]  # behind the traceback that absl quotes of a config file
     sys.exit("error: " + " ".join(text.split()))
 
 

@@ -32,16 +32,36 @@ class Output:
   layers: jax.Array  # [L, B, T, D] the residual stream after each block, before the final norm
 
 
-def dense(features, axes, use_bias, dtype, name):
-  """A linear map whose kernel [in, out] has logical `axes`."""
-  return nn.Dense(
-    features,
-    use_bias=use_bias,
-    dtype=dtype,
-    kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[-1:]),
-    name=name,
-  )
+class Dense(nn.Module):
+  """A linear map x @ kernel + bias. The kernel is [in, out] with logical `axes`; in the sampling
+  layout it is [out, in], and the product is taken as kernel @ x.T.
+
+  Decoding multiplies few rows by large kernels, so it is bound by reading the kernel. As the left
+  operand, in rows of its contracted dimension, a CPU reads it 1.2 to 2 times as fast.
+  """
+
+  features: int
+  axes: tuple[str, str]
+  use_bias: bool
+  dtype: Any
+  sampling: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    """[..., in] -> [..., out]."""
+    order = slice(None, None, -1 if self.sampling else 1)
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes[order])
+    kernel = self.param("kernel", init, (x.shape[-1], self.features)[order]).astype(self.dtype)
+    if self.sampling:
+      y = jnp.matmul(kernel, x.reshape(-1, x.shape[-1]).T)
+      # Without the barrier XLA folds the transpose back into a product with the operands swapped.
+      y = jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], self.features)
+    else:
+      y = jnp.matmul(x, kernel)
+    if self.use_bias:
+      init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[-1:])
+      y += self.param("bias", init, (self.features,)).astype(self.dtype)
+    return y
 
 
 class RMSNorm(nn.Module):
@@ -90,18 +110,21 @@ class Attention(nn.Module):
 
   config: ModelConfig
   dtype: Any
+  sampling: bool
 
   def setup(self):
+    """Declares the projections."""
     c = self.config
     kv = c.num_key_value_heads * c.head_dim
     heads = c.num_attention_heads * c.head_dim
-    self.q_proj = dense(heads, ("embed", "heads"), c.qkv_bias, self.dtype, "q_proj")
-    self.k_proj = dense(kv, ("embed", "kv_heads"), c.qkv_bias, self.dtype, "k_proj")
-    self.v_proj = dense(kv, ("embed", "kv_heads"), c.qkv_bias, self.dtype, "v_proj")
-    self.o_proj = dense(c.hidden_size, ("heads", "embed"), c.out_bias, self.dtype, "o_proj")
+    how = dict(dtype=self.dtype, sampling=self.sampling)
+    self.q_proj = Dense(heads, ("embed", "heads"), c.qkv_bias, **how)
+    self.k_proj = Dense(kv, ("embed", "kv_heads"), c.qkv_bias, **how)
+    self.v_proj = Dense(kv, ("embed", "kv_heads"), c.qkv_bias, **how)
+    self.o_proj = Dense(c.hidden_size, ("heads", "embed"), c.out_bias, **how)
     if c.qk_norm:
-      self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="q_norm")
-      self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="k_norm")
+      self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim")
+      self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim")
 
   def qkv(self, x, cos, sin):
     """[B, T, D] -> queries [B, T, H, K], keys and values [B, T, G, K], rotated."""
@@ -123,15 +146,16 @@ class Mlp(nn.Module):
 
   config: ModelConfig
   dtype: Any
+  sampling: bool
 
   @nn.compact
   def __call__(self, x):
     """[B, T, D] -> [B, T, D]."""
     c = self.config
-    size, bias = c.intermediate_size, c.mlp_bias
-    gate = dense(size, ("embed", "mlp"), bias, self.dtype, "gate_proj")(x)
-    up = dense(size, ("embed", "mlp"), bias, self.dtype, "up_proj")(x)
-    return dense(c.hidden_size, ("mlp", "embed"), bias, self.dtype, "down_proj")(nn.silu(gate) * up)
+    how = dict(use_bias=c.mlp_bias, dtype=self.dtype, sampling=self.sampling)
+    gate = Dense(c.intermediate_size, ("embed", "mlp"), **how, name="gate_proj")(x)
+    up = Dense(c.intermediate_size, ("embed", "mlp"), **how, name="up_proj")(x)
+    return Dense(c.hidden_size, ("mlp", "embed"), **how, name="down_proj")(nn.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -139,6 +163,7 @@ class Block(nn.Module):
 
   config: ModelConfig
   dtype: Any = jnp.float32
+  sampling: bool = False  # parameters are in the sampling layout
 
   @nn.compact
   def __call__(self, x, cos, sin, attend):
@@ -146,11 +171,11 @@ class Block(nn.Module):
 
     attend: (q [B, T, H, K], k, v [B, T, G, K]) -> (context [B, T, H, K], extra).
     """
-    attn = Attention(self.config, self.dtype, name="self_attn")
-    eps = self.config.rms_norm_eps
+    how = (self.config, self.dtype, self.sampling)
+    attn, eps = Attention(*how, name="self_attn"), self.config.rms_norm_eps
     context, extra = attend(*attn.qkv(RMSNorm(eps, name="input_layernorm")(x), cos, sin))
     x = x + attn.out(context)
-    x = x + Mlp(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="post_attention_layernorm")(x))
+    x = x + Mlp(*how, name="mlp")(RMSNorm(eps, name="post_attention_layernorm")(x))
     return x, extra
 
 
@@ -171,9 +196,8 @@ class Transformer(nn.Module):
     )
     if not c.tie_word_embeddings:
       # Used through `unembedding`: the loss reads it in chunks and never makes [B, T, V] logits.
-      dense(c.vocab_size, ("embed", "vocab"), False, self.dtype, "lm_head")(
-        jnp.zeros((1, c.hidden_size), self.dtype)
-      )
+      head = Dense(c.vocab_size, ("embed", "vocab"), False, self.dtype, name="lm_head")
+      head(jnp.zeros((1, c.hidden_size), self.dtype))
     x = constrain(embed(tokens), "batch", None, None)
     cos, sin = rope(c, positions_of(mask))
     causal = jnp.tril(jnp.ones((mask.shape[1], mask.shape[1]), bool))
@@ -226,13 +250,6 @@ def logical_axes(config: ModelConfig) -> Any:
   )
 
 
-def sampling_axes(config: ModelConfig) -> Any:
-  """The tree of `logical_axes` for what `sampling_params` returns."""
-  axes = logical_axes(config)
-  layer = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda x: type(x) is tuple)
-  return {**axes, "layers": [layer] * config.num_hidden_layers}
-
-
 def unembedding(config: ModelConfig, params: Any) -> jax.Array:
   """The matrix [D, V] that turns final hidden states into logits."""
   if config.tie_word_embeddings:
@@ -272,10 +289,24 @@ def forward(config: ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array
 
 
 def sampling_params(config: ModelConfig, params: Any, dtype: Any = jnp.float32) -> Any:
-  """The same weights laid out for decoding: `dtype`, one subtree a layer.
+  """The same weights laid out for decoding: `dtype`, one subtree a layer, kernels [out, in].
 
-  Unstacking costs a copy of the weights once a step; decoding from stacked weights would slice
-  (copy) every layer again for every token.
+  This copies the weights once a step; decoding from stacked weights would slice (copy) every layer
+  again for every token.
   """
-  layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_hidden_layers)]
+
+  def one_layer(i):
+    layer = jax.tree.map(lambda x: x[i], params["layers"])
+    return jax.tree.map(lambda x: x.T if x.ndim == 2 else x, layer)
+
+  layers = [one_layer(i) for i in range(config.num_hidden_layers)]
   return jax.tree.map(lambda x: x.astype(dtype), {**params, "layers": layers})
+
+
+def sampling_axes(config: ModelConfig) -> Any:
+  """The tree of `logical_axes` for what `sampling_params` returns."""
+  axes = logical_axes(config)
+  layer = jax.tree.map(  # without "layers" in front, the two axes of kernels swapped
+    lambda names: names[:0:-1], axes["layers"], is_leaf=lambda x: type(x) is tuple
+  )
+  return {**axes, "layers": [layer] * config.num_hidden_layers}

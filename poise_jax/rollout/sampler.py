@@ -115,7 +115,7 @@ def _sample(config, params, prompts, key, rollout):
         seen = jnp.arange(t_max) <= t
         return decode_attention(q, *prompt_caches[i], prompts.mask, k, v, seen), (k, v)
 
-      x, (k, v) = Block(config, dtype).apply({"params": layer}, x, cos, sin, attend)
+      x, (k, v) = Block(config, dtype, sampling=True).apply({"params": layer}, x, cos, sin, attend)
       keys.append(k)
       values.append(v)
       if i in rollout.feature_layers:
@@ -193,7 +193,7 @@ def prefill(config, params, prompts, rollout):
   x = params["embed_tokens"]["embedding"][prompts.tokens]
   caches, states = [], []
   for i, layer in enumerate(params["layers"]):
-    x, (k, v) = Block(config, x.dtype).apply(
+    x, (k, v) = Block(config, x.dtype, sampling=True).apply(
       {"params": layer}, x, cos, sin, lambda q, k, v: (attention(q, k, v, attend_to), (k, v))
     )
     caches.append((k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)))
