@@ -32,6 +32,27 @@ class Output:
   layers: jax.Array  # [L, B, T, D] the residual stream after each block, before the final norm
 
 
+@jax.custom_vjp
+def linear(x, kernel):
+  """x [..., in] @ kernel [in, out]."""
+  return jnp.matmul(x, kernel)
+
+
+def _linear_forward(x, kernel):
+  return linear(x, kernel), (x, kernel)
+
+
+def _linear_backward(saved, dy):
+  x, kernel = saved
+  # Without the barrier XLA fuses what made dy into its transposition, once for each operand.
+  dy = jax.lax.optimization_barrier(dy)
+  rows = dy.reshape(-1, dy.shape[-1])
+  return jnp.matmul(dy, kernel.T), jnp.matmul(x.reshape(-1, x.shape[-1]).T, rows)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 class Dense(nn.Module):
   """A linear map x @ kernel + bias. The kernel is [in, out] with logical `axes`; in the sampling
   layout it is [out, in], and the product is taken as kernel @ x.T.
@@ -57,7 +78,7 @@ class Dense(nn.Module):
       # Without the barrier XLA folds the transpose back into a product with the operands swapped.
       y = jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], self.features)
     else:
-      y = jnp.matmul(x, kernel)
+      y = linear(x, kernel)
     if self.use_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[-1:])
       y += self.param("bias", init, (self.features,)).astype(self.dtype)

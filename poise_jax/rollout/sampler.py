@@ -77,7 +77,9 @@ def _sample(config, params, prompts, key, rollout):
   def draw_next(x, t):
     """Final states [P * n, D] -> token, logprob and entropy of position t, [P, n] each."""
     x = RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x)
-    logits = jnp.dot(x, unembedding(config, params), preferred_element_type=jnp.float32)
+    # As in Dense: the large operand first, and no folding of the transpose.
+    logits = jnp.dot(unembedding(config, params).T, x.T, preferred_element_type=jnp.float32)
+    logits = jax.lax.optimization_barrier(logits).T
     keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(row_keys)
     return [a.reshape(p, n) for a in draw(logits, keys, rollout)]
 
