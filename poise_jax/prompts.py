@@ -11,16 +11,19 @@ from poise_jax.types import Prompts
 class PromptEncoder:
   """Wraps questions in a template, tokenises and pads them to a fixed length."""
 
-  def __init__(self, tokenizer, template: str, chat: bool, max_length: int):
+  def __init__(self, tokenizer, template: str, chat: bool, system: str, max_length: int):
     """Args:
     tokenizer: encodes text or chat messages.
     template: contains {question}.
     chat: whether the filled template is the user's turn of a chat, or plain text.
+    system: what the chat's system turn says; empty: whatever the chat template does without one.
     max_length: Tp, in tokens.
     """
     if "{question}" not in template:
       raise ValueError(f"task.template={template!r} does not contain {{question}}")
-    self.tokenizer, self.template, self.chat = tokenizer, template, chat
+    if system and not chat:
+      raise ValueError("task.system is a turn of a chat, but task.chat is off")
+    self.tokenizer, self.template, self.chat, self.system = tokenizer, template, chat, system
     self.max_length = max_length
 
   def encode(self, example: Example) -> list[int]:
@@ -31,7 +34,9 @@ class PromptEncoder:
     """
     text = self.template.replace("{question}", example.question)
     if self.chat:
-      ids = self.tokenizer.apply_chat_template([{"role": "user", "content": text}])
+      turns = [("system", self.system)] if self.system else []
+      turns = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
+      ids = self.tokenizer.apply_chat_template(turns)
     else:
       ids = self.tokenizer.encode(text)
     if len(ids) > self.max_length:

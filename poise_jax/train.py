@@ -76,8 +76,14 @@ def setup(config: ConfigDict) -> Run:
   axes, shapes = models.logical_axes(model), models.abstract_params(model)
   params = jax.device_put(params, sharding.param_shardings(mesh, shapes, axes))
   encoder = PromptEncoder(
-    tokenizer, config.task.template, config.task.chat, config.task.max_prompt_length
+    tokenizer,
+    config.task.template,
+    config.task.chat,
+    config.task.system,
+    config.task.max_prompt_length,
   )
+  for example in (*task.test, *task.train):
+    encoder.encode(example)  # a prompt that is too long is found now, not in step 1,000
   rollout_config = RolloutConfig(
     **config.rollout,
     eos_ids=tuple(tokenizer.eos_ids),

@@ -1,0 +1,231 @@
+"""The sampler against a teacher-forced pass, and what it promises about ends, masks and draws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poise_jax import models, rollout
+from poise_jax.rollout import RolloutConfig
+from poise_jax.rollout.features import reasoning_mask
+from poise_jax.types import Prompts
+
+CONFIG = models.ModelConfig(
+  "qwen3", 300, 64, 96, 4, 4, 2, 16, qk_norm=True, tie_word_embeddings=True, rope_theta=1e5
+)
+EOS = tuple(range(12))
+BASE = RolloutConfig(
+  n=2,
+  max_new_tokens=12,
+  temperature=0.7,
+  top_p=0.9,
+  eos_ids=EOS,
+  pad_id=5,  # also an EOS: masks must come from positions
+  feature_layers=(1, 3),
+  feature_window=4,
+  think_end=(40, 41),
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+  # Three times the usual scale: peaked distributions, so that truncation and ends matter.
+  return jax.tree.map(lambda x: 3 * x, models.init(CONFIG, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def prompts():
+  tokens = jax.random.randint(jax.random.key(1), (4, 7), 0, CONFIG.vocab_size)
+  mask = jnp.arange(7) >= jnp.array([2, 0, 5, 1])[:, None]
+  return Prompts(tokens=tokens, mask=mask)
+
+
+@pytest.fixture(scope="module")
+def rollouts(params, prompts):
+  return rollout.sample(CONFIG, params, prompts, jax.random.key(2), BASE)
+
+
+def teacher_logits(params, rollouts):
+  """Logits [P, n, T, V] that predict each response token, from a full forward pass."""
+  p, n, t = rollouts.tokens.shape
+  prompts = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rollouts.prompts)
+  tokens = jnp.concatenate([prompts.tokens, rollouts.tokens.reshape(p * n, t)], axis=1)
+  mask = jnp.concatenate([prompts.mask, rollouts.mask.reshape(p * n, t)], axis=1)
+  logits = models.forward(CONFIG, params, tokens, mask).logits
+  return np.asarray(logits[:, -t - 1 : -1].reshape(p, n, t, -1), np.float64)
+
+
+def nucleus_logprob(logits, token, top_k, top_p):
+  """The oracle: sort, cut, renormalise, in float64."""
+  order = np.argsort(-logits, kind="stable")
+  p = np.exp(logits - logits.max())
+  keep = order[: top_k or len(order)]
+  mass = np.cumsum(p[keep]) / p[keep].sum()
+  keep = keep[: np.searchsorted(mass, top_p - 1e-9) + 1] if top_p < 1 else keep
+  assert token in keep
+  return np.log(p[token] / p[keep].sum())
+
+
+@pytest.mark.parametrize("top_k,top_p", [(0, 0.9), (0, 1.0), (7, 1.0), (20, 0.8)])
+def test_logprobs_and_entropies_equal_a_teacher_forced_pass(params, prompts, top_k, top_p):
+  config = dataclasses.replace(BASE, top_k=top_k, top_p=top_p)
+  out = rollout.sample(CONFIG, params, prompts, jax.random.key(3), config)
+  logits = teacher_logits(params, out) / BASE.temperature
+  mask = np.asarray(out.mask)
+  assert 0.1 < mask.mean() < 1  # some rows end early, or the masks are not tested
+  for index in zip(*np.nonzero(mask), strict=True):
+    expected = nucleus_logprob(logits[index], int(out.tokens[index]), top_k, top_p)
+    assert abs(float(out.logprobs[index]) - expected) < 1e-4
+    log_p = logits[index] - np.logaddexp.reduce(logits[index])
+    assert abs(float(out.entropies[index]) + (np.exp(log_p) * log_p).sum()) < 1e-4
+
+
+def test_features_equal_a_teacher_forced_pass(params, rollouts):
+  expected = rollout.features_of(CONFIG, params, rollouts, BASE)
+  assert rollouts.features.shape == (4, 2, rollout.feature_size(CONFIG, BASE)) == (4, 2, 259)
+  np.testing.assert_allclose(rollouts.features, expected, atol=1e-4)
+
+
+def test_features_are_means_over_the_right_states(params, prompts):
+  """By a loop over rows; the marker is one that the rollouts really contain, in the middle."""
+  plain = rollout.sample(
+    CONFIG, params, prompts, jax.random.key(2), dataclasses.replace(BASE, think_end=())
+  )
+  lengths = np.asarray(plain.mask.sum(-1))
+  p, i = np.unravel_index(lengths.argmax(), lengths.shape)
+  marker = tuple(int(x) for x in plain.tokens[p, i, 3:5])
+  config = dataclasses.replace(BASE, think_end=marker)
+  out = rollout.sample(CONFIG, params, prompts, jax.random.key(2), config)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  d, k = CONFIG.hidden_size, BASE.feature_window
+  for row in np.ndindex(lengths.shape):
+    tokens = [int(x) for x in out.tokens[row][out.mask[row]]]
+    ends = [t for t in range(len(tokens)) if tuple(tokens[t - 1 : t + 1]) == marker and t >= 1]
+    thinking = ends[0] + 1 if ends else len(tokens)
+    prompt = [int(x) for x in prompts.tokens[row[0]][prompts.mask[row[0]]]]
+    text = jnp.array([prompt + tokens])
+    layers = np.asarray(models.forward(CONFIG, params, text, jnp.ones_like(text, bool)).layers)[:, 0]
+    states = layers[list(BASE.feature_layers)]
+    start = len(prompt)
+    entropies = np.asarray(out.entropies[row])[: len(tokens)]
+    answer = entropies[thinking:]
+    expected = np.concatenate(
+      [
+        states[:, max(start - k, 0) : start].mean(1).reshape(-1),
+        states[:, max(start, start + thinking - k) : start + thinking].mean(1).reshape(-1),
+        [entropies.mean(), entropies[:thinking].mean(), answer.mean() if len(answer) else 0.0],
+      ]
+    )
+    np.testing.assert_allclose(out.features[row], expected, atol=1e-4)
+  assert thinking_differs(out, marker) and d
+
+
+def thinking_differs(out, marker):
+  reasoning = reasoning_mask(out.tokens, out.mask, marker)
+  return bool((reasoning != out.mask).any())
+
+
+def test_only_the_first_marker_ends_reasoning():
+  tokens = jnp.array([[7, 1, 2, 3, 1, 2, 9], [1, 3, 2, 1, 1, 2, 4], [2, 5, 5, 5, 5, 5, 1]])
+  mask = jnp.ones_like(tokens, bool).at[0, 6].set(False)
+  ends = reasoning_mask(tokens, mask, (1, 2)).sum(-1)
+  assert ends.tolist() == [3, 6, 7]
+
+
+def test_masks_count_the_eos_and_nothing_after_it(rollouts):
+  tokens, mask = np.asarray(rollouts.tokens), np.asarray(rollouts.mask)
+  for row in np.ndindex(tokens.shape[:2]):
+    ends = [t for t, token in enumerate(tokens[row]) if token in EOS]
+    length = ends[0] + 1 if ends else tokens.shape[2]
+    assert mask[row].tolist() == [t < length for t in range(tokens.shape[2])]
+    assert bool(rollouts.truncated[row]) == (not ends)
+    assert (tokens[row][length:] == BASE.pad_id).all()
+    assert not np.asarray(rollouts.logprobs)[row][length:].any()
+    assert not np.asarray(rollouts.entropies)[row][length:].any()
+
+
+def test_frequencies_follow_the_truncated_distribution(params, prompts):
+  """1 token, many samples: chi-square against the oracle's nucleus; a biased draw fails."""
+  config = dataclasses.replace(
+    BASE, n=2000, max_new_tokens=1, temperature=1.0, top_p=0.95, feature_layers=(), think_end=()
+  )
+  out = rollout.sample(CONFIG, params, prompts, jax.random.key(5), config)
+  logits = teacher_logits(params, jax.tree.map(lambda x: x, out))[:, 0, 0]
+  for p in range(len(logits)):
+    order = np.argsort(-logits[p])
+    mass = np.exp(logits[p] - np.logaddexp.reduce(logits[p]))
+    keep = order[: np.searchsorted(np.cumsum(mass[order]), 0.95) + 1]
+    expected = mass[keep] / mass[keep].sum() * config.n
+    counts = np.bincount(np.asarray(out.tokens[p, :, 0]), minlength=CONFIG.vocab_size)
+    assert counts[keep].sum() == config.n  # nothing outside of the nucleus
+    common = expected > 5
+    statistic = ((counts[keep] - expected) ** 2 / expected)[common].sum()
+    freedom = common.sum()
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_greedy_is_the_argmax(params, prompts):
+  config = dataclasses.replace(BASE, temperature=0.0, top_p=1.0)
+  out = rollout.sample(CONFIG, params, prompts, jax.random.key(0), config)
+  best = teacher_logits(params, out).argmax(-1)
+  assert (best == out.tokens)[np.asarray(out.mask)].all()
+  np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, 1])
+
+
+def test_draws_depend_on_key_and_row_alone(params, prompts, rollouts):
+  again = rollout.sample(CONFIG, params, prompts, jax.random.key(2), BASE)
+  np.testing.assert_array_equal(rollouts.tokens, again.tokens)
+  other = rollout.sample(CONFIG, params, prompts, jax.random.key(9), BASE)
+  assert (other.tokens != rollouts.tokens).any()
+  assert (rollouts.tokens[:, 0] != rollouts.tokens[:, 1]).any()
+
+
+def test_padding_does_not_change_a_prompt(params, prompts):
+  config = dataclasses.replace(BASE, temperature=0.0, top_p=1.0, n=1)
+  out = rollout.sample(CONFIG, params, prompts, jax.random.key(0), config)
+  for p in range(4):
+    alone = prompts.tokens[p][prompts.mask[p]][None]
+    single = rollout.sample(
+      CONFIG,
+      params,
+      Prompts(tokens=alone, mask=jnp.ones_like(alone, bool)),
+      jax.random.key(0),
+      config,
+    )
+    np.testing.assert_array_equal(single.tokens[0], out.tokens[p])
+    np.testing.assert_allclose(single.features[0], out.features[p], atol=1e-4)
+
+
+def test_no_array_holds_every_state(params, prompts):
+  """No [P, n, T, D] anywhere in the compiled program: only the window of k states."""
+  p, n, t, d = 4, 2, 12, CONFIG.hidden_size
+  sample = jax.jit(
+    lambda params, key: rollout.sample(CONFIG, params, prompts, key, BASE).features
+  )
+  text = sample.lower(params, jax.random.key(0)).compile().as_text()
+  for shape in (f"[{p},{n},{t},{d}]", f"[{p * n},{t},{d}]", f"[{t},{p},{n},{d}]"):
+    assert shape not in text
+  assert f"[2,{p},{n},{BASE.feature_window},{d}]" in text  # the test can find what is there
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    (dict(n=0), "rollout.n=0"),
+    (dict(temperature=-1.0), "rollout.temperature=-1.0"),
+    (dict(top_p=0.0), "rollout.top_p=0.0"),
+    (dict(top_k=-1), "rollout.top_k=-1"),
+    (dict(feature_layers=(3, 1)), "increasing"),
+  ],
+)
+def test_bad_options_are_named(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(BASE, **change)
+
+
+def test_a_layer_that_does_not_exist_is_named(params, prompts):
+  config = dataclasses.replace(BASE, feature_layers=(4,))
+  with pytest.raises(ValueError, match="0 to 3"):
+    rollout.sample(CONFIG, params, prompts, jax.random.key(0), config)
