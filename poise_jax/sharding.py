@@ -92,7 +92,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Pins the layout of an activation inside jit; nothing happens outside a mesh (`jax.set_mesh`)."""
+  """Pins the layout of an activation inside jit; does nothing outside a mesh (`jax.set_mesh`)."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names))

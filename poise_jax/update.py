@@ -1,4 +1,4 @@
-"""TrainState -> TrainState: one pass over a batch of rollouts in mini-batches of optimizer steps."""
+"""TrainState -> TrainState: one pass over a batch of rollouts, a mini-batch an optimizer step."""
 
 import dataclasses
 import functools
@@ -98,8 +98,8 @@ def step(
     config: static; compiles once.
 
   Returns:
-    The new state, and metrics averaged over the mini-batches. rollout/mismatch_kl is the k3 estimate
-    of KL(sampler || trainer) in nats a token, of the tokens that are seen before the first
+    The new state, and metrics averaged over the mini-batches. rollout/mismatch_kl is the k3
+    estimate of KL(sampler || trainer) in nats a token, of the tokens that are seen before the first
     optimizer step.
 
   Raises:
