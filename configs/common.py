@@ -1,8 +1,8 @@
 """The defaults of every experiment, and what each field means.
 
 An experiment's get_config(algorithm) starts from `default(algorithm)` and changes what it needs.
-The fields of rollout, probe, train (an UpdateConfig), train.loss and warm_start are those of their dataclasses and
-are described there.
+The fields of rollout, probe, train (an UpdateConfig), train.loss and warm_start are those of their
+dataclasses and are described there.
 """
 
 import dataclasses
@@ -57,10 +57,11 @@ def default(algorithm: str) -> ConfigDict:
   config.task.kinds = ("1+",)  # see tasks/arithmetic.py
   config.task.train = 20000  # problems
   config.task.test = 300  # held-out problems
+  config.task.careless = 0.0  # how often the warm start's teacher guesses, see tasks/arithmetic.py
   config.task.template = "{question}"  # the prompt
   config.task.chat = False  # whether the prompt is the user's turn of a chat
   config.task.system = ""  # the chat's system turn; empty: what the chat template does without one
-  config.task.think_end = ""  # end-of-thinking marker as text; empty: all of a response is reasoning
+  config.task.think_end = ""  # end-of-thinking marker; empty: all of a response is reasoning
   config.task.max_prompt_length = 16  # tokens
 
   config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # -1: what is left of the devices

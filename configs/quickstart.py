@@ -14,27 +14,29 @@ def get_config(algorithm="poise"):
   config.steps = 100
   config.rollouts = 128
   config.eval_every = 20
-  config.eval_batch = 100
+  config.eval_batch = 80
 
   config.model.shape = dict(
     model_type="qwen3",
-    hidden_size=128,
-    intermediate_size=384,
-    num_hidden_layers=4,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=32,
+    head_dim=48,
     qk_norm=True,
     tie_word_embeddings=True,
   )
-  config.task.kinds = ("2+", "2-", "3+", "3-")
+  config.task.kinds = ("1+", "1-", "2+", "2-")
+  config.task.test = 160
+  config.task.careless = 0.6
   config.task.template = "{question} :"
-  config.task.max_prompt_length = 12
+  config.task.max_prompt_length = 10
 
   config.warm_start.steps = 300
 
-  config.rollout.max_new_tokens = 24
-  config.rollout.feature_layers = (2,)
+  config.rollout.max_new_tokens = 16
+  config.rollout.feature_layers = (1,)
   config.rollout.feature_window = 5
   config.probe.bootstrap_steps = 4
   config.probe.buffer_rows = 1024

@@ -16,14 +16,15 @@ def main(argv):
   if len(argv) > 1:
     sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.field=value")
   logging.set_verbosity(logging.WARNING)
-  from poise_jax.train import train  # here, so that a mistyped flag does not wait for jax
-
   try:
-    train(flags.FLAGS.config, WORKDIR.value)
+    config = flags.FLAGS.config  # raises what went wrong in a config file
+    from poise_jax.train import train  # here, so that a mistyped flag does not wait for jax
+
+    train(config, WORKDIR.value)
   except (ValueError, OSError, FloatingPointError) as error:
     if DEBUG.value:
       raise
-    sys.exit(f"error: {error}")
+    sys.exit("error: " + " ".join(str(error).split()))
 
 
 def parse_flags(argv):

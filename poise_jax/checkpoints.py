@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 
 
 class Checkpoints:
-  """The newest checkpoint of a run; an unfinished one never counts (Orbax renames it at the end)."""
+  """The newest checkpoint of a run; an unfinished one never counts (Orbax renames at the end)."""
 
   def __init__(self, workdir: pathlib.Path):
     options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)

@@ -64,8 +64,9 @@ def token_logprobs(
   return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in outputs)
 
 
-def _logits(rows, unembed):
-  return jnp.dot(rows, unembed, preferred_element_type=jnp.float32)
+def _log_p(rows, unembed):
+  # log_softmax, not logits - logsumexp: for large logits the latter cancels.
+  return jax.nn.log_softmax(jnp.dot(rows, unembed, preferred_element_type=jnp.float32))
 
 
 @jax.custom_vjp
@@ -76,22 +77,20 @@ def _chunked(rows, unembed, targets):
 
 def _chunked_forward(rows, unembed, targets):
   def one(_, x):
-    logits = _logits(x[0], unembed)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    logprob = jnp.take_along_axis(logits, x[1][:, None], axis=-1)[:, 0] - log_z
-    mean_logit = (jnp.exp(logits - log_z[:, None]) * logits).sum(-1)
-    return None, (logprob, log_z - mean_logit, log_z)
+    log_p = _log_p(x[0], unembed)
+    logprob = jnp.take_along_axis(log_p, x[1][:, None], axis=-1)[:, 0]
+    return None, (logprob, -(jnp.exp(log_p) * log_p).sum(-1))
 
-  _, (logprobs, entropies, log_z) = jax.lax.scan(one, None, (rows, targets))
-  return (logprobs, entropies), (rows, unembed, targets, log_z, entropies)
+  _, (logprobs, entropies) = jax.lax.scan(one, None, (rows, targets))
+  return (logprobs, entropies), (rows, unembed, targets, entropies)
 
 
 def _chunked_backward(saved, cotangents):
-  rows, unembed, targets, log_z, entropies = saved
+  rows, unembed, targets, entropies = saved
 
   def one(d_unembed, x):
-    rows, targets, log_z, entropies, d_logprob, d_entropy = x
-    log_p = _logits(rows, unembed) - log_z[:, None]
+    rows, targets, entropies, d_logprob, d_entropy = x
+    log_p = _log_p(rows, unembed)
     # d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
     scale = d_logprob[:, None] + d_entropy[:, None] * (log_p + entropies[:, None])
     chosen = jnp.arange(log_p.shape[-1]) == targets[:, None]
@@ -101,7 +100,7 @@ def _chunked_backward(saved, cotangents):
     return d_unembed, jnp.dot(d_logits, unembed.T, preferred_element_type=jnp.float32)
 
   d_unembed, d_rows = jax.lax.scan(
-    one, jnp.zeros(unembed.shape, jnp.float32), (rows, targets, log_z, entropies, *cotangents)
+    one, jnp.zeros(unembed.shape, jnp.float32), (rows, targets, entropies, *cotangents)
   )
   return d_rows.astype(rows.dtype), d_unembed.astype(unembed.dtype), None
 

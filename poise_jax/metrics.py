@@ -54,7 +54,7 @@ class Logger:
     self.progress.update(self.task, description=name)
 
   def log(self, step: int, metrics: dict[str, Any]):
-    """One line a step everywhere. Values that are not finite are left out: they were not measured."""
+    """One line a step everywhere. A value that is not finite was not measured and is left out."""
     values = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
     self._append("metrics", {"step": step, **values})
     for name, value in values.items():

@@ -20,6 +20,13 @@ class WarmStartConfig:
   batch_size: int = 128
   learning_rate: float = 3e-3  # peak of a cosine decay to a tenth, after a tenth of warm-up
 
+  def __post_init__(self):
+    if self.steps < 0 or self.batch_size < 1:
+      raise ValueError(
+        f"warm_start.steps={self.steps} must not be negative, and "
+        f"warm_start.batch_size={self.batch_size} must be at least 1"
+      )
+
 
 def warm_start(model, params, encoder, examples, response_length, config, seed, report):
   """Trains on `worked` answers by maximum likelihood (token mean, AdamW).
@@ -38,7 +45,7 @@ def warm_start(model, params, encoder, examples, response_length, config, seed, 
     The trained parameters.
 
   Raises:
-    ValueError: a worked answer does not fit into the response length.
+    ValueError: see `worked_ids`.
   """
   warm_up = max(config.steps // 10, 1)
   rate = config.learning_rate
@@ -66,17 +73,27 @@ def warm_start(model, params, encoder, examples, response_length, config, seed, 
   return params
 
 
+def worked_ids(tokenizer, example, length):
+  """Token ids of a worked answer with its end.
+
+  Raises:
+    ValueError: they are more than the response length.
+  """
+  ids = [*tokenizer.encode(example.worked), tokenizer.eos_ids[0]]
+  if len(ids) > length:
+    raise ValueError(
+      f"the worked answer {example.worked!r} has {len(ids)} tokens with its end, "
+      f"more than rollout.max_new_tokens={length}"
+    )
+  return ids
+
+
 def _batch(encoder, examples, length):
   prompts, tokenizer = encoder(examples), encoder.tokenizer
   targets = np.full((len(examples), length), tokenizer.pad_id, np.int32)
   mask = np.zeros(targets.shape, bool)
   for i, example in enumerate(examples):
-    ids = [*tokenizer.encode(example.worked), tokenizer.eos_ids[0]]
-    if len(ids) > length:
-      raise ValueError(
-        f"the worked answer {example.worked!r} has {len(ids)} tokens with its end, "
-        f"more than rollout.max_new_tokens={length}"
-      )
+    ids = worked_ids(tokenizer, example, length)
     targets[i, : len(ids)], mask[i, : len(ids)] = ids, True
   return {
     "tokens": jnp.concatenate([prompts.tokens, targets], axis=1),

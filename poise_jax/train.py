@@ -30,7 +30,7 @@ from poise_jax.metrics import Logger
 from poise_jax.prompts import PromptEncoder
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.features import check_layers
-from poise_jax.supervised import WarmStartConfig, warm_start
+from poise_jax.supervised import WarmStartConfig, warm_start, worked_ids
 from poise_jax.update import UpdateConfig
 
 
@@ -57,8 +57,14 @@ def setup(config: ConfigDict) -> Run:
     ValueError, OSError: one sentence that names the value that cannot work and the way out.
   """
   mesh = sharding.make_mesh(**config.mesh)
+  update.check_dtype("model.dtype", config.model.dtype)
+  WarmStartConfig(**config.warm_start)
   task = tasks.arithmetic.make(
-    tuple(config.task.kinds), config.task.train, config.task.test, config.seed
+    tuple(config.task.kinds),
+    config.task.train,
+    config.task.test,
+    config.seed,
+    config.task.careless,
   )
   made_tokenizer = None
   if config.model.source:
@@ -84,6 +90,8 @@ def setup(config: ConfigDict) -> Run:
   )
   for example in (*task.test, *task.train):
     encoder.encode(example)  # a prompt that is too long is found now, not in step 1,000
+    if config.warm_start.steps:
+      worked_ids(tokenizer, example, config.rollout.max_new_tokens)
   rollout_config = RolloutConfig(
     **config.rollout,
     eos_ids=tuple(tokenizer.eos_ids),
@@ -125,6 +133,8 @@ def _check_sizes(config, mesh, update_config):
     ("prompts a step (rollouts / rollout.n)", config.rollouts // n, "batch shards", shards),
     ("train.microbatch_size", update_config.microbatch_size, "batch shards", shards),
     ("eval_batch", config.eval_batch, "batch shards", shards),
+    ("steps", config.steps, "one step", 1),
+    ("eval_every", config.eval_every, "one step", 1),
   ):
     if size < 1 or size % divisor:
       what = f"the mesh's {divisor_name}" if divisor_name == "batch shards" else divisor_name
@@ -196,9 +206,10 @@ def train(config: ConfigDict, workdir: str):
       first = (step - 1) * prompts_a_step
       examples = [run.task.train[data[first + i]] for i in range(prompts_a_step)]
       prompts = sharding.put_batch(run.mesh, run.encoder(examples))
-      rollouts = rollout.sample(
-        run.model, sampling_params(state.params), prompts, jax.random.fold_in(key, step), run.rollout
-      )
+      decoding = sampling_params(state.params)
+      step_key = jax.random.fold_in(key, step)
+      rollouts = rollout.sample(run.model, decoding, prompts, step_key, run.rollout)
+      del decoding  # the memory of a second copy of the weights is the update's now
       tokens, mask = jax.device_get((rollouts.tokens, rollouts.mask))
       clock.lap("rollout")
 

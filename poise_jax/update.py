@@ -9,10 +9,18 @@ import optax
 
 from poise_jax.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
 from poise_jax.models import ModelConfig, hidden_states, unembedding
+from poise_jax.models.transformer import REMAT_POLICIES
 from poise_jax.sharding import constrain
 from poise_jax.types import Rollouts, TrainState
 
+DTYPES = ("float32", "bfloat16", "float16")
 OLD_LOGPROBS = ("sampler", "recompute")
+
+
+def check_dtype(field: str, dtype: str):
+  """Raises ValueError if `dtype` is not one that a policy computes in."""
+  if dtype not in DTYPES:
+    raise ValueError(f"{field}={dtype!r} is unknown; known are {', '.join(DTYPES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,14 @@ class UpdateConfig:
       raise ValueError(
         f"train.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
       )
+    for name in ("minibatch_size", "microbatch_size", "logprob_chunk"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(
+        f"train.remat={self.remat!r} is unknown; known are {', '.join(REMAT_POLICIES)}"
+      )
+    check_dtype("train.dtype", self.dtype)
     if self.minibatch_size % self.microbatch_size:
       raise ValueError(
         f"train.minibatch_size={self.minibatch_size} is not a multiple of "

@@ -59,7 +59,8 @@ def test_token_logprobs_of_extreme_logits_are_finite():
   outputs, vjp = jax.vjp(lambda h, u: token_logprobs(h, u, targets, 1.0, 4), hidden, unembed)
   for x in jax.tree.leaves((outputs, vjp(cotangents))):
     assert np.isfinite(x).all()
-  np.testing.assert_allclose(outputs[0], naive(hidden, unembed, targets, 1.0)[0], rtol=1e-5)
+  for a, b in zip(outputs, naive(hidden, unembed, targets, 1.0), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3)  # logits up to 8,000 have 5e-4 of noise
 
 
 def test_bfloat16_operands_give_float32_outputs():

@@ -17,7 +17,8 @@ class Estimator(NamedTuple):
   """
 
   init: Callable[[], Any]  # () -> state
-  estimate: Callable[..., Any]  # (state, rewards, features, domains) -> advantages, baselines, metrics
+  # (state, rewards, features, domains) -> (advantages [P, n], baselines [P, n], metrics)
+  estimate: Callable[..., Any]
   update: Callable[..., Any]  # (state, rewards, features, domains) -> state
 
 

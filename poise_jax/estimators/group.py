@@ -1,6 +1,5 @@
 """Advantages from the other rewards of a group. A group is the n responses to one prompt."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 STD_EPSILON = 1e-6  # verl's; TRL has 1e-4

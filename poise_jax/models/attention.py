@@ -54,7 +54,7 @@ def decode_attention(
   by_prompt = q.swapaxes(1, 2).reshape(p, groups, n * ratio, dim)  # its samples as rows
   by_sample = q.reshape(p * n, groups, ratio, dim)
 
-  def part(q, k, v, mask):  # [..., rows, K] -> context [..., rows, K], mass and maximum [..., rows, 1]
+  def part(q, k, v, mask):  # -> context [..., rows, K], mass and maximum [..., rows, 1]
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, NEGATIVE)
     top = scores.max(-1, keepdims=True)

@@ -14,7 +14,7 @@ ARCHITECTURES = {
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Llama 3's stretching of the low rotary frequencies (Llama 3.1 model card, `rope_type: llama3`)."""
+  """Llama 3's stretching of the low rotary frequencies (`rope_type: llama3`)."""
 
   factor: float
   low_freq_factor: float
@@ -65,7 +65,7 @@ class ModelConfig:
 
   @classmethod
   def from_hf(cls, hf: dict[str, Any]) -> "ModelConfig":
-    """Reads a config.json, as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) wrote it.
+    """Reads a config.json of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
 
     Raises:
       ValueError: the architecture, or an option of it, is one that this decoder does not have.

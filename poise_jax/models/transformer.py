@@ -201,7 +201,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-  """The whole decoder, layers scanned. Call `init`, `forward` and friends below rather than this."""
+  """The whole decoder, layers scanned; `init`, `forward` and friends below call it."""
 
   config: ModelConfig
   dtype: Any = jnp.float32
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, tokens, mask, collect=lambda x: None):
-    """[B, T] tokens and validity -> (hidden [B, T, D], what `collect` made of each layer [L, ...])."""
+    """Tokens and validity [B, T] -> hidden [B, T, D], and `collect` of each layer [L, ...]."""
     c = self.config
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     embed = nn.Embed(
@@ -244,7 +244,7 @@ class Transformer(nn.Module):
 
 
 def positions_of(mask: jax.Array) -> jax.Array:
-  """Positions [B, T] int32 that count from 0 at the first valid token of each row of mask [B, T]."""
+  """Positions [B, T] int32 that count from 0 at the first True of each row of mask [B, T]."""
   return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 

@@ -30,15 +30,15 @@ def keep_top(scores: Float[Array, "R V"], enough) -> Bool[Array, "R V"]:
   return order >= cut
 
 
-def pick(weights: Float[Array, "R N"], u: Float[Array, "R"]) -> Int[Array, "R"]:
+def pick(weights: Float[Array, "R N"], u: Float[Array, " R"]) -> Int[Array, " R"]:
   """Index drawn with probability weight / sum; u is uniform in [0, 1). Never one of weight 0."""
   cumulative = jnp.cumsum(weights, axis=-1)
   return jnp.sum(cumulative <= u[:, None] * cumulative[:, -1:], axis=-1)
 
 
 def draw(
-  logits: Float[Array, "R V"], keys: Key[Array, "R"], rollout: RolloutConfig
-) -> tuple[Int[Array, "R"], Float[Array, "R"], Float[Array, "R"]]:
+  logits: Float[Array, "R V"], keys: Key[Array, " R"], rollout: RolloutConfig
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
   """Draws a token a row.
 
   Temperature comes first, then top-k, then top-p of what top-k left (transformers' order).

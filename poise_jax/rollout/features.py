@@ -1,4 +1,4 @@
-"""The probe's features: which positions are pooled, for the sampler and a teacher-forced pass alike.
+"""The probe's features: what is pooled, by the sampler and by a teacher-forced pass alike.
 
 A row of features φ is [prompt block | reasoning block | three entropies] (POISE, arXiv 2605.07579,
 section 3.1). A block is the mean of the last k states of its span, for each configured layer; a

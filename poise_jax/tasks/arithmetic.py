@@ -4,6 +4,7 @@ A kind is digits and operator, such as "2+" or "3x": both operands have that man
 and held-out problems are disjoint; what is drawn depends on the seed alone.
 """
 
+import dataclasses
 import re
 
 import numpy as np
@@ -48,7 +49,7 @@ def worked(a: int, operator: str, b: int) -> str:
 
 def last_integer(text: str) -> str | None:
   """The last whole number written in a text, thousands commas removed; None if there is none."""
-  found = re.findall(r"(?<![\d.,])-?\d[\d,]*(?!\.?\d)", text)
+  found = re.findall(r"(?<![\d.,])-?\d[\d,]*+(?!\.?\d)", text)
   return str(int(found[-1].replace(",", ""))) if found else None
 
 
@@ -57,7 +58,14 @@ def score(example: Example, response: str) -> float:
   return float(last_integer(response) == example.answer)
 
 
-def make(kinds: tuple[str, ...], train: int, test: int, seed: int) -> Task:
+def guess(rng: np.random.Generator, example: Example) -> str:
+  """What a teacher writes who skips the working: a number close to the answer, but wrong."""
+  return f"= {int(example.answer) + int(rng.integers(1, 10)) * int(rng.choice([-1, 1]))}"
+
+
+def make(
+  kinds: tuple[str, ...], train: int, test: int, seed: int, careless: float = 0.0
+) -> Task:
   """A task with about equally many problems of each kind.
 
   Args:
@@ -65,6 +73,9 @@ def make(kinds: tuple[str, ...], train: int, test: int, seed: int) -> Task:
     train: number of training problems; they may repeat, but none is a held-out one.
     test: number of held-out problems, all different.
     seed: of the draw of both.
+    careless: how often the teacher of the training set's worked answers guesses at a one-digit
+      problem; careless ** (1 / digits) for longer ones. A warm start on such answers ends with two
+      habits, working and guessing, and leaves it to the reward to tell which one pays.
 
   Raises:
     ValueError: a kind is malformed or no kind is given, or a kind has too few problems to hold out
@@ -87,7 +98,11 @@ def make(kinds: tuple[str, ...], train: int, test: int, seed: int) -> Task:
     held_out[example.question] = example
   examples = []
   while kinds and len(examples) < train:
-    example = problem(rng, kinds[len(examples) % len(kinds)])
-    if example.question not in held_out:
-      examples.append(example)
+    kind = kinds[len(examples) % len(kinds)]
+    example = problem(rng, kind)
+    if example.question in held_out:
+      continue
+    if careless and rng.random() < careless ** (1 / int(kind[0])):
+      example = dataclasses.replace(example, worked=guess(rng, example))
+    examples.append(example)
   return Task(train=examples, test=list(held_out.values()), score=score)

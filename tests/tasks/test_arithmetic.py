@@ -1,0 +1,158 @@
+"""Arithmetic problems, their worked answers and the verifier, checked by arithmetic done here."""
+
+import collections
+import re
+
+import pytest
+
+from poise_jax.tasks import Example, Task, arithmetic
+
+KINDS = tuple(f"{digits}{operator}" for digits in range(1, 5) for operator in "+-x")
+
+
+@pytest.fixture(scope="module")
+def task():
+  return arithmetic.make(KINDS, 1200, 120, seed=3)
+
+
+def operands(example):
+  a, operator, b = re.fullmatch(r"(\d+) ([+x-]) (\d+)", example.question).groups()
+  return a, operator, b
+
+
+def test_answers_are_right_and_kinds_are_what_they_say(task):
+  for example in (*task.train, *task.test):
+    a, operator, b = operands(example)
+    assert len(a) == len(b) == int(example.difficulty[0])
+    assert operator == example.difficulty[1]
+    python = example.question.replace("x", "*")
+    assert int(example.answer) == eval(python)  # digits and one operator, by the match above
+    assert example.domain == "arithmetic"
+
+
+def test_every_kind_has_its_share_of_both_splits(task):
+  for split, share in ((task.train, 100), (task.test, 10)):
+    counts = collections.Counter(example.difficulty for example in split)
+    assert set(counts) == set(KINDS)
+    assert max(abs(count - share) for count in counts.values()) <= share * 0.1
+
+
+def test_negative_answers_occur(task):
+  assert any(example.answer.startswith("-") for example in task.train)
+
+
+def test_worked_answers_are_right_step_by_step(task):
+  """Sums and differences: the digits of the steps, with the last one's carry, are the answer.
+  Products: the partial products add up."""
+  for example in (*task.train, *task.test):
+    steps, _, result = example.worked.partition(" = ")
+    steps = [int(step) for step in steps.split(" ")]
+    assert result == example.answer
+    a, operator, b = operands(example)
+    assert len(steps) == len(a)
+    if operator == "x":
+      assert sum(steps) == int(example.answer)
+      assert all(step % (int(a) * 10**i) == 0 for i, step in enumerate(steps) if int(a))
+    else:
+      places = [step % 10 for step in steps[:-1]] + [steps[-1]]
+      assert sum(digit * 10**i for i, digit in enumerate(places)) == int(example.answer)
+
+
+def test_worked_examples_by_hand():
+  assert arithmetic.worked(47, "+", 85) == "12 13 = 132"
+  assert arithmetic.worked(23, "-", 57) == "-4 -4 = -34"
+  assert arithmetic.worked(12, "x", 34) == "48 360 = 408"
+
+
+def test_worked_answers_score_one_and_others_zero(task):
+  for example in (*task.train, *task.test):
+    assert task.score(example, example.worked) == 1.0
+    assert task.score(example, f" {example.answer}.") == 1.0
+    assert task.score(example, str(int(example.answer) + 1)) == 0.0
+    assert task.score(example, "") == 0.0
+    if example.answer != "0":
+      assert task.score(example, str(-int(example.answer))) == 0.0
+
+
+def test_splits_are_disjoint_and_the_held_out_ones_differ(task):
+  held_out = [example.question for example in task.test]
+  assert len(set(held_out)) == len(held_out) == 120
+  assert len(task.train) == 1200
+  assert not set(held_out) & {example.question for example in task.train}
+
+
+def test_splits_stay_disjoint_when_problems_are_few():
+  """'1+' has 100 problems; 40 are held out, and the rest must be drawn around them."""
+  task = arithmetic.make(("1+",), 2000, 40, seed=0)
+  train = {example.question for example in task.train}
+  assert len(train) == 60 and not train & {example.question for example in task.test}
+
+
+def test_the_seed_alone_decides():
+  a, b, c = (arithmetic.make(("2+", "3x"), 50, 10, seed) for seed in (5, 5, 6))
+  assert (a.train, a.test) == (b.train, b.test)
+  assert a.train != c.train and a.test != c.test
+  longer = arithmetic.make(("2+", "3x"), 90, 10, 5)
+  assert longer.test == a.test and longer.train[:50] == a.train
+
+
+@pytest.mark.parametrize("kind", ["5+", "0+", "+", "2", "2/", "2++", "", "2+\n", "²+"])
+def test_bad_kinds_are_named(kind):
+  with pytest.raises(ValueError, match="task.kinds has " + re.escape(repr(kind))):
+    arithmetic.make(("1+", kind), 10, 5, 0)
+
+
+def test_too_many_held_out_problems_are_refused():
+  with pytest.raises(ValueError, match="task.test=60 .*'1[+]'"):
+    arithmetic.make(("1+",), 10, 60, 0)
+
+
+@pytest.mark.parametrize(
+  "kinds,train,test,split",
+  [((), 10, 5, "train"), (("1+",), 0, 5, "train"), (("1+",), 5, 0, "test")],
+)
+def test_empty_splits_are_refused(kinds, train, test, split):
+  with pytest.raises(ValueError, match=f"{split} set is empty"):
+    arithmetic.make(kinds, train, test, 0)
+
+
+@pytest.mark.parametrize(
+  "text,expected",
+  [
+    ("42", "42"),
+    ("", None),
+    ("no number, none.", None),
+    ("-", None),
+    ("-34", "-34"),
+    ("= -34.", "-34"),
+    ("the answer is 7.", "7"),
+    ("1 2 3", "3"),
+    ("12 13 = 132", "132"),
+    ("1,234", "1234"),
+    ("-1,234,567!", "-1234567"),
+    ("007", "7"),
+    ("-0", "0"),
+    ("3.5", None),  # a decimal is no integer, neither are its halves
+    ("4 or 3.5", "4"),
+    ("3.5, so 4", "4"),
+    ("3.14159", None),
+    ("-2.5", None),
+    ("1,234.5", None),
+    ("12-5", "5"),  # a difference written without spaces, not the number -5
+    ("3,", "3"),
+    ("12\n", "12"),
+    ("x=5y", "5"),
+    ("1, 2, 3", "3"),
+    (".5", None),
+  ],
+)
+def test_the_last_integer_of_a_text(text, expected):
+  assert arithmetic.last_integer(text) == expected
+
+
+def test_domains_are_sorted_and_unique():
+  def named(domain):
+    return Example("q", "a", "w", domain, "d")
+
+  task = Task([named("b"), named("a"), named("b")], [named("c")], arithmetic.score)
+  assert task.domains == ("a", "b", "c")

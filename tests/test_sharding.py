@@ -1,0 +1,244 @@
+"""Meshes of 8 devices give the results of one. Run as a script, this file computes them on 8 fake
+CPU devices and prints JSON; under pytest it starts that script once and checks what it printed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from poise_jax import models, rollout, sharding, update
+from poise_jax.losses import PolicyLossConfig
+from poise_jax.rollout import RolloutConfig
+from poise_jax.types import Prompts, Rollouts
+from poise_jax.update import UpdateConfig
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
+MODEL = models.ModelConfig("qwen3", 320, 64, 96, 2, 8, 4, 8, qk_norm=True, qkv_bias=True)
+P_, N, TP, T = 8, 2, 5, 4
+GREEDY = RolloutConfig(n=1, max_new_tokens=T, temperature=0.0, eos_ids=tuple(range(30)))
+UPDATE = UpdateConfig(
+  loss=PolicyLossConfig(0.2, 0.28, 10.0),
+  minibatch_size=16,
+  microbatch_size=8,
+  learning_rate=1e-4,
+  max_grad_norm=0.0,
+  logprob_chunk=16,
+)
+
+
+def main():
+  """Prints, a line a mesh, what the tests below check."""
+  host = jax.device_get(jax.tree.map(lambda x: 3 * x, models.init(MODEL, jax.random.key(0))))
+  prompts = Prompts(
+    tokens=np.asarray(jax.random.randint(jax.random.key(1), (P_, TP), 30, 320)),
+    mask=np.arange(TP) >= np.array([2, 0, 3, 1, 0, 0, 4, 1])[:, None],
+  )
+  rng = np.random.default_rng(0)
+  advantages = rng.normal(size=(P_, N)).astype(np.float32)
+  mask = np.arange(T) < rng.integers(1, T + 1, (P_, N, 1))
+  rollouts = Rollouts(  # made up: an update does not care, and sampling them takes a compilation
+    prompts=prompts,
+    tokens=rng.integers(0, 320, (P_, N, T)).astype(np.int32),
+    mask=mask,
+    logprobs=rng.normal(-6, 0.1, (P_, N, T)).astype(np.float32),
+    entropies=np.zeros((P_, N, T), np.float32),
+    truncated=mask[..., -1],
+    features=np.zeros((P_, N, 3), np.float32),
+  )
+
+  def results(params, prompts, rollouts, advantages, layout):
+    """One update, the greedy answers of the new weights, and the weights they were made with."""
+    state = update.init(params, UPDATE)
+    state, metrics = update.step(MODEL, state, rollouts, advantages, UPDATE)
+    decoding = layout(state.params)
+    answers = rollout.sample(MODEL, decoding, prompts, jax.random.key(2), GREEDY)
+    return state, metrics, answers, decoding
+
+  layout = jax.jit(lambda p: models.sampling_params(MODEL, p))
+  one = jax.device_put(host, jax.devices()[0])
+  state, metrics, answers, _ = results(one, prompts, rollouts, jnp.asarray(advantages), layout)
+  reference = jax.device_get((state, metrics, answers))
+
+  def adam(state):
+    return optax.tree_utils.tree_get(state.opt_state, "ScaleByAdamState")
+
+  def off(tree, shardings):
+    """Paths of the arrays that do not lie where they should."""
+    same = jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), tree, shardings)
+    return [jax.tree_util.keystr(path) for path, ok in jax.tree.leaves_with_path(same) if not ok]
+
+  shapes, axes = models.abstract_params(MODEL), models.logical_axes(MODEL)
+  decoding_shapes = jax.eval_shape(layout, shapes)
+  for sizes in MESHES:
+    mesh = sharding.make_mesh(*sizes)
+    wanted = sharding.param_shardings(mesh, shapes, axes)
+    wanted_decoding = sharding.param_shardings(
+      mesh, decoding_shapes, models.sampling_axes(MODEL), sharding.SAMPLING_RULES
+    )
+    layout = jax.jit(lambda p: models.sampling_params(MODEL, p), out_shardings=wanted_decoding)
+    with jax.set_mesh(mesh):
+      params = jax.device_put(host, wanted)
+      state, metrics, answers, decoding = results(
+        params,
+        sharding.put_batch(mesh, prompts),
+        sharding.put_batch(mesh, rollouts),
+        sharding.put_batch(mesh, advantages),
+        layout,
+      )
+    got = jax.device_get((state, metrics, answers))
+    moments, expected = adam(got[0]), adam(reference[0])
+    norm = float(reference[1]["policy/grad_norm"])
+    # As in test_update.py: gradients everywhere, parameters where the gradient is above its noise.
+    gradient_error, parameter_error, compared, total = 0.0, 0.0, 0, 0
+    for g, h, x, y in zip(
+      *map(jax.tree.leaves, (moments.mu, expected.mu, got[0].params, reference[0].params)),
+      strict=True,
+    ):
+      gradient_error = max(gradient_error, np.abs(g - h).max() / (1 - UPDATE.adam_b1) / norm)
+      large = np.abs(h) > (1 - UPDATE.adam_b1) * 1e-4 * norm
+      compared, total = compared + large.sum(), total + large.size
+      parameter_error = max(parameter_error, np.abs(x - y)[large].max(initial=0))
+    layers = state.params["layers"]
+    embedding = state.params["embed_tokens"]["embedding"]
+    result = {
+      "mesh": sizes,
+      "gradient_error": float(gradient_error),
+      "parameter_error": float(parameter_error),
+      "compared": float(compared / total),
+      "metrics_error": max(
+        abs(float(v) - float(got[1][k])) / max(1, abs(float(v))) for k, v in reference[1].items()
+      ),
+      "same_answers": bool((got[2].tokens == reference[2].tokens).all()),
+      "answers": len({tuple(row) for row in reference[2].tokens[:, 0].tolist()}),
+      "logprob_error": float(np.abs(got[2].logprobs - reference[2].logprobs).max()),
+      "off_params": off(state.params, wanted),
+      "off_mu": off(adam(state).mu, wanted),
+      "off_nu": off(adam(state).nu, wanted),
+      "off_decoding": off(decoding, wanted_decoding),
+      "q_proj": layers["self_attn"]["q_proj"]["kernel"].addressable_shards[0].data.shape,
+      "down_proj": layers["mlp"]["down_proj"]["kernel"].addressable_shards[0].data.shape,
+      "embedding": embedding.addressable_shards[0].data.shape,
+      "decoding_q_proj": decoding["layers"][0]["self_attn"]["q_proj"]["kernel"]
+      .addressable_shards[0]
+      .data.shape,
+      "tokens": answers.tokens.addressable_shards[0].data.shape,
+      "logprobs": answers.logprobs.addressable_shards[0].data.shape,
+      "rows": sorted({s.index[0].start or 0 for s in answers.tokens.addressable_shards}),
+    }
+    print(json.dumps(result), flush=True)
+  print(json.dumps({"mesh": "errors", **errors()}), flush=True)
+
+
+def errors():
+  """What is said to sizes that do not fit 8 devices."""
+  mesh = sharding.make_mesh(1, 4, 2)
+
+  def shape(size):
+    return {"a": {"kernel": jax.ShapeDtypeStruct((64, size), jnp.float32)}}
+
+  axes = {"a": {"kernel": ("embed", "heads")}}
+  said = {}
+  for name, call in {
+    "product": lambda: sharding.make_mesh(2, 2, 1),
+    "free": lambda: sharding.make_mesh(3, -1, 1),
+    "two free": lambda: sharding.make_mesh(-1, -1, 1),
+    "zero": lambda: sharding.make_mesh(0, -1, 1),
+    "parameter": lambda: sharding.param_shardings(mesh, shape(63), axes),
+    "batch": lambda: sharding.put_batch(mesh, {"x": np.zeros((6, 2))}),
+  }.items():
+    try:
+      call()
+    except ValueError as error:
+      said[name] = str(error)
+  said["left"] = dict(sharding.make_mesh(2, -1, 2).shape)
+  return said
+
+
+@pytest.fixture(scope="module")
+def results():
+  root = pathlib.Path(__file__).parents[1]
+  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), str(root)]))
+  done = subprocess.run(
+    [sys.executable, __file__], env=env, cwd=root, capture_output=True, text=True, timeout=600
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  lines = [json.loads(line) for line in done.stdout.splitlines()]
+  return {r["mesh"] if isinstance(r["mesh"], str) else tuple(r["mesh"]): r for r in lines}
+
+
+each_mesh = pytest.mark.parametrize("mesh", MESHES, ids="data{0[0]} fsdp{0[1]} tensor{0[2]}".format)
+
+
+@each_mesh
+def test_an_update_equals_that_of_one_device(results, mesh):
+  r = results[mesh]
+  assert r["gradient_error"] < 1e-5
+  assert r["compared"] > 0.3 and r["parameter_error"] < 1e-5
+  assert r["metrics_error"] < 1e-5
+
+
+@each_mesh
+def test_greedy_samples_equal_those_of_one_device(results, mesh):
+  r = results[mesh]
+  assert r["answers"] >= 4  # the prompts get answers of their own, or equality says little
+  assert r["same_answers"]
+  assert r["logprob_error"] < 1e-4
+
+
+@each_mesh
+def test_parameters_moments_and_sampling_weights_lie_where_the_rules_say(results, mesh):
+  r = results[mesh]
+  assert not r["off_params"] and not r["off_mu"] and not r["off_nu"] and not r["off_decoding"]
+  _, fsdp, tensor = mesh
+  # By hand, so that a rule that shards nothing does not pass.
+  assert r["q_proj"] == [2, 64 // fsdp, 64 // tensor]
+  assert r["down_proj"] == [2, 96 // tensor, 64 // fsdp]
+  assert r["embedding"] == [320 // tensor, 64 // fsdp]
+  assert r["decoding_q_proj"] == [64 // tensor, 64]
+
+
+@each_mesh
+def test_rollouts_are_spread_over_the_batch_axes(results, mesh):
+  r = results[mesh]
+  shards = mesh[0] * mesh[1]
+  assert r["tokens"] == r["logprobs"] == [P_ // shards, 1, T]
+  assert r["rows"] == list(range(0, P_, P_ // shards))
+
+
+@pytest.mark.parametrize(
+  "name,parts",
+  [
+    ("product", ["data=2 x fsdp=2 x tensor=1", "8 devices"]),
+    ("free", ["data=3", "8 devices"]),
+    ("two free", ["data and fsdp"]),
+    ("zero", ["mesh.data=0"]),
+    ("parameter", ["['a']['kernel']", "(64, 63)", "'heads'", "63", "mesh.tensor=2"]),
+    ("batch", ["batch of 6", "4 batch shards", "data=1 x fsdp=4"]),
+  ],
+)
+def test_sizes_that_do_not_fit_are_named(results, name, parts):
+  assert name in results["errors"], f"{name}: no error"
+  for part in parts:
+    assert part in results["errors"][name]
+
+
+def test_what_is_left_of_the_devices(results):
+  assert results["errors"]["left"] == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_outside_of_a_mesh_nothing_is_constrained():
+  x = jnp.ones((3, 2))
+  assert sharding.constrain(x, "batch", None) is x
+
+
+if __name__ == "__main__":
+  main()

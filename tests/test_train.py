@@ -1,0 +1,308 @@
+"""A whole run, from end to end: what it writes, how it resumes, and how it refuses."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import quickstart
+from poise_jax import train as train_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 3
+TINY = {
+  "steps": STEPS,
+  "rollouts": 8,
+  "eval_every": 2,
+  "eval_batch": 10,
+  "checkpoint_every": 1,
+  "log_samples": 2,
+  "model.shape.hidden_size": 32,
+  "model.shape.intermediate_size": 48,
+  "model.shape.num_hidden_layers": 2,
+  "model.shape.num_attention_heads": 2,
+  "model.shape.num_key_value_heads": 1,
+  "model.shape.head_dim": 16,
+  "task.kinds": ("1+", "1-"),
+  "task.train": 100,
+  "task.test": 16,
+  "task.max_prompt_length": 8,
+  "warm_start.steps": 2,
+  "warm_start.batch_size": 8,
+  "rollout.max_new_tokens": 10,
+  "rollout.feature_layers": (1,),
+  "probe.bootstrap_steps": 1,
+  "probe.buffer_rows": 16,
+  "train.minibatch_size": 4,
+  "train.microbatch_size": 2,
+}
+PROMPTS, N = 4, 2
+
+
+def tiny(algorithm="poise", **changes):
+  """The quickstart, smaller; a change of `a__b` sets a.b."""
+  config = quickstart.get_config(algorithm)
+  config.update_from_flattened_dict(TINY)
+  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+  return config
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def untimed(workdir):
+  return [
+    {k: v for k, v in row.items() if not k.startswith("time/")}
+    for row in lines(workdir / "metrics.jsonl")
+  ]
+
+
+def final_state(workdir):
+  """Everything in the newest checkpoint."""
+  with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+    assert manager.latest_step() == STEPS
+    return manager.restore(STEPS, args=ocp.args.StandardRestore())
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A run that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp("run") / "deep" / "straight"
+  train_lib.train(tiny(), str(workdir))
+  return workdir
+
+
+def test_files_of_a_run(workdir):
+  names = {path.name for path in workdir.iterdir()}
+  assert {
+    "config.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "checkpoints",
+    "tensorboard",
+    "tokenizer.model",
+    "answers",
+  } == names
+  assert list((workdir / "tensorboard").iterdir())
+  config = json.loads((workdir / "config.json").read_text())
+  assert config == json.loads(tiny().to_json())
+  answers = {path.name: lines(path) for path in (workdir / "answers").iterdir()}
+  assert set(answers) == {"step_0.jsonl", "step_2.jsonl", "step_3.jsonl"}
+  for rows in answers.values():
+    assert len(rows) == len({row["question"] for row in rows}) == 16
+    assert set(rows[0]) >= {"question", "answer", "response", "reward", "difficulty"}
+
+
+def test_metrics_of_a_run(workdir):
+  rows = lines(workdir / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [0, 1, 2, 3]
+  evaluation = {"eval/accuracy", "eval/accuracy_se", "eval/truncated_fraction"}
+  evaluation |= {"eval/accuracy/1+", "eval/accuracy/1-"}
+  assert set(rows[0]) == {"step", *evaluation}
+  every_step = {
+    "reward/mean",
+    "policy/entropy",
+    "policy/clip_fraction",
+    "policy/grad_norm",
+    "policy/loss",
+    "rollout/tokens",
+    "rollout/truncated_fraction",
+    "rollout/mismatch_kl",
+    *(f"time/{part}" for part in ("step", "rollout", "reward", "estimate", "update")),
+  }
+  for row in rows[1:]:
+    assert not every_step - set(row)
+    assert bool(evaluation & set(row)) == (row["step"] in (2, 3))
+    assert ("probe/mae" in row) == (row["step"] > 1)  # step 1 has no probe yet
+    assert all(np.isfinite(value) for value in row.values())
+    assert PROMPTS * N <= row["rollout/tokens"] <= PROMPTS * N * 10
+    assert row["rollout/mismatch_kl"] < 1e-5  # the sampler had the weights of the trainer
+    parts = sum(row[f"time/{part}"] for part in ("rollout", "reward", "estimate", "update"))
+    assert parts == pytest.approx(row["time/step"], rel=1e-3)
+
+
+def test_samples_of_a_run(workdir):
+  rows = lines(workdir / "samples.jsonl")
+  assert [row["step"] for row in rows] == [step for step in (1, 2, 3) for _ in range(2 * N)]
+  for row in rows:
+    assert set(row) == {
+      "step",
+      "question",
+      "answer",
+      "difficulty",
+      "response",
+      "reward",
+      "baseline",
+      "advantage",
+    }
+    assert row["reward"] in (0.0, 1.0)
+    assert row["advantage"] == pytest.approx(row["reward"] - row["baseline"], abs=1e-6)
+  assert len({row["question"] for row in rows}) > 3  # other problems every step
+
+
+def test_a_finished_run_returns_at_once(workdir, capsys):
+  before = {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+  train_lib.train(tiny(), str(workdir))
+  assert "nothing to do" in capsys.readouterr().out
+  assert before == {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+
+
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(workdir, tmp_path, monkeypatch):
+  """Stopped in step 2, after its samples were written and before its metrics were."""
+  opened, stop = [], 2
+
+  class Recorded(train_lib.Checkpoints):
+    def __init__(self, workdir):
+      super().__init__(workdir)
+      opened.append(self)
+
+  def stop_there(self, step, metrics):
+    if step == stop:
+      raise KeyboardInterrupt
+    log(self, step, metrics)
+
+  log = train_lib.Logger.log
+  with monkeypatch.context() as patch:
+    patch.setattr(train_lib, "Checkpoints", Recorded)
+    patch.setattr(train_lib.Logger, "log", stop_there)
+    with pytest.raises(KeyboardInterrupt):
+      train_lib.train(tiny(), str(tmp_path / "run"))
+  opened[0].close()
+  assert opened[0].latest() == stop - 1
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "reward/me')  # as a killed process leaves it
+  assert lines(tmp_path / "run" / "samples.jsonl")[-1]["step"] == stop
+  train_lib.train(tiny(), str(tmp_path / "run"))
+  assert untimed(tmp_path / "run") == untimed(workdir)
+  name = "samples.jsonl"
+  assert (tmp_path / "run" / name).read_text() == (workdir / name).read_text()
+  ours, straight = final_state(tmp_path / "run"), final_state(workdir)
+  assert jax.tree.structure(ours) == jax.tree.structure(straight)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(straight), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_another_configuration_in_the_same_workdir_is_refused(workdir):
+  before = (workdir / "config.json").read_bytes()
+  with pytest.raises(ValueError, match="train.learning_rate: 0.0003 -> 0.5") as error:
+    train_lib.train(tiny(train__learning_rate=0.5), str(workdir))
+  assert "rollouts" not in str(error.value)  # only what differs
+  assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / "thesis.tex").write_text("years of work")
+  with pytest.raises(ValueError, match="is not empty and holds no run"):
+    train_lib.train(tiny(), str(tmp_path))
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+  assert train_lib.open_workdir(tmp_path, tiny()) == tmp_path
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["policy/loss", "policy/grad_norm"])
+def test_numbers_that_are_not_finite_stop_the_run(tmp_path, monkeypatch, name):
+  step = train_lib.update.step
+
+  def broken(*args):
+    state, metrics = step(*args)
+    return state, {**metrics, name: np.float32("nan")}
+
+  monkeypatch.setattr(train_lib.update, "step", broken)
+  with pytest.raises(FloatingPointError, match=f"{name} is nan at step 1; lower train.learning"):
+    train_lib.train(tiny(warm_start__steps=0), str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def zeros():
+  """Weights without the seconds that their initialisation takes."""
+  return lambda model, key: jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), train_lib.models.abstract_params(model)
+  )
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    (dict(rollout__n=1), "rollout.n=1"),
+    (dict(rollouts=9), "rollouts=9 .*rollout.n=2"),
+    (dict(rollouts=0), "rollouts=0"),
+    (dict(rollouts=6), "rollouts=6 .*train.minibatch_size=4"),
+    (dict(train__minibatch_size=0), "train.minibatch_size=0"),
+    (dict(train__microbatch_size=0), "train.microbatch_size=0"),
+    (dict(train__microbatch_size=3), "train.microbatch_size=3"),
+    (dict(eval_batch=0), "eval_batch=0"),
+    (dict(eval_every=0), "eval_every=0"),
+    (dict(task__max_prompt_length=4), "task.max_prompt_length=4"),
+    (dict(task__kinds=("1%",)), "task.kinds"),
+    (dict(task__template="What?"), "task.template"),
+    (dict(rollout__temperature=0.0), "rollout.temperature=0"),
+    (dict(rollout__top_k=5, train__old_logprobs="sampler"), "train.old_logprobs='sampler'"),
+    (dict(rollout__feature_layers=()), "rollout.feature_layers"),
+    (dict(rollout__feature_layers=(2,)), "0 to 1"),
+    (dict(train__loss__aggregation="mean"), "train.loss.aggregation='mean'"),
+    (dict(train__remat="all"), "train.remat='all'"),
+    (dict(train__dtype="float31"), "train.dtype='float31'"),
+    (dict(model__dtype="float31"), "model.dtype='float31'"),
+    (dict(mesh__data=3), "mesh data=3"),
+    (dict(model__source="no/such/weights.gguf"), "no/such/weights.gguf"),
+    (dict(rollout__max_new_tokens=3), "rollout.max_new_tokens=3"),  # too short for the warm start
+    (dict(warm_start__batch_size=0), "warm_start.batch_size=0"),
+  ],
+  ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_what_cannot_work_is_named_before_anything_is_written(
+  tmp_path, monkeypatch, zeros, changes, message
+):
+  monkeypatch.setattr(train_lib.models, "init", zeros)
+  with pytest.raises((ValueError, OSError), match=message):
+    train_lib.train(tiny(**changes), str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(tmp_path):
+  """All of them at once: most of their time is the import of jax."""
+  quick = "--config=configs/quickstart.py"
+  expected = {
+    ("--config=configs/quickstart.py:poize",): ["'poize'", "did you mean 'poise'?", "grpo"],
+    (quick, "--config.train.learning_rat=1"): ["learning_rat", "learning_rate"],
+    (quick, "--config.steps=many"): ["many"],
+    ("--config=configs/nowhere.py",): ["configs/nowhere.py"],
+    (quick, "--step=3"): ["step"],
+    (quick, "stray"): ["'stray'"],
+    (): ["config"],
+    (quick, "--config.rollout.n=1"): ["rollout.n=1"],
+    (quick, "--config.model.source=missing.gguf"): ["missing.gguf"],
+  }
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  waiting = list(expected)
+  while waiting:
+    started, waiting = waiting[:3], waiting[3:]
+    processes = [
+      subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}", *arguments],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for arguments in started
+    ]
+    for arguments, process in zip(started, processes, strict=True):
+      _, stderr = process.communicate(timeout=120)
+      assert process.returncode not in (0, None), arguments
+      said = stderr.splitlines()
+      assert len(said) == 1 and said[0].startswith("error: "), (arguments, stderr)
+      for part in expected[arguments]:
+        assert part in said[0], arguments
+  assert not (tmp_path / "run").exists()
