@@ -2,8 +2,8 @@
 
 A sentencepiece model is trained on the task's text, a supervised warm start copies a teacher who
 works some answers out and guesses at most of the harder ones, reinforcement learning finds out what
-pays. No download, minutes on 2 CPU
-cores: `python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart`.
+pays. No download, minutes on 2 CPU cores:
+`python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart`.
 """
 
 from configs import common

@@ -1,8 +1,8 @@
 """Sums, differences and products of graded difficulty.
 
-A kind is digits and operator, such as "2+" or "3x": both operands have that many digits. Differences
-are not negative. Training and held-out problems are disjoint; what is drawn depends on the seed
-alone.
+A kind is digits and operator, such as "2+" or "3x": both operands have that many digits.
+Differences are not negative. Training and held-out problems are disjoint; what is drawn depends on
+the seed alone.
 """
 
 import dataclasses
@@ -97,7 +97,9 @@ def make(
     if kind[-1] == "-":
       distinct //= 2
     if 1.5 * (test // len(kinds) + 1) > distinct:
-      raise ValueError(f"task.test={test} would hold out more than two thirds of all {kind!r} problems")
+      raise ValueError(
+        f"task.test={test} would hold out more than two thirds of all {kind!r} problems"
+      )
     while (example := problem(rng, kind)).question in held_out:
       pass
     held_out[example.question] = example
