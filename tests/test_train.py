@@ -191,7 +191,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(workdir, tmp_path, monk
 
 def test_another_configuration_in_the_same_workdir_is_refused(workdir):
   before = (workdir / "config.json").read_bytes()
-  with pytest.raises(ValueError, match="train.learning_rate: 0.0003 -> 0.5") as error:
+  with pytest.raises(ValueError, match="train.learning_rate: 0.0002 -> 0.5") as error:
     train_lib.train(tiny(train__learning_rate=0.5), str(workdir))
   assert "rollouts" not in str(error.value)  # only what differs
   assert (workdir / "config.json").read_bytes() == before

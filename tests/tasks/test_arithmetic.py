@@ -37,8 +37,19 @@ def test_every_kind_has_its_share_of_both_splits(task):
     assert max(abs(count - share) for count in counts.values()) <= share * 0.1
 
 
-def test_negative_answers_occur(task):
-  assert any(example.answer.startswith("-") for example in task.train)
+def test_answers_are_not_negative_but_borrows_occur(task):
+  assert not any(example.answer.startswith("-") for example in task.train)
+  assert any("-" in e.worked for e in task.train if e.difficulty == "2-")
+
+
+def test_a_careless_teacher_guesses_wrong_and_more_often_at_longer_problems():
+  task = arithmetic.make(("1+", "3+"), 2000, 10, 0, careless=0.3)
+  guessed = [e for e in task.train if e.worked.startswith("=")]
+  assert not any(arithmetic.score(e, e.worked) for e in guessed)
+  for kind, share in (("1+", 0.3), ("3+", 0.3 ** (1 / 3))):
+    count = sum(e.difficulty == kind for e in guessed)
+    assert abs(count - 1000 * share) < 75  # five standard deviations
+  assert not any(e.worked.startswith("=") for e in task.test)
 
 
 def test_worked_answers_are_right_step_by_step(task):
@@ -103,8 +114,8 @@ def test_bad_kinds_are_named(kind):
 
 
 def test_too_many_held_out_problems_are_refused():
-  with pytest.raises(ValueError, match="task.test=60 .*'1[+]'"):
-    arithmetic.make(("1+",), 10, 60, 0)
+  with pytest.raises(ValueError, match="task.test=70 .*'1[+]'"):
+    arithmetic.make(("1+",), 10, 70, 0)
 
 
 @pytest.mark.parametrize(
