@@ -86,11 +86,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds everything."""
-  return NamedSharding(mesh, P())
-
-
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins the layout of an activation inside jit; does nothing outside a mesh (`jax.set_mesh`)."""
   if jax.sharding.get_abstract_mesh().empty:
