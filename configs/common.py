@@ -10,14 +10,18 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from poise_jax.estimators import ProbeConfig
+from poise_jax.estimators.probe import PRESETS
 from poise_jax.rollout import RolloutConfig
 from poise_jax.supervised import WarmStartConfig
 from poise_jax.update import UpdateConfig
 
 ALGORITHMS = {
-  # POISE as released (paper v3): 2 samples, PPO loss with clip-higher and dual clip.
+  # POISE as released (paper v3): 2 samples, PPO loss with clip-higher and dual clip; PCA, ridge.
   "poise": dict(estimator="poise", n=2, clip_high=0.28, dual_clip=10.0),
+  # POISE as first published (paper v2): eq. 14's loss; ridge on raw states with hardly a penalty.
+  "poise_v2": dict(
+    estimator="poise", n=2, clip_high=0.28, aggregation="seq-mean-token-mean", probe="v2"
+  ),
   # POISE's control: the same rollouts and loss, the sibling's reward as the baseline.
   "rloo": dict(estimator="rloo", n=2, clip_high=0.28, dual_clip=10.0),
   # DeepSeekMath: group statistics, symmetric clip, every sequence counts the same.
@@ -72,7 +76,7 @@ def default(algorithm: str) -> ConfigDict:
   config.rollout = ConfigDict(
     fields(RolloutConfig(n=choice.pop("n")), ("eos_ids", "pad_id", "think_end"))
   )
-  config.probe = ConfigDict(fields(ProbeConfig(), ("scalars",)))
+  config.probe = ConfigDict(fields(PRESETS[choice.pop("probe", "v3")], ("scalars",)))
   config.train = ConfigDict(fields(UpdateConfig(), ("temperature",)))
   config.train.loss.update(choice)
   config.warm_start = ConfigDict(fields(WarmStartConfig()))

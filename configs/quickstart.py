@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(algorithm="poise"):
-  """poise, rloo, grpo or dapo."""
+  """See common.ALGORITHMS."""
   config = common.default(algorithm)
   config.steps = 80
   config.rollouts = 256
@@ -41,7 +41,6 @@ def get_config(algorithm="poise"):
   config.rollout.feature_window = 5
   config.probe.bootstrap_steps = 4
   config.probe.buffer_rows = 1024
-  config.probe.alpha = 100.0
   config.train.minibatch_size = 128
   config.train.microbatch_size = 128
   config.train.learning_rate = 2e-4

@@ -7,7 +7,7 @@ from configs import common
 
 
 def get_config(algorithm="poise"):
-  """poise, rloo, grpo or dapo."""
+  """See common.ALGORITHMS."""
   config = common.default(algorithm)
   config.steps = 60
   config.rollouts = 64
@@ -27,7 +27,6 @@ def get_config(algorithm="poise"):
   config.rollout.feature_layers = (20,)
   config.probe.bootstrap_steps = 8
   config.probe.buffer_rows = 1024
-  config.probe.alpha = 100.0
   config.train.minibatch_size = 32
   config.train.microbatch_size = 8
   config.train.learning_rate = 2e-5

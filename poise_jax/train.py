@@ -28,6 +28,7 @@ from poise_jax.evaluate import evaluate
 from poise_jax.losses import PolicyLossConfig
 from poise_jax.metrics import Logger
 from poise_jax.prompts import PromptEncoder
+from poise_jax.provenance import provenance
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.features import check_layers
 from poise_jax.supervised import WarmStartConfig, warm_start, worked_ids
@@ -184,6 +185,8 @@ def train(config: ConfigDict, workdir: str):
     if start >= config.steps:
       log.console.print(f"{workdir} has finished all {config.steps} steps; nothing to do")
       return
+    with (workdir / "provenance.jsonl").open("a") as file:
+      file.write(json.dumps(provenance()) + "\n")
     if run.made_tokenizer:
       (workdir / "tokenizer.model").write_bytes(run.made_tokenizer)
     params = run.params

@@ -212,5 +212,5 @@ def _minibatch_step(model, config, state, batch):
   metrics = jax.tree.map(lambda x: x / jnp.maximum(mask.sum(), 1), sums)
   updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  metrics |= {"policy/loss": loss, "policy/grad_norm": optax.global_norm(grads)}
+  metrics |= {"policy/loss": loss, "policy/grad_norm": optax.tree.norm(grads)}
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -39,6 +39,8 @@ TINY = {
   "rollout.feature_layers": (1,),
   "probe.bootstrap_steps": 1,
   "probe.buffer_rows": 16,
+  "probe.pca_prompt": 4,
+  "probe.pca_response": 4,
   "train.minibatch_size": 4,
   "train.microbatch_size": 2,
 }
@@ -83,6 +85,7 @@ def test_files_of_a_run(workdir):
   names = {path.name for path in workdir.iterdir()}
   assert {
     "config.json",
+    "provenance.jsonl",
     "metrics.jsonl",
     "samples.jsonl",
     "checkpoints",
