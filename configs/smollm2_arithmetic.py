@@ -30,4 +30,5 @@ def get_config(algorithm="poise"):
   config.train.minibatch_size = 32
   config.train.microbatch_size = 8
   config.train.learning_rate = 2e-5
+  config.train.old_logprobs = "sampler"  # exact in float32, and saves a fifth of the update
   return config
