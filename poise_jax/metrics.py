@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import time
 from typing import Any
 
 import rich.console
@@ -25,13 +26,13 @@ SHOWN = {  # metric -> its name and format on the console
 class Logger:
   """Writes a run's metrics; use as a context manager."""
 
-  def __init__(self, workdir: pathlib.Path, steps: int, start: int):
+  def __init__(self, workdir: pathlib.Path, steps: int, start: int, clock: float):
     """Continues the files of `workdir` after step `start`; drops what an interrupted run wrote
-    beyond it, so that no step stands there twice."""
+    beyond it, so that no step stands there twice. `clock`: time.perf_counter() at the start."""
     self.console = rich.console.Console(highlight=False, soft_wrap=True)
     self.files = {name: workdir / f"{name}.jsonl" for name in ("metrics", "samples")}
-    for path in self.files.values():
-      _keep_until(path, start)
+    last = {name: _keep_until(path, start) for name, path in self.files.items()}["metrics"]
+    self.clock = clock - last.get("time/elapsed", 0.0)
     self.tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
     self.progress = rich.progress.Progress(
       *rich.progress.Progress.get_default_columns(),
@@ -54,7 +55,11 @@ class Logger:
     self.progress.update(self.task, description=name)
 
   def log(self, step: int, metrics: dict[str, Any]):
-    """One line a step everywhere. A value that is not finite was not measured and is left out."""
+    """One line a step everywhere. A value that is not finite was not measured and is left out.
+
+    Adds time/elapsed: seconds of all this run's work up to here, but for what was lost.
+    """
+    metrics = {**metrics, "time/elapsed": time.perf_counter() - self.clock}
     values = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
     self._append("metrics", {"step": step, **values})
     for name, value in values.items():
@@ -73,12 +78,16 @@ class Logger:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _keep_until(path: pathlib.Path, step: int):
-  """Drops the lines after `step`, and a last line that was cut off in the middle."""
+def _keep_until(path: pathlib.Path, step: int) -> dict[str, Any]:
+  """Drops the lines after `step`, and a last line that was cut off in the middle.
+
+  Returns the last row that stays, empty if there is none.
+  """
   if not path.exists():
-    return
+    return {}
   kept = []
   for line in path.read_text().splitlines(keepends=True):
     if line.endswith("\n") and json.loads(line)["step"] <= step:
       kept.append(line)
   path.write_text("".join(kept))
+  return json.loads(kept[-1]) if kept else {}

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,6 +50,7 @@ class Run:
   update: UpdateConfig
   estimator: estimators.Estimator
   params: Any  # before training
+  sampling_params: Callable[[Any], Any]  # params -> the same weights in the sampler's layout
 
 
 def setup(config: ConfigDict) -> Run:
@@ -122,6 +124,7 @@ def setup(config: ConfigDict) -> Run:
     update=update_config,
     estimator=estimator,
     params=params,
+    sampling_params=_sampling_layout(mesh, model, config.model.dtype),
   )
 
 
@@ -169,6 +172,7 @@ def train(config: ConfigDict, workdir: str):
     ValueError, OSError: before training, see `setup` and `open_workdir`.
     FloatingPointError: loss or gradient are not finite.
   """
+  clock = time.perf_counter()
   config = config.copy_and_resolve_references()
   run = setup(config)
   workdir = open_workdir(pathlib.Path(workdir), config)
@@ -179,9 +183,8 @@ def train(config: ConfigDict, workdir: str):
   domains_of = {name: i for i, name in enumerate(run.task.domains)}
   checkpoints = Checkpoints(workdir)
   start = checkpoints.latest() or 0
-  sampling_params = _sampling_layout(run)
 
-  with Logger(workdir, config.steps, start) as log, jax.set_mesh(run.mesh):
+  with Logger(workdir, config.steps, start, clock) as log, jax.set_mesh(run.mesh):
     if start >= config.steps:
       log.console.print(f"{workdir} has finished all {config.steps} steps; nothing to do")
       return
@@ -200,21 +203,21 @@ def train(config: ConfigDict, workdir: str):
       log.console.print(f"resuming {workdir} after step {start}")
     else:
       log.phase("evaluating")
-      log.log(0, _evaluate(run, workdir, 0, sampling_params(state.params)))
+      log.log(0, _evaluate(run, workdir, 0, run.sampling_params(state.params)))
 
     for step in range(start + 1, config.steps + 1):
-      clock = Clock()
+      laps = Clock()
 
       log.phase(f"step {step}: sampling")
       first = (step - 1) * prompts_a_step
       examples = [run.task.train[data[first + i]] for i in range(prompts_a_step)]
       prompts = sharding.put_batch(run.mesh, run.encoder(examples))
-      decoding = sampling_params(state.params)
+      decoding = run.sampling_params(state.params)
       step_key = jax.random.fold_in(key, step)
       rollouts = rollout.sample(run.model, decoding, prompts, step_key, run.rollout)
       del decoding  # the memory of a second copy of the weights is the update's now
       tokens, mask = jax.device_get((rollouts.tokens, rollouts.mask))
-      clock.lap("rollout")
+      laps.lap("rollout")
 
       decode = run.encoder.tokenizer.decode
       texts = [
@@ -224,19 +227,19 @@ def train(config: ConfigDict, workdir: str):
         [[run.task.score(e, t) for t in group] for e, group in zip(examples, texts, strict=True)],
         np.float32,
       )
-      clock.lap("reward")
+      laps.lap("reward")
 
       # Predict with the probe of earlier steps, and only then let it learn from this one.
       domains = np.array([domains_of[e.domain] for e in examples], np.int32)
       seen = (jnp.asarray(rewards), rollouts.features, jnp.asarray(domains))
       advantages, baselines, probe_metrics = run.estimator.estimate(estimator_state, *seen)
       estimator_state = jax.block_until_ready(run.estimator.update(estimator_state, *seen))
-      clock.lap("estimate")
+      laps.lap("estimate")
 
       log.phase(f"step {step}: updating")
       state, metrics = update.step(run.model, state, rollouts, advantages, run.update)
       metrics = jax.device_get(metrics)
-      clock.lap("update")
+      laps.lap("update")
 
       for name in ("policy/loss", "policy/grad_norm"):
         if not np.isfinite(metrics[name]):
@@ -253,11 +256,11 @@ def train(config: ConfigDict, workdir: str):
         "rollout/length": mask.sum(-1).mean(),
         "rollout/truncated_fraction": np.asarray(rollouts.truncated).mean(),
         "rollout/entropy": np.asarray(rollouts.entropies).sum() / mask.sum(),
-        **clock.metrics(),
+        **laps.metrics(),
       }
       if step % config.eval_every == 0 or step == config.steps:
         log.phase(f"step {step}: evaluating")
-        metrics |= _evaluate(run, workdir, step, sampling_params(state.params))
+        metrics |= _evaluate(run, workdir, step, run.sampling_params(state.params))
       log.samples(
         [
           {
@@ -299,13 +302,13 @@ class Clock:
     return {"time/step": self.last - self.start, **self.parts}
 
 
-def _sampling_layout(run):
+def _sampling_layout(mesh, model, dtype):
   """params -> the same weights as the sampler wants them, one jitted call a step."""
-  shapes = jax.eval_shape(functools.partial(models.sampling_params, run.model), run.params)
-  axes = models.sampling_axes(run.model)
-  out = sharding.param_shardings(run.mesh, shapes, axes, sharding.SAMPLING_RULES)
-  dtype = jnp.dtype(run.config.model.dtype)
-  return jax.jit(lambda p: models.sampling_params(run.model, p, dtype), out_shardings=out)
+  layout = functools.partial(models.sampling_params, model, dtype=jnp.dtype(dtype))
+  shapes = jax.eval_shape(layout, models.abstract_params(model))
+  axes = models.sampling_axes(model)
+  out = sharding.param_shardings(mesh, shapes, axes, sharding.SAMPLING_RULES)
+  return jax.jit(layout, out_shardings=out)
 
 
 def _warm_start(run, params, log):

@@ -125,7 +125,10 @@ def main():
       "q_proj": layers["self_attn"]["q_proj"]["kernel"].addressable_shards[0].data.shape,
       "down_proj": layers["mlp"]["down_proj"]["kernel"].addressable_shards[0].data.shape,
       "embedding": embedding.addressable_shards[0].data.shape,
-      "decoding_q_proj": decoding["layers"][0]["self_attn"]["q_proj"]["kernel"]
+      "decoding_qkv_proj": decoding["layers"][0]["self_attn"]["qkv_proj"]["kernel"]
+      .addressable_shards[0]
+      .data.shape,
+      "decoding_gate_up_proj": decoding["layers"][0]["mlp"]["gate_up_proj"]["kernel"]
       .addressable_shards[0]
       .data.shape,
       "tokens": answers.tokens.addressable_shards[0].data.shape,
@@ -203,7 +206,8 @@ def test_parameters_moments_and_sampling_weights_lie_where_the_rules_say(results
   assert r["q_proj"] == [2, 64 // fsdp, 64 // tensor]
   assert r["down_proj"] == [2, 96 // tensor, 64 // fsdp]
   assert r["embedding"] == [320 // tensor, 64 // fsdp]
-  assert r["decoding_q_proj"] == [64 // tensor, 64]
+  assert r["decoding_qkv_proj"] == [4 // tensor, 4, 8, 64]
+  assert r["decoding_gate_up_proj"] == [2, 96 // tensor, 64]
 
 
 @each_mesh

@@ -1,0 +1,52 @@
+"""Times a step of this project, POISE with n=2: sample, score, predict, refit, update.
+
+python -m experiments.peers.poise_step SEQUENCES NEW REPEATS [--config.x=y ...]; one JSON line.
+Takes model, task, probe and update from configs/smollm2_arithmetic.py. Answers do not end early.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import smollm2_arithmetic
+from poise_jax import rollout, train, update
+
+sequences, new, repeats = map(int, sys.argv[1:])
+config = smollm2_arithmetic.get_config("poise")
+config.rollouts = config.train.minibatch_size = sequences
+config.rollout.max_new_tokens = new
+config.probe.bootstrap_steps = 0  # so that every step fits a probe
+run = train.setup(config)
+options = dataclasses.replace(run.rollout, eos_ids=())
+state, estimator_state = update.init(run.params, run.update), run.estimator.init()
+run.params = None
+prompts_a_step = sequences // options.n
+seconds = []
+for i in range(repeats + 1):  # the first one compiles
+  start = time.perf_counter()
+  examples = run.task.train[i * prompts_a_step : (i + 1) * prompts_a_step]
+  rollouts = rollout.sample(
+    run.model,
+    run.sampling_params(state.params),
+    run.encoder(examples),
+    jax.random.key(i),
+    options,
+  )
+  tokens = np.asarray(rollouts.tokens)
+  texts = [[run.encoder.tokenizer.decode(row.tolist()) for row in group] for group in tokens]
+  # As for the peer, a reward that differs within groups, whatever the answers are.
+  rewards = jnp.array([[float(len(set(text)) % 2) for text in group] for group in texts])
+  seen = (rewards, rollouts.features, jnp.zeros(prompts_a_step, jnp.int32))
+  advantages, *_ = run.estimator.estimate(estimator_state, *seen)
+  estimator_state = run.estimator.update(estimator_state, *seen)
+  state, _ = update.step(run.model, state, rollouts, advantages, run.update)
+  jax.block_until_ready((state, estimator_state))
+  seconds.append(time.perf_counter() - start)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(json.dumps({"seconds": seconds[1:], "peak_gb": peak}))

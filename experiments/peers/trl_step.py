@@ -1,0 +1,89 @@
+"""Times a step of TRL's GRPOTrainer: sample, score, update. Runs in an environment with trl:
+
+trl_step.py FOLDER GGUF SEQUENCES NEW REPEATS; prints one JSON line. FOLDER has the weights, GGUF
+the tokenizer.
+"""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import sys
+import tempfile
+import time
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+folder, source, (sequences, new, repeats) = *sys.argv[1:3], map(int, sys.argv[3:])
+random.seed(0)
+
+
+def question():
+  """The prompt of configs/smollm2_arithmetic.py."""
+  a, b = (random.randint(100, 999) for _ in range(2))
+  return f"What is {a} + {b}? Reply with the number only."
+
+
+SYSTEM = {"role": "system", "content": "You are a calculator."}
+data = Dataset.from_list(
+  [{"prompt": [SYSTEM, {"role": "user", "content": question()}]} for _ in range(400)]
+)
+
+
+def reward(completions, **_):
+  """Something that differs within a group."""
+  return [float(len(set(c[0]["content"])) % 2) for c in completions]
+
+
+class Timer(TrainerCallback):
+  """Seconds of every step."""
+
+  seconds = []
+
+  def on_step_begin(self, *args, **kwargs):
+    """Starts the clock."""
+    self.start = time.perf_counter()
+
+  def on_step_end(self, *args, **kwargs):
+    """Stops it."""
+    self.seconds.append(time.perf_counter() - self.start)
+
+
+config = GRPOConfig(
+  output_dir=tempfile.mkdtemp(),
+  use_cpu=True,
+  bf16=False,
+  fp16=False,
+  max_steps=repeats + 1,  # the first one warms up
+  per_device_train_batch_size=sequences,
+  num_generations=2,
+  max_completion_length=new,
+  generation_kwargs={"min_new_tokens": new},
+  logging_steps=1,
+  report_to=[],
+  save_strategy="no",
+  gradient_checkpointing=False,
+  learning_rate=1e-6,
+  beta=0.0,
+  temperature=1.0,
+  loss_type="dapo",
+  epsilon_high=0.28,
+)
+gguf = pathlib.Path(source)
+GRPOTrainer(
+  model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+  reward_funcs=reward,
+  args=config,
+  train_dataset=data,
+  processing_class=AutoTokenizer.from_pretrained(
+    gguf.parent, gguf_file=gguf.name, padding_side="left"
+  ),
+  callbacks=[Timer()],
+).train()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(json.dumps({"seconds": Timer.seconds[1:], "peak_gb": peak}))

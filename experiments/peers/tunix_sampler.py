@@ -1,0 +1,90 @@
+"""Times google-tunix's vanilla sampler on random weights of a folder's shape (Llama family).
+
+Runs in an environment with google-tunix:
+tunix_sampler.py FOLDER SEQUENCES PROMPT NEW REPEATS; prints one JSON line.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+import numpy as np
+from flax import nnx
+from tunix.generate import sampler
+from tunix.models.llama3 import model as llama
+
+folder, (sequences, prompt, new, repeats) = sys.argv[1], map(int, sys.argv[2:])
+shape = json.loads((pathlib.Path(folder) / "config.json").read_text())
+head_dim = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+config = llama.ModelConfig(
+  num_layers=shape["num_hidden_layers"],
+  vocab_size=shape["vocab_size"],
+  embed_dim=shape["hidden_size"],
+  hidden_dim=shape["intermediate_size"],
+  num_heads=shape["num_attention_heads"],
+  head_dim=head_dim,
+  num_kv_heads=shape["num_key_value_heads"],
+  rope_theta=100000,  # no matter for the time
+  norm_eps=shape["rms_norm_eps"],
+  weight_tying=shape["tie_word_embeddings"],
+)
+
+
+class Numbers:
+  """A tokenizer whose texts are numbers, so that prompts have exactly the length asked for."""
+
+  def encode(self, text, **_):
+    """'7 8' -> [7, 8]."""
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids, **_):
+    """[7, 8] -> '7 8'."""
+    return " ".join(map(str, ids))
+
+  def bos_id(self):
+    """Not a token of any prompt."""
+    return 1
+
+  def eos_id(self):
+    """Not a token of any prompt."""
+    return shape["vocab_size"] - 1
+
+  def pad_id(self):
+    """Not a token of any prompt."""
+    return 0
+
+  def dedup_bos_ids(self, ids):
+    """Leaves the ids alone."""
+    return ids
+
+
+rng = np.random.default_rng(0)
+texts = [" ".join(map(str, rng.integers(1000, 2000, prompt))) for _ in range(sequences)]
+generate = sampler.Sampler(
+  llama.Llama3(config, rngs=nnx.Rngs(0)),
+  Numbers(),
+  sampler.CacheConfig(
+    cache_size=2 * prompt + new + 8,
+    num_layers=config.num_layers,
+    num_kv_heads=config.num_kv_heads,
+    head_dim=head_dim,
+  ),
+)
+seconds = []
+for i in range(repeats + 1):  # the first one compiles
+  start = time.perf_counter()
+  generate(
+    texts,
+    max_generation_steps=new,
+    max_prompt_length=prompt,
+    temperature=1.0,
+    top_p=1.0,
+    seed=i,
+    eos_tokens=[shape["vocab_size"] - 1],
+    return_logprobs=True,
+  )
+  seconds.append(time.perf_counter() - start)
+print(json.dumps({"seconds": seconds[1:]}))
