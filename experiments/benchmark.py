@@ -16,8 +16,8 @@ import tempfile
 
 from absl import app, flags
 
-from experiments.compare import describe
 from poise_jax import models
+from poise_jax.comparison import describe
 from poise_jax.models.checkpoint_hf import local_path
 from poise_jax.provenance import provenance
 

@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from experiments import compare
+from poise_jax import comparison
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py")
 ALGORITHMS = flags.DEFINE_list("algorithms", None, "names that the config knows")
@@ -34,7 +34,7 @@ def main(argv):
       if code:
         sys.exit(f"error: {algorithm} with seed {seed} failed; the same command goes on there")
       folders.append(folder)
-  print(compare.report(folders, pathlib.Path(WORKDIR.value, "comparison")))
+  print(comparison.report(folders, pathlib.Path(WORKDIR.value, "comparison")))
 
 
 def parse_flags(argv):

@@ -1,0 +1,52 @@
+"""The arithmetic of the comparison with made-up programs; our own sampler's program for real."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments import benchmark
+from poise_jax import models
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def program(seconds, **more):
+  """A command that reports what it is told, behind something else."""
+  line = json.dumps({"seconds": seconds, **more})
+  return [sys.executable, "-c", f"print('hello'); print({line!r})"]
+
+
+def test_ratios_are_of_medians_over_all_rounds():
+  programs = {
+    "poise_jax": program([1.0, 3.0], peak_gb=2.0),
+    "slow": program([8.0], peak_gb=5.0),
+    "frugal": program([1.0, 0.5]),
+  }
+  results = {"sampling": benchmark.alternate(programs, rounds=2)}
+  assert results["sampling"]["poise_jax"] == {"seconds": [1.0, 3.0, 1.0, 3.0], "peak_gb": 2.0}
+  assert benchmark.table(results, sequences=4, new=10).splitlines()[2:] == [
+    "| sampling | poise_jax | 2.00 (1.00 to 3.00) | 20 | 2.0 | 1.00 x | 1.00 x |",
+    "| sampling | slow | 8.00 (8.00 to 8.00) | 5 | 5.0 | 4.00 x | 2.50 x |",
+    "| sampling | frugal | 0.75 (0.50 to 1.00) | 53 |  | 0.38 x |  |",
+  ]
+
+
+def test_a_peer_that_fails_is_named_with_its_last_words():
+  with pytest.raises(ValueError, match="(?s)slow failed: .*no such peer"):
+    benchmark.measure("slow", [sys.executable, "-c", "raise RuntimeError('no such peer')"])
+
+
+def test_our_sampler_is_measured_with_features_and_without(tmp_path):
+  config = models.ModelConfig("llama", 64, 16, 24, 2, 2, 1, 8)
+  models.save_hf(tmp_path, config, models.init(config, jax.random.key(0)))
+  command = [sys.executable, "-m", "experiments.peers.poise_sampler", tmp_path, "4", "5", "3", "2"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  measured = json.loads(done.stdout)
+  assert set(measured) == {"seconds", "without_features"}
+  for seconds in measured.values():
+    assert len(seconds) == 2 and all(0 < s < 60 for s in seconds)
