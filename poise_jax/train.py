@@ -48,6 +48,7 @@ class Run:
   model: models.ModelConfig
   rollout: RolloutConfig
   update: UpdateConfig
+  warm_start: WarmStartConfig
   estimator: estimators.Estimator
   params: Any  # before training
   sampling_params: Callable[[Any], Any]  # params -> the same weights in the sampler's layout
@@ -61,7 +62,7 @@ def setup(config: ConfigDict) -> Run:
   """
   mesh = sharding.make_mesh(**config.mesh)
   update.check_dtype("model.dtype", config.model.dtype)
-  WarmStartConfig(**config.warm_start)
+  warm_start_config = WarmStartConfig(**config.warm_start)
   task = tasks.arithmetic.make(
     tuple(config.task.kinds),
     config.task.train,
@@ -93,7 +94,7 @@ def setup(config: ConfigDict) -> Run:
   )
   for example in (*task.test, *task.train):
     encoder.encode(example)  # a prompt that is too long is found now, not in step 1,000
-    if config.warm_start.steps:
+    if warm_start_config.steps:
       worked_ids(tokenizer, example, config.rollout.max_new_tokens)
   rollout_config = RolloutConfig(
     **config.rollout,
@@ -122,6 +123,7 @@ def setup(config: ConfigDict) -> Run:
     model=model,
     rollout=rollout_config,
     update=update_config,
+    warm_start=warm_start_config,
     estimator=estimator,
     params=params,
     sampling_params=_sampling_layout(mesh, model, config.model.dtype),
@@ -193,7 +195,7 @@ def train(config: ConfigDict, workdir: str):
     if run.made_tokenizer:
       (workdir / "tokenizer.model").write_bytes(run.made_tokenizer)
     params = run.params
-    if not start and config.warm_start.steps:
+    if not start and run.warm_start.steps:
       params = _warm_start(run, params, log)
     state, estimator_state = update.init(params, run.update), run.estimator.init()
     del params
@@ -312,15 +314,13 @@ def _sampling_layout(mesh, model, dtype):
 
 
 def _warm_start(run, params, log):
-  config = WarmStartConfig(**run.config.warm_start)
-
   def report(step, loss):
-    log.phase(f"warm start {step}/{config.steps}")
-    log.console.print(f"warm start {step:4d}/{config.steps}  loss {loss:.3f}")
+    log.phase(f"warm start {step}/{run.warm_start.steps}")
+    log.console.print(f"warm start {step:4d}/{run.warm_start.steps}  loss {loss:.3f}")
 
-  length = run.rollout.max_new_tokens
+  length, seed = run.rollout.max_new_tokens, run.config.seed
   return warm_start(
-    run.model, params, run.encoder, run.task.train, length, config, run.config.seed, report
+    run.model, params, run.encoder, run.task.train, length, run.warm_start, seed, report
   )
 
 

@@ -252,6 +252,8 @@ def zeros():
     (dict(rollout__top_k=5, train__old_logprobs="sampler"), "train.old_logprobs='sampler'"),
     (dict(rollout__feature_layers=()), "rollout.feature_layers"),
     (dict(rollout__feature_layers=(2,)), "0 to 1"),
+    (dict(probe__pca_prompt=17), "probe.pca_prompt=17 exceeds"),  # the buffer has 16 rows
+    (dict(probe__alpha=0.0), "probe.alpha"),
     (dict(train__loss__aggregation="mean"), "train.loss.aggregation='mean'"),
     (dict(train__remat="all"), "train.remat='all'"),
     (dict(train__dtype="float31"), "train.dtype='float31'"),

@@ -55,7 +55,7 @@ class ProbeConfig:
 
   def __post_init__(self):
     if not (math.isfinite(self.alpha) and self.alpha > 0):
-      raise ValueError(f"alpha must be a positive finite number, got {self.alpha}")
+      raise ValueError(f"probe.alpha must be a positive finite number, got {self.alpha}")
     for name, least in (
       ("pca_prompt", 0),
       ("pca_response", 0),
@@ -65,7 +65,7 @@ class ProbeConfig:
     ):
       value = getattr(self, name)
       if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise ValueError(f"probe.{name} must be an integer of at least {least}, got {value!r}")
 
 
 # v2: Table 4. The paper does not say what its first probe was fitted on; here RLOO fills the buffer
@@ -117,7 +117,7 @@ def _check_shapes(config: ProbeConfig, rows: int, num_features: int) -> int:
     components = getattr(config, name)
     if components > min(rows, width):
       raise ValueError(
-        f"{name}={components} exceeds min(rows, block width) = min({rows}, {width})"
+        f"probe.{name}={components} exceeds min(rows, block width) = min({rows}, {width})"
       )
   return width
 
@@ -342,7 +342,7 @@ def init(config: ProbeConfig, n: int, num_features: int, num_domains: int = 1) -
   _check_samples(n)
   groups = config.buffer_rows // n
   if groups < 1:
-    raise ValueError(f"buffer_rows={config.buffer_rows} holds no group of n={n} rollouts")
+    raise ValueError(f"probe.buffer_rows={config.buffer_rows} holds no group of n={n} rollouts")
   _check_shapes(config, groups * n, num_features)
   return State(
     buffer=Buffer(
