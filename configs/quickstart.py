@@ -12,7 +12,7 @@ from configs import common
 def get_config(algorithm="poise"):
   """See common.ALGORITHMS."""
   config = common.default(algorithm)
-  config.steps = 80
+  config.steps = 50
   config.rollouts = 256
   config.eval_every = 20
   config.eval_batch = 60
