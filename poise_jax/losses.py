@@ -1,4 +1,4 @@
-"""Token log-probs without [B, T, V], the clipped surrogate, and aggregation by explicit weights.
+"""Token log-probs without [B, T, V], surrogate losses, and aggregation by explicit weights.
 
 A loss is a weighted sum over tokens, and the weights of a whole mini-batch are known before any of
 its micro-batches runs. So how a mini-batch is cut up cannot change its loss.
@@ -18,6 +18,11 @@ AGGREGATIONS = (
 )
 
 
+SURROGATES = ("ppo", "gspo", "cispo")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+IMPORTANCE_LEVELS = ("token", "sequence")
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyLossConfig:
   """Options of `policy_loss`; raises ValueError on construction for values without a meaning."""
@@ -26,20 +31,37 @@ class PolicyLossConfig:
   clip_high: float = 0.2  # ratios above 1 + clip_high stop counting (DAPO's clip-higher: 0.28)
   dual_clip: float = 0.0  # c > 1 bounds the loss of a negative advantage at -A c; 0 is off
   aggregation: str = "token-mean"
+  surrogate: str = "ppo"  # or "gspo", "cispo", see policy_loss
+  kl_coef: float = 0.0  # weight of the KL to the reference policy in the loss
+  kl_estimator: str = "k3"  # or "k1", "k2", see kl_estimate
+  entropy_coef: float = 0.0  # weight of the token entropy that is added as a bonus
+  importance_cap: float = 0.0  # bound of the trainer / sampler ratio, see policy_loss; 0 is off
+  importance_level: str = "token"  # or "sequence"
 
   def __post_init__(self):
-    if self.aggregation not in AGGREGATIONS:
+    for name, known in (
+      ("aggregation", AGGREGATIONS),
+      ("surrogate", SURROGATES),
+      ("kl_estimator", KL_ESTIMATORS),
+      ("importance_level", IMPORTANCE_LEVELS),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"train.loss.{name}={getattr(self, name)!r} is unknown; known are {', '.join(known)}"
+        )
+    if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
       raise ValueError(
-        f"train.loss.aggregation={self.aggregation!r} is unknown; "
-        f"known are {', '.join(AGGREGATIONS)}"
-      )
-    if not 0 <= self.clip_low < 1 or self.clip_high < 0:
-      raise ValueError(
-        f"train.loss.clip_low={self.clip_low} must be in [0, 1) and "
+        f"train.loss.clip_low={self.clip_low} must be in [0, 1] (1: no lower bound) and "
         f"train.loss.clip_high={self.clip_high} >= 0"
       )
-    if self.dual_clip and self.dual_clip <= 1:
-      raise ValueError(f"train.loss.dual_clip={self.dual_clip} must be above 1, or 0 for off")
+    if self.dual_clip and (self.dual_clip <= 1 or self.surrogate != "ppo"):
+      raise ValueError(
+        f"train.loss.dual_clip={self.dual_clip} must be above 1, or 0 for off, and belongs to "
+        f"surrogate 'ppo', not to {self.surrogate!r}"
+      )
+    for name in ("kl_coef", "importance_cap"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"train.loss.{name}={getattr(self, name)} must not be negative")
 
 
 def token_logprobs(
@@ -129,6 +151,23 @@ def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B
   raise ValueError(f"aggregation {aggregation!r} is unknown; known are {', '.join(AGGREGATIONS)}")
 
 
+def kl_estimate(
+  logprobs: Float[Array, "B T"], reference: Float[Array, "B T"], estimator: str
+) -> Float[Array, "B T"]:
+  """What one token says about KL(policy || reference), for tokens that the policy sampled.
+
+  With d = log policy - log reference: k1 = d (unbiased, but its gradient in a loss is zero on
+  average), k2 = d^2 / 2 (its gradient is that of the KL), k3 = exp(-d) - 1 + d (unbiased and never
+  negative; GRPO's choice, arXiv 2402.03300 eq. 4). d is bounded at +-20 nats, k3 at 10 as in verl.
+  """
+  d = jnp.clip(logprobs - reference, -20.0, 20.0)
+  if estimator == "k1":
+    return d
+  if estimator == "k2":
+    return d * d / 2
+  return jnp.minimum(jnp.expm1(-d) + d, 10.0)
+
+
 def policy_loss(
   logprobs: Float[Array, "B T"],
   old_logprobs: Float[Array, "B T"],
@@ -136,9 +175,20 @@ def policy_loss(
   mask: Bool[Array, "B T"],
   config: PolicyLossConfig,
   weights: Float[Array, "B T"] | None = None,
+  entropies: Float[Array, "B T"] | None = None,
+  reference_logprobs: Float[Array, "B T"] | None = None,
+  sampler_logprobs: Float[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """The clipped surrogate of PPO with separate bounds (DAPO, arXiv 2503.14476 eq. 8) and dual clip
-  (arXiv 1912.09729 eq. 5); minimise it.
+  """A surrogate whose gradient improves the policy; minimise it.
+
+  With r = policy / old policy of a token, A its advantage, clip into [1 - clip_low, 1 + clip_high]:
+
+  - ppo: -min(r A, clip(r) A) with bounds of their own (DAPO, arXiv 2503.14476 eq. 8) and dual clip
+    (arXiv 1912.09729 eq. 5).
+  - gspo: the same with one ratio a sequence, the geometric mean of its tokens' (GSPO, arXiv
+    2507.18071 eq. 5, 7 and, for the gradient of a token, 13).
+  - cispo: -clip(r) A log policy, where no gradient goes through clip(r), so that no token is left
+    out (MiniMax-M1, arXiv 2506.13585 eq. 4; clip_low=1 is its lack of a lower bound).
 
   Args:
     logprobs: of the current policy, nats.
@@ -147,30 +197,61 @@ def policy_loss(
     mask: the response's tokens; what stands elsewhere may be anything, NaN included.
     config: clipping and aggregation.
     weights: `token_weights` of the mini-batch of which this is a part; default: of this mask.
+    entropies: of the current policy, nats; needed for config.entropy_coef.
+    reference_logprobs: of the reference policy; needed for config.kl_coef.
+    sampler_logprobs: what the sampler reported; needed for config.importance_cap C. The surrogate
+      of a token is then multiplied by min(old / sampler, C), of the token or of its whole sequence,
+      because the old policy as the trainer computes it is not quite the one that sampled.
 
   Returns:
     The loss, and means over the masked tokens: policy/clip_fraction and policy/dual_clip_fraction,
-    where the bound is what the loss took, and policy/kl, the k3 estimate of KL(old || current).
+    where the bound is what the loss took, policy/kl, the k3 estimate of KL(old || current), and, if
+    they are used, policy/reference_kl and rollout/importance_weight.
   """
   if weights is None:
     weights = token_weights(mask, config.aggregation)
+  logprobs = jnp.where(mask, logprobs, 0.0)
   # Log-ratios beyond +-20 would overflow; no clipped surrogate can tell them apart.
   log_ratio = jnp.clip(jnp.where(mask, logprobs - old_logprobs, 0.0), -20.0, 20.0)
   ratio = jnp.exp(log_ratio)
-  plain = -advantages * ratio
-  clipped = -advantages * jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
-  loss, dual_clipped = jnp.maximum(plain, clipped), jnp.zeros_like(mask)
-  if config.dual_clip:
-    bound = -advantages * config.dual_clip
-    dual_clipped = (advantages < 0) & (loss > bound)
-    loss = jnp.where(dual_clipped, bound, loss)
 
   def mean(x):
     return jax.lax.stop_gradient(jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1))
 
-  metrics = {
-    "policy/clip_fraction": mean(clipped > plain),
+  metrics = {"policy/kl": mean(ratio - 1 - log_ratio)}
+  if config.surrogate == "gspo":
+    lengths = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    of_sequence = jax.lax.stop_gradient(log_ratio.sum(-1, keepdims=True) / lengths - logprobs)
+    ratio = jnp.exp(logprobs + of_sequence)
+  bounded = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+  dual_clipped = jnp.zeros_like(mask)
+  if config.surrogate == "cispo":
+    loss = -advantages * jax.lax.stop_gradient(bounded) * logprobs
+    clipped = bounded != ratio
+  else:
+    plain, loss = -advantages * ratio, -advantages * bounded
+    clipped = loss > plain
+    loss = jnp.maximum(plain, loss)
+  if config.dual_clip:
+    bound = -advantages * config.dual_clip
+    dual_clipped = (advantages < 0) & (loss > bound)
+    loss = jnp.where(dual_clipped, bound, loss)
+  metrics |= {
+    "policy/clip_fraction": mean(clipped),
     "policy/dual_clip_fraction": mean(dual_clipped),
-    "policy/kl": mean(ratio - 1 - log_ratio),
   }
+  if config.importance_cap:
+    mismatch = jnp.where(mask, old_logprobs - sampler_logprobs, 0.0)
+    if config.importance_level == "sequence":
+      mismatch = mismatch.sum(-1, keepdims=True)
+    importance = jnp.minimum(jnp.exp(jnp.clip(mismatch, -20.0, 20.0)), config.importance_cap)
+    importance = jax.lax.stop_gradient(importance)
+    loss = loss * importance
+    metrics["rollout/importance_weight"] = mean(importance)
+  if config.kl_coef:
+    kl = kl_estimate(logprobs, jnp.where(mask, reference_logprobs, 0.0), config.kl_estimator)
+    loss = loss + config.kl_coef * kl
+    metrics["policy/reference_kl"] = mean(kl)
+  if config.entropy_coef:
+    loss = loss - config.entropy_coef * entropies
   return (weights * jnp.where(mask, loss, 0.0)).sum(), metrics

@@ -10,7 +10,10 @@ import torch
 
 from poise_jax.losses import (
   AGGREGATIONS,
+  IMPORTANCE_LEVELS,
+  KL_ESTIMATORS,
   PolicyLossConfig,
+  kl_estimate,
   policy_loss,
   token_logprobs,
   token_weights,
@@ -93,20 +96,41 @@ def test_no_buffer_of_all_logits():
   assert [shape for shape in forbidden if shape in theirs]  # the test can find what is there
 
 
-def torch_policy_loss(logprobs, old, advantages, mask, config):
-  """verl's formulas, sequence by sequence and token by token."""
+def torch_policy_loss(logprobs, old, advantages, mask, config, extra=None):
+  """verl's formulas, sequence by sequence and token by token.
+
+  extra: entropies, reference_logprobs, sampler_logprobs.
+  """
   rows = []
   for i in range(len(logprobs)):
     row = []
+    log_ratios = (logprobs[i] - old[i])[torch.tensor(mask[i])]
     for t in range(logprobs.shape[1]):
       if not mask[i, t]:
         continue
       a = advantages[i, t if advantages.shape[1] > 1 else 0]
       ratio = torch.exp(logprobs[i, t] - old[i, t])
+      if config.surrogate == "gspo":
+        share = torch.exp(logprobs[i, t] - logprobs[i, t].detach())
+        ratio = log_ratios.mean().exp().detach() * share
       bounded = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
       loss = torch.maximum(-a * ratio, -a * bounded)
+      if config.surrogate == "cispo":
+        loss = -bounded.detach() * a * logprobs[i, t]
       if config.dual_clip and a < 0:
         loss = torch.minimum(loss, -a * config.dual_clip)
+      if config.importance_cap:
+        off = (old[i] - torch.tensor(extra[2][i]))[torch.tensor(mask[i])]
+        off = off.sum() if config.importance_level == "sequence" else off[t]
+        loss = loss * torch.clamp(off.exp(), max=config.importance_cap)
+      if config.kl_coef:
+        d = logprobs[i, t] - extra[1][i, t]
+        k = {"k1": d, "k2": d**2 / 2, "k3": torch.clamp(torch.exp(-d) - 1 + d, max=10)}[
+          config.kl_estimator
+        ]
+        loss = loss + config.kl_coef * k
+      if config.entropy_coef:
+        loss = loss - config.entropy_coef * extra[0][i, t]
       row.append(loss)
     rows.append(row)
   spoken = [row for row in rows if row]
@@ -138,9 +162,9 @@ def batch(per_token=False):
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def loss_and_grad(logprobs, old, advantages, mask, config, weights=None):
+def loss_and_grad(logprobs, old, advantages, mask, config, weights=None, extra=()):
   (loss, metrics), grad = jax.value_and_grad(policy_loss, has_aux=True)(
-    logprobs, old, advantages, mask, config, weights
+    logprobs, old, advantages, mask, config, weights, *extra
   )
   return loss, grad, metrics
 
@@ -162,17 +186,101 @@ def test_policy_loss_equals_torch(aggregation, dual_clip):
       assert metrics["policy/dual_clip_fraction"] > 0
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_what_stands_outside_of_the_mask_is_harmless(aggregation):
-  config = PolicyLossConfig(dual_clip=3.0, aggregation=aggregation)
-  logprobs, old, advantages, mask = batch(per_token=True)
-  clean = loss_and_grad(logprobs, old, advantages, mask, config)
-  for bad in (np.nan, np.inf, -np.inf):
-    dirty = [np.where(mask, x, bad).astype(np.float32) for x in (logprobs, old, advantages)]
-    both = zip(
-      jax.tree.leaves(clean), jax.tree.leaves(loss_and_grad(*dirty, mask, config)), strict=True
+def extras(old):
+  """Entropies, reference log-probs and sampler log-probs; ratios around 1.5 and far below."""
+  rng = np.random.default_rng(2)
+  off = np.log(rng.choice([0.3, 0.9, 1.1, 3.0], old.shape))
+  return [
+    np.asarray(x, np.float32)
+    for x in (rng.random(old.shape), old + rng.normal(0, 0.5, old.shape), old - off)
+  ]
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(surrogate="gspo"),
+    dict(surrogate="gspo", clip_low=3e-4, clip_high=4e-4, aggregation="seq-mean-token-mean"),
+    dict(surrogate="cispo"),
+    dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),
+    *(dict(kl_coef=0.1, kl_estimator=name) for name in KL_ESTIMATORS),
+    *(dict(importance_cap=2.0, importance_level=name) for name in IMPORTANCE_LEVELS),
+    dict(entropy_coef=0.01, dual_clip=3.0),
+    dict(surrogate="cispo", kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0),
+  ],
+  ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_other_surrogates_and_terms_equal_torch(changes):
+  config = PolicyLossConfig(**{"clip_high": 0.28, **changes})
+  for per_token in (False, True):
+    logprobs, old, advantages, mask = batch(per_token)
+    extra = extras(old)
+    loss, grad, metrics = loss_and_grad(logprobs, old, advantages, mask, config, None, extra)
+    leaf = torch.tensor(logprobs, requires_grad=True)
+    expected = torch_policy_loss(
+      leaf, torch.tensor(old), torch.tensor(advantages), mask, config, extra
     )
-    for a, b in both:
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad, leaf.grad, rtol=1e-5, atol=1e-5)
+    assert np.abs(grad).max() > 1e-3
+    assert ("policy/reference_kl" in metrics) == bool(config.kl_coef)
+    assert ("rollout/importance_weight" in metrics) == bool(config.importance_cap)
+
+
+def test_the_entropy_bonus_has_a_gradient():
+  """Through the entropies, which are an output of token_logprobs beside the log-probs."""
+  logprobs, old, advantages, mask = batch()
+  config = PolicyLossConfig(entropy_coef=0.5)
+  grad = jax.grad(lambda e: policy_loss(logprobs, old, advantages, mask, config, None, e)[0])
+  np.testing.assert_allclose(grad(extras(old)[0]), -0.5 * mask / mask.sum(), rtol=1e-6)
+
+
+def test_kl_estimates_are_unbiased_and_have_the_gradient_of_the_kl():
+  """By summing over a vocabulary of 5."""
+  rng = np.random.default_rng(0)
+  logits, reference = rng.normal(size=5), jax.nn.log_softmax(rng.normal(size=5))
+
+  def kl(logits):
+    log_p = jax.nn.log_softmax(logits)
+    return (jnp.exp(log_p) * (log_p - reference)).sum()
+
+  def estimate(logits, name):  # of tokens sampled from a policy that gradients do not see
+    log_p = jax.nn.log_softmax(logits)
+    p = jax.lax.stop_gradient(jnp.exp(log_p))
+    return (p * kl_estimate(log_p[None], reference[None], name)[0]).sum()
+
+  for name in ("k1", "k3"):
+    np.testing.assert_allclose(estimate(logits, name), kl(logits), rtol=1e-5)
+  assert abs(estimate(logits, "k2") / kl(logits) - 1) > 0.01
+  np.testing.assert_allclose(jax.grad(estimate)(logits, "k1"), 0.0, atol=1e-6)
+  exact = jax.grad(kl)(logits)
+  np.testing.assert_allclose(jax.grad(estimate)(logits, "k2"), exact, rtol=1e-4)
+  assert np.abs(jax.grad(estimate)(logits, "k3") - exact).max() > 0.01
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo"])
+def test_what_stands_outside_of_the_mask_is_harmless(aggregation, surrogate):
+  config = PolicyLossConfig(
+    dual_clip=3.0 * (surrogate == "ppo"),
+    aggregation=aggregation,
+    surrogate=surrogate,
+    kl_coef=0.1,
+    entropy_coef=0.1,
+    importance_cap=2.0,
+    importance_level="sequence",
+  )
+  logprobs, old, advantages, mask = batch(per_token=True)
+  arrays = (logprobs, old, advantages, *extras(old))
+
+  def results(arrays):
+    return jax.tree.leaves(loss_and_grad(*arrays[:3], mask, config, None, arrays[3:]))
+
+  clean = results(arrays)
+  for bad in (np.nan, np.inf, -np.inf):
+    dirty = [np.where(mask, x, bad).astype(np.float32) for x in arrays]
+    for a, b in zip(clean, results(dirty), strict=True):
       np.testing.assert_array_equal(a, b)
 
 
@@ -208,9 +316,7 @@ def test_the_sign_of_the_advantage_decides_which_bound_holds(advantage, ratio, l
   stopped = (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
   assert float(metrics["policy/clip_fraction"]) == stopped
   assert float(metrics["policy/dual_clip_fraction"]) == (loss == 3.0)
-  np.testing.assert_allclose(
-    metrics["policy/kl"], ratio - 1 - np.log(ratio), rtol=1e-5
-  )
+  np.testing.assert_allclose(metrics["policy/kl"], ratio - 1 - np.log(ratio), rtol=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -247,11 +353,17 @@ def test_weights_of_each_aggregation():
   "change,message",
   [
     (dict(aggregation="token-sum"), "train.loss.aggregation='token-sum'.*token-mean"),
-    (dict(clip_low=1.0), "train.loss.clip_low=1.0"),
+    (dict(clip_low=1.1), "train.loss.clip_low=1.1"),
     (dict(clip_low=-0.1), "train.loss.clip_low=-0.1"),
     (dict(clip_high=-0.1), "train.loss.clip_high=-0.1"),
     (dict(dual_clip=1.0), "train.loss.dual_clip=1.0"),
     (dict(dual_clip=-3.0), "train.loss.dual_clip=-3.0"),
+    (dict(dual_clip=3.0, surrogate="gspo"), "train.loss.dual_clip=3.0.*'ppo', not to 'gspo'"),
+    (dict(surrogate="dpo"), "train.loss.surrogate='dpo'.*ppo, gspo, cispo"),
+    (dict(kl_estimator="k4"), "train.loss.kl_estimator='k4'.*k1, k2, k3"),
+    (dict(importance_level="batch"), "train.loss.importance_level='batch'.*token, sequence"),
+    (dict(kl_coef=-1.0), "train.loss.kl_coef=-1.0"),
+    (dict(importance_cap=-1.0), "train.loss.importance_cap=-1.0"),
   ],
 )
 def test_bad_options_are_named(change, message):
