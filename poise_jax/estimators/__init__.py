@@ -4,7 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from poise_jax.estimators import probe
-from poise_jax.estimators.group import grpo, rloo
+from poise_jax.estimators.group import (
+  dr_grpo,
+  grpo,
+  reinforce_pp,
+  reinforce_pp_baseline,
+  rloo,
+)
 from poise_jax.estimators.probe import ProbeConfig, cross_rollout_advantages
 
 NAMES = ("poise", "rloo", "grpo")
@@ -61,8 +67,11 @@ __all__ = [
   "Estimator",
   "ProbeConfig",
   "cross_rollout_advantages",
+  "dr_grpo",
   "grpo",
   "make",
   "probe",
+  "reinforce_pp",
+  "reinforce_pp_baseline",
   "rloo",
 ]

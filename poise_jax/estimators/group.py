@@ -1,5 +1,7 @@
-"""Advantages from the other rewards of a group. A group is the n responses to one prompt."""
+"""Advantages from the other rewards of a group or of the batch. A group is the n responses to one
+prompt."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 STD_EPSILON = 1e-6  # verl's; TRL has 1e-4
@@ -11,9 +13,18 @@ def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   Raises:
     ValueError: groups of one have no standard deviation.
   """
-  _check_group("grpo", rewards)
-  centred = rewards - rewards.mean(axis=1, keepdims=True)
-  return centred / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
+  return dr_grpo(rewards, "grpo") / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
+
+
+def dr_grpo(rewards: Float[Array, "P n"], name: str = "dr_grpo") -> Float[Array, "P n"]:
+  """r - mean of the group, without its standard deviation (Dr. GRPO, arXiv 2503.20783); (n - 1) / n
+  of RLOO's advantage.
+
+  Raises:
+    ValueError: in groups of one every advantage would be zero.
+  """
+  _check_group(name, rewards)
+  return rewards - rewards.mean(axis=1, keepdims=True)
 
 
 def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
@@ -25,6 +36,45 @@ def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   _check_group("rloo", rewards)
   n = rewards.shape[1]
   return rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / (n - 1)
+
+
+def reinforce_pp(
+  rewards: Float[Array, "P n"], lengths: Float[Array, "P n"] | None = None
+) -> Float[Array, "P n"]:
+  """(r - mean) / std of the whole batch (REINFORCE++, arXiv 2501.03262); n may be 1.
+
+  Args:
+    rewards: of every response.
+    lengths: tokens of every response: mean and standard deviation are then over tokens, as in
+      verl, so that the advantages of a token-mean loss are centred. None: over responses.
+
+  Raises:
+    ValueError: a batch of one response has no standard deviation.
+  """
+  return _whiten(rewards, lengths)
+
+
+def reinforce_pp_baseline(
+  rewards: Float[Array, "P n"], lengths: Float[Array, "P n"] | None = None
+) -> Float[Array, "P n"]:
+  """r - mean of the group, divided by the standard deviation of that over the whole batch (the
+  baseline variant of REINFORCE++, arXiv 2501.03262). `lengths` as for `reinforce_pp`.
+
+  Raises:
+    ValueError: groups of one have nothing to compare.
+  """
+  return _whiten(dr_grpo(rewards, "reinforce_pp_baseline"), lengths)
+
+
+def _whiten(values, lengths):
+  """Weighted mean 0 and standard deviation (ddof=1) 1 over all entries."""
+  weights = jnp.ones_like(values) if lengths is None else lengths
+  if values.size < 2:
+    raise ValueError("reinforce_pp compares the answers of a batch: rollouts must be at least 2")
+  total = jnp.maximum(weights.sum(), 2)
+  centred = values - (weights * values).sum() / total
+  variance = (weights * centred**2).sum() / (total - 1)
+  return centred / (jnp.sqrt(variance) + STD_EPSILON)
 
 
 def _check_group(name, rewards):

@@ -24,10 +24,48 @@ def test_grpo_divides_by_the_sample_standard_deviation():
   assert not np.asarray(actual)[1:3].any()  # groups of equal rewards teach nothing
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_dr_grpo_is_rloo_shrunk():
+  expected = [[r - g.mean() for r in g] for g in REWARDS]
+  actual = estimators.dr_grpo(jnp.array(REWARDS))
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
+  np.testing.assert_allclose(actual, 0.75 * estimators.rloo(jnp.array(REWARDS)), atol=1e-6)
+
+
+def whitened(values, lengths):
+  """Every token of a response has its value, as verl repeats them."""
+  tokens = np.repeat(values.ravel(), lengths.ravel())
+  return (values - tokens.mean()) / (tokens.std(ddof=1) + 1e-6)
+
+
+def test_reinforce_pp_whitens_the_batch():
+  ones = np.ones(REWARDS.shape, int)
+  lengths = np.random.default_rng(0).integers(0, 9, REWARDS.shape)
+  centred = REWARDS - REWARDS.mean(1, keepdims=True)
+  for of, values in (
+    (estimators.reinforce_pp, REWARDS),
+    (estimators.reinforce_pp_baseline, centred),
+  ):
+    actual = of(jnp.array(REWARDS))
+    np.testing.assert_allclose(actual, whitened(values, ones), atol=1e-5)
+    actual = of(jnp.array(REWARDS), jnp.array(lengths))
+    np.testing.assert_allclose(actual, whitened(values, lengths), atol=1e-5)
+    assert abs((actual * lengths).sum()) < 1e-4
+  np.testing.assert_allclose(
+    estimators.reinforce_pp(jnp.array([[0.0], [1.0]])), np.array([[-1], [1]]) * 0.5**0.5, rtol=1e-5
+  )
+  assert not np.any(estimators.reinforce_pp(jnp.ones((2, 2))))
+  with pytest.raises(ValueError, match="rollouts must be at least 2"):
+    estimators.reinforce_pp(jnp.ones((1, 1)))
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "dr_grpo", "reinforce_pp_baseline"])
 def test_groups_of_one_are_refused(name):
-  with pytest.raises(ValueError, match="at least 2"):
+  with pytest.raises(ValueError, match=f"{name} compares.*at least 2"):
     getattr(estimators, name)(jnp.ones((3, 1)))
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_groups_of_one_are_refused_by_make(name):
   with pytest.raises(ValueError, match="rollout.n=1"):
     estimators.make(name, 1, 0, 1, estimators.ProbeConfig())
 
