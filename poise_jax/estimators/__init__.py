@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from poise_jax.estimators import probe
+from poise_jax.estimators import critic, probe, tracker
+from poise_jax.estimators.critic import gae
 from poise_jax.estimators.group import (
   dr_grpo,
   grpo,
@@ -66,12 +67,15 @@ def make(name: str, n: int, features: int, domains: int, config: ProbeConfig) ->
 __all__ = [
   "Estimator",
   "ProbeConfig",
+  "critic",
   "cross_rollout_advantages",
   "dr_grpo",
+  "gae",
   "grpo",
   "make",
   "probe",
   "reinforce_pp",
   "reinforce_pp_baseline",
   "rloo",
+  "tracker",
 ]

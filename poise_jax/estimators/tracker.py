@@ -1,0 +1,69 @@
+"""SPO's baseline: a Beta distribution a prompt that forgets as the policy moves away.
+
+Source: arXiv 2509.13232 and its code (verl-recipe, spo_ray_trainer.py). One response a prompt is
+enough. Letters: N prompts of the training set, P prompts of a step.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+DRIFT_HALF = 0.06  # mean |change of log-prob| a token that halves the memory
+KEEP_MIN, KEEP_MAX = 0.875, 0.96  # bounds of what is kept of the counts
+
+
+@flax.struct.dataclass
+class Tracker:
+  """Pseudo-counts of success and failure."""
+
+  successes: jax.Array  # [N] float32, alpha
+  failures: jax.Array  # [N] float32, beta
+
+
+def init(
+  prompts: int, successes: Float[Array, " N"] | float = 0.0, trials: float = 0.0
+) -> Tracker:
+  """A prior of 1 / (1 - KEEP_MIN) = 8 pseudo-trials, from rewards of offline responses if any.
+
+  Args:
+    prompts: N.
+    successes: sum of the rewards of each prompt's offline responses.
+    trials: how many of them there were; with none, one half success and one half failure.
+  """
+  counts = jnp.broadcast_to(jnp.asarray(successes, jnp.float32), (prompts,))
+  if not trials:
+    return Tracker(jnp.full(prompts, 0.5), jnp.full(prompts, 0.5))
+  size = 1 / (1 - KEEP_MIN)
+  successes = size * (counts + 0.5) / (trials + 1)
+  return Tracker(successes, size - successes)
+
+
+def value(tracker: Tracker) -> Float[Array, " N"]:
+  """The expected reward of every prompt."""
+  return tracker.successes / (tracker.successes + tracker.failures)
+
+
+def kept(drift: Float[Array, " P"]) -> Float[Array, " P"]:
+  """How much of the counts is kept after a mean |change of log-prob| of `drift` nats a token."""
+  return jnp.clip(2.0 ** (-drift / DRIFT_HALF), KEEP_MIN, KEEP_MAX)
+
+
+def update(
+  tracker: Tracker,
+  prompts: Int[Array, " P"],
+  rewards: Float[Array, " P"],
+  drift: Float[Array, " P"],
+) -> Tracker:
+  """Counts this step's rewards (in [0, 1]), one a prompt; `prompts` are different."""
+  keep = kept(drift)
+  return Tracker(
+    tracker.successes.at[prompts].set(keep * tracker.successes[prompts] + rewards),
+    tracker.failures.at[prompts].set(keep * tracker.failures[prompts] + 1 - rewards),
+  )
+
+
+def priorities(tracker: Tracker) -> Float[Array, " N"]:
+  """Sampling weights: the standard deviation of the reward, and a little for every prompt."""
+  v = value(tracker)
+  return jnp.sqrt(v * (1 - v)) + 0.05
