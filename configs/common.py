@@ -22,10 +22,28 @@ ALGORITHMS = {
   "poise_v2": dict(
     estimator="poise", n=2, clip_high=0.28, aggregation="seq-mean-token-mean", probe="v2"
   ),
+  # A step past the paper: the probe reads the sibling's reward beside its states.
+  "poise_sibling": dict(estimator="poise_sibling", n=2, clip_high=0.28, dual_clip=10.0),
   # POISE's control: the same rollouts and loss, the sibling's reward as the baseline.
   "rloo": dict(estimator="rloo", n=2, clip_high=0.28, dual_clip=10.0),
   # DeepSeekMath: group statistics, symmetric clip, every sequence counts the same.
   "grpo": dict(estimator="grpo", n=8, aggregation="seq-mean-token-mean"),
+  # Group mean alone, and a constant instead of a sequence's length.
+  "dr_grpo": dict(estimator="dr_grpo", n=8, aggregation="seq-mean-token-sum-norm"),
+  # REINFORCE++ with baseline: group mean, standard deviation of the batch.
+  "reinforce_pp_baseline": dict(estimator="reinforce_pp_baseline", n=8),
+  # GRPO's advantages with one clipped ratio a sequence; bounds of GSPO's paper.
+  "gspo": dict(
+    estimator="grpo",
+    n=8,
+    surrogate="gspo",
+    clip_low=3e-4,
+    clip_high=4e-4,
+    aggregation="seq-mean-token-mean",
+  ),
+  # GRPO's advantages with a clipped weight, so that no token is left out; no lower bound. The paper
+  # does not give the upper one.
+  "cispo": dict(estimator="grpo", n=8, surrogate="cispo", clip_low=1.0, clip_high=0.28),
   # DAPO without dynamic sampling: clip-higher and token mean.
   "dapo": dict(estimator="grpo", n=8, clip_high=0.28),
 }

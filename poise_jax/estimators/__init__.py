@@ -1,7 +1,10 @@
 """An algorithm's advantages are three pure functions: init, estimate, update."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from poise_jax.estimators import critic, probe, tracker
 from poise_jax.estimators.critic import gae
@@ -14,7 +17,7 @@ from poise_jax.estimators.group import (
 )
 from poise_jax.estimators.probe import ProbeConfig, cross_rollout_advantages
 
-NAMES = ("poise", "rloo", "grpo")
+NAMES = ("poise", "poise_sibling", "rloo", "grpo", "dr_grpo", "reinforce_pp_baseline")
 
 
 class Estimator(NamedTuple):
@@ -32,6 +35,10 @@ class Estimator(NamedTuple):
 def make(name: str, n: int, features: int, domains: int, config: ProbeConfig) -> Estimator:
   """The estimator of a name, for groups of n, F features and a number of domains.
 
+  poise_sibling goes a step past the paper: its probe also reads the reward of the rollout that it
+  reads the states of. The baseline of y_i comes from its siblings' states and rewards, which are
+  all as independent of y_i as the states alone: it stays unbiased, and RLOO is a special case.
+
   Raises:
     ValueError: the name is unknown, or n is too small for it.
   """
@@ -39,20 +46,33 @@ def make(name: str, n: int, features: int, domains: int, config: ProbeConfig) ->
     raise ValueError(f"estimator {name!r} is unknown; known are {', '.join(NAMES)}")
   if n < 2:
     raise ValueError(f"{name} needs sibling rollouts: rollout.n={n} must be at least 2")
-  if name == "poise":
+  if name in ("poise", "poise_sibling"):
     if not features:
-      raise ValueError("poise reads hidden states: rollout.feature_layers must not be empty")
+      raise ValueError(f"{name} reads hidden states: rollout.feature_layers must not be empty")
+    reads_reward = name == "poise_sibling"
+    config = dataclasses.replace(config, scalars=config.scalars + reads_reward)
+
+    def rows(rewards, features):
+      return jnp.concatenate([features, rewards[..., None]], -1) if reads_reward else features
 
     def estimate(state, rewards, features, domains):
-      advantages, baselines, _, metrics = probe.estimate(state, rewards, features, domains, config)
+      seen = (rewards, rows(rewards, features), domains)
+      advantages, baselines, _, metrics = probe.estimate(state, *seen, config)
       return advantages, baselines, metrics
 
     return Estimator(
-      init=lambda: probe.init(config, n, features, domains),
+      init=lambda: probe.init(config, n, features + reads_reward, domains),
       estimate=estimate,
-      update=lambda *args: probe.update(*args, config),
+      update=lambda state, rewards, features, domains: probe.update(
+        state, rewards, rows(rewards, features), domains, config
+      ),
     )
-  group = {"rloo": rloo, "grpo": grpo}[name]
+  group = {
+    "rloo": rloo,
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+    "reinforce_pp_baseline": reinforce_pp_baseline,
+  }[name]
 
   def estimate_from_group(_, rewards, features, domains):
     advantages = group(rewards)

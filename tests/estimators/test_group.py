@@ -64,20 +64,20 @@ def test_groups_of_one_are_refused(name):
     getattr(estimators, name)(jnp.ones((3, 1)))
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo"])
+@pytest.mark.parametrize("name", estimators.NAMES)
 def test_groups_of_one_are_refused_by_make(name):
   with pytest.raises(ValueError, match="rollout.n=1"):
     estimators.make(name, 1, 0, 1, estimators.ProbeConfig())
 
 
 def test_make_names_what_is_wrong():
-  with pytest.raises(ValueError, match="'popo' is unknown; known are poise, rloo, grpo"):
+  with pytest.raises(ValueError, match="'popo' is unknown; known are poise, .*, grpo"):
     estimators.make("popo", 2, 8, 1, estimators.ProbeConfig())
   with pytest.raises(ValueError, match="feature_layers"):
     estimators.make("poise", 2, 0, 1, estimators.ProbeConfig())
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo", "poise"])
+@pytest.mark.parametrize("name", estimators.NAMES)
 def test_every_estimator_has_the_same_shape(name):
   estimator = estimators.make(name, 4, 11, 1, estimators.ProbeConfig(bootstrap_steps=1))
   state, domains = estimator.init(), jnp.zeros(4, int)
@@ -88,6 +88,6 @@ def test_every_estimator_has_the_same_shape(name):
     )
     assert advantages.shape == baselines.shape == REWARDS.shape
     state = estimator.update(state, jnp.array(REWARDS), features, domains)
-  assert (name == "poise") == ("probe/mae" in metrics)
-  if name != "grpo":
+  assert name.startswith("poise") == ("probe/mae" in metrics)
+  if name not in ("grpo", "reinforce_pp_baseline"):  # those two are divided by something
     np.testing.assert_allclose(advantages, REWARDS - baselines, atol=1e-6)
