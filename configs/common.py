@@ -68,6 +68,7 @@ def default(algorithm: str) -> ConfigDict:
   config.eval_every = 20  # steps between held-out evaluations; there is one before and one after
   config.eval_batch = 64  # prompts evaluated at once
   config.checkpoint_every = 0  # steps between checkpoints; 0: only after the last step
+  config.reference_every = 0  # steps after which train.loss's KL gets a new reference; 0: never
   config.log_samples = 4  # prompts a step whose answers go to samples.jsonl
 
   config.model = ConfigDict()

@@ -198,10 +198,11 @@ def train(config: ConfigDict, workdir: str):
     if not start and run.warm_start.steps:
       params = _warm_start(run, params, log)
     state, estimator_state = update.init(params, run.update), run.estimator.init()
+    reference = _copy(params) if run.update.loss.kl_coef else ()
     del params
     run.params = None  # donated by the first update
     if start:
-      state, estimator_state = checkpoints.restore((state, estimator_state))
+      state, estimator_state, reference = checkpoints.restore((state, estimator_state, reference))
       log.console.print(f"resuming {workdir} after step {start}")
     else:
       log.phase("evaluating")
@@ -239,7 +240,11 @@ def train(config: ConfigDict, workdir: str):
       laps.lap("estimate")
 
       log.phase(f"step {step}: updating")
-      state, metrics = update.step(run.model, state, rollouts, advantages, run.update)
+      state, metrics = update.step(
+        run.model, state, rollouts, advantages, run.update, reference
+      )
+      if reference and config.reference_every and step % config.reference_every == 0:
+        reference = _copy(state.params)
       metrics = jax.device_get(metrics)
       laps.lap("update")
 
@@ -282,7 +287,7 @@ def train(config: ConfigDict, workdir: str):
       log.log(step, metrics)
       if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
         log.phase(f"step {step}: saving")
-        checkpoints.save(step, (state, estimator_state))
+        checkpoints.save(step, (state, estimator_state, reference))
   checkpoints.close()
 
 
@@ -302,6 +307,11 @@ class Clock:
   def metrics(self) -> dict[str, float]:
     """time/step and time/<part>, in seconds."""
     return {"time/step": self.last - self.start, **self.parts}
+
+
+def _copy(params):
+  """The same parameters in memory of their own: the update donates those of its state."""
+  return jax.tree.map(jnp.copy, params)
 
 
 def _sampling_layout(mesh, model, dtype):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,11 @@ class UpdateConfig:
     if self.old_logprobs not in OLD_LOGPROBS:
       raise ValueError(
         f"train.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
+      )
+    if self.loss.importance_cap and self.old_logprobs == "sampler":
+      raise ValueError(
+        f"train.loss.importance_cap={self.loss.importance_cap} corrects recomputed log-probs for "
+        "the sampler's; it needs train.old_logprobs='recompute'"
       )
     for name in ("minibatch_size", "microbatch_size", "logprob_chunk"):
       if getattr(self, name) < 1:
@@ -103,6 +109,7 @@ def step(
   rollouts: Rollouts,
   advantages: jax.Array,
   config: UpdateConfig,
+  reference: Any = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Updates the policy once over all P * n sequences, in order, a mini-batch an optimizer step.
 
@@ -112,6 +119,7 @@ def step(
     rollouts: P * n sequences; their number is a multiple of config.minibatch_size.
     advantages: [P, n].
     config: static; compiles once.
+    reference: parameters of the policy that config.loss.kl_coef keeps this one near; not donated.
 
   Returns:
     The new state, and metrics averaged over the mini-batches. rollout/mismatch_kl is the k3
@@ -135,6 +143,8 @@ def step(
   elif count > 1:
     batch["old_logprobs"] = _recompute(model, state.params, batch, config)
   # With a single optimizer step the recomputed log-probs are those of the loss itself.
+  if config.loss.kl_coef:
+    batch["reference_logprobs"] = _recompute(model, reference, batch, config)
   all_metrics = []
   for i in range(count):
     minibatch = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
@@ -185,7 +195,15 @@ def _minibatch_step(model, config, state, batch):
     old = micro.get("old_logprobs", jax.lax.stop_gradient(logprobs))
     mask = micro["response_mask"]
     loss, metrics = policy_loss(
-      logprobs, old, micro["advantages"], mask, config.loss, micro["weights"]
+      logprobs,
+      old,
+      micro["advantages"],
+      mask,
+      config.loss,
+      micro["weights"],
+      entropies,
+      micro.get("reference_logprobs"),
+      micro["sampler_logprobs"],
     )
     tokens = mask.sum()
     difference = jnp.where(mask, logprobs - micro["sampler_logprobs"], 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from configs import quickstart
+from configs import common, quickstart
 from poise_jax import train as train_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,6 +43,8 @@ TINY = {
   "probe.pca_response": 4,
   "train.minibatch_size": 4,
   "train.microbatch_size": 2,
+  "train.loss.kl_coef": 0.1,
+  "reference_every": 2,
 }
 PROMPTS, N = 4, 2
 
@@ -129,6 +131,17 @@ def test_metrics_of_a_run(workdir):
     assert row["rollout/mismatch_kl"] < 1e-5  # the sampler had the weights of the trainer
     parts = sum(row[f"time/{part}"] for part in ("rollout", "reward", "estimate", "update"))
     assert parts == pytest.approx(row["time/step"], rel=1e-3)
+  # Two optimizer steps a step, so the mean has left the reference even where it was just renewed.
+  drift = [row["policy/reference_kl"] for row in rows[1:]]
+  assert 0 < drift[0] < drift[1] and 0 < drift[2] < drift[1]
+
+
+@pytest.mark.parametrize("algorithm", common.ALGORITHMS)
+def test_every_algorithm_takes_a_step(tmp_path, monkeypatch, zeros, algorithm):
+  monkeypatch.setattr(train_lib.models, "init", zeros)
+  changes = dict(steps=1, warm_start__steps=0, train__minibatch_size=8, train__microbatch_size=8)
+  train_lib.train(tiny(algorithm, **changes), str(tmp_path))
+  assert lines(tmp_path / "metrics.jsonl")[-1]["step"] == 1
 
 
 def test_samples_of_a_run(workdir):

@@ -299,3 +299,48 @@ def test_bad_options_are_named(change, message):
 def test_impossible_options_are_a_value_error(change):
   with pytest.raises(ValueError, match=f"train.{next(iter(change))}"):
     UpdateConfig(**change)
+
+
+def test_the_kl_pulls_towards_the_reference(params, rollouts):
+  """Without advantages nothing else moves; the reference itself is left alone and not donated."""
+  reference = jax.tree.map(lambda x: 1.1 * x, params)
+  loss = PolicyLossConfig(kl_coef=1.0, kl_estimator="k2")
+  config = dataclasses.replace(BASE, loss=loss)
+  state, distances = update.init(jax.tree.map(jnp.copy, params), config), []
+  for _ in range(4):
+    state, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config, reference)
+    distances.append(float(metrics["policy/reference_kl"]))
+    norm = float(metrics["policy/grad_norm"])
+  assert distances[0] > 1e-3 and distances == sorted(distances, reverse=True)
+  assert distances[-1] < 0.9 * distances[0]
+  state = update.init(jax.tree.map(jnp.copy, params), config)
+  _, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config, params)
+  assert float(metrics["policy/reference_kl"]) < 1e-10
+  assert float(metrics["policy/grad_norm"]) < 1e-3 * norm
+
+
+def test_the_entropy_bonus_raises_entropy(params, rollouts):
+  config = dataclasses.replace(BASE, loss=PolicyLossConfig(entropy_coef=1.0), learning_rate=1e-3)
+  state, entropies = update.init(jax.tree.map(jnp.copy, params), config), []
+  for _ in range(3):
+    state, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config)
+    entropies.append(float(metrics["policy/entropy"]))
+  assert entropies[0] < entropies[1] < entropies[2]
+
+
+def test_importance_sampling_bounds_what_the_sampler_got_wrong(params, rollouts, advantages):
+  """The sampler claims to have been e times less likely to say what it said: weight min(e, cap)."""
+  off = rollouts.replace(logprobs=jnp.where(rollouts.mask, rollouts.logprobs - 1.0, 0.0))
+  norms = {}
+  for cap in (0.0, 2.0, 9.0):
+    config = dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=cap))
+    state = update.init(jax.tree.map(jnp.copy, params), config)
+    _, metrics = update.step(MODEL, state, off, advantages, config)
+    norms[cap] = float(metrics["policy/grad_norm"])
+  np.testing.assert_allclose(norms[2.0] / norms[0.0], 2.0, rtol=1e-4)
+  np.testing.assert_allclose(norms[9.0] / norms[0.0], np.e, rtol=1e-3)
+
+
+def test_importance_sampling_of_the_samplers_own_log_probs_is_refused():
+  with pytest.raises(ValueError, match="importance_cap=2.0 .*old_logprobs='recompute'"):
+    dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=2.0), old_logprobs="sampler")
