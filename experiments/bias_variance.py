@@ -1,0 +1,151 @@
+"""Bias and variance of every estimator's gradient: python -m experiments.bias_variance
+
+A toy policy writes answers of three bits to four prompts of different difficulty, which share all
+of its parameters. Every batch that could be sampled is weighted with its probability, so the
+numbers are exact. Prints the table of docs/algorithms.md.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+
+from poise_jax import estimators
+from poise_jax.estimators import probe
+
+LENGTH = 3
+ANSWERS = list(itertools.product((0, 1), repeat=LENGTH))
+PREFIXES = [p for t in range(LENGTH) for p in itertools.product((0, 1), repeat=t)]
+SOLVED = (1, 3, 5, 7)  # of the 8 answers, how many are right for each prompt
+PROBE = probe.ProbeConfig(alpha=1.0, buffer_rows=2048, bootstrap_steps=1)
+
+
+class Toy:
+  """Probabilities, scores, rewards and features of every answer to every prompt."""
+
+  def __init__(self, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=len(PREFIXES))
+    prompts = len(SOLVED)
+    self.probabilities = np.ones((prompts, len(ANSWERS)))  # [X, Y] of an answer to its prompt
+    self.scores = np.zeros((prompts, len(ANSWERS), len(PREFIXES)))  # d log probability / d shared
+    for x, own in enumerate(rng.normal(0, 0.5, size=(prompts, len(PREFIXES)))):
+      one = 1 / (1 + np.exp(-shared - own))  # probability of bit 1 behind each prefix
+      for y, answer in enumerate(ANSWERS):
+        for t, bit in enumerate(answer):
+          s = PREFIXES.index(answer[:t])
+          self.probabilities[x, y] *= one[s] if bit else 1 - one[s]
+          self.scores[x, y, s] += bit - one[s]
+    self.rewards = np.array([rng.permutation(8) < right for right in SOLVED], np.float32)
+    value = (self.probabilities * self.rewards).sum(1)
+    # States that know the value but for some noise; the response's also know a bit of the reward.
+    known = np.broadcast_to(value[:, None, None], (*self.rewards.shape, 1))
+    noise = rng.normal(0, 0.3, size=(*self.rewards.shape, 7))
+    self.features = (known + noise).astype(np.float32)
+    self.features[..., 2:4] += 0.5 * self.rewards[..., None]
+    self.gradient = np.einsum("xy,xy,xys->s", self.probabilities, self.rewards, self.scores)
+    self.gradient /= prompts
+
+  def draw(self, seed: int, groups: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random prompts [G] and answers [G, n]."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(len(SOLVED), size=groups)
+    answers = [rng.choice(len(ANSWERS), size=n, p=self.probabilities[x]) for x in prompts]
+    return prompts, np.array(answers)
+
+  def seen(self, prompts: np.ndarray, answers: np.ndarray):
+    """What an estimator sees of groups: rewards [G, n], features [G, n, F], domains [G]."""
+    x = prompts[:, None]
+    domains = jnp.zeros(len(prompts), int)
+    return jnp.asarray(self.rewards[x, answers]), jnp.asarray(self.features[x, answers]), domains
+
+
+def advantages_of(toy: Toy, name: str, n: int) -> Callable:
+  """(prompts [G], answers [G, n]) -> advantages [G, n]; each group is a batch of its own."""
+  if name == "no baseline":
+    return lambda *groups: toy.seen(*groups)[0]
+  if name == "the value itself":
+    value = (toy.probabilities * toy.rewards).sum(1)
+    return lambda prompts, answers: toy.seen(prompts, answers)[0] - value[prompts][:, None]
+  if name in ("poise", "poise_sibling", "own rollout"):
+    siblings = max(n, 2)
+    known = "poise" if name == "own rollout" else name
+    estimator = estimators.make(known, siblings, 7, 1, PROBE)
+    earlier = toy.seen(*toy.draw(1, PROBE.buffer_rows // siblings, siblings))
+    state = estimator.update(estimator.init(), *earlier)
+    if name == "own rollout":
+
+      def own(*groups):
+        rewards, features, _ = toy.seen(*groups)
+        fitted = jax.tree.map(lambda leaf: leaf[0], state.probes)
+        return rewards - probe.predict(fitted, features)
+
+      return own
+    return lambda *groups: estimator.estimate(state, *toy.seen(*groups))[0]
+  return lambda *groups: getattr(estimators, name)(toy.seen(*groups)[0])
+
+
+def bias_and_variance(toy: Toy, name: str, n: int) -> tuple[float, float, float]:
+  """Of the gradient estimate mean_i A_i grad log pi(y_i | x) over groups of n.
+
+  Returns:
+    |E - exact| / |exact|; the same after the best rescaling of the estimate, since a factor is a
+    matter of the learning rate; and the rescaled estimate's total variance, times n: divided by a
+    batch's number of rollouts it is that batch's.
+  """
+  groups = np.array(list(itertools.product(range(len(SOLVED)), *[range(len(ANSWERS))] * n)))
+  prompts, answers = groups[:, 0], groups[:, 1:]
+  weights = toy.probabilities[prompts[:, None], answers].prod(1) / len(SOLVED)
+  advantages = np.asarray(advantages_of(toy, name, n)(prompts, answers), np.float64)
+  estimates = (advantages[..., None] * toy.scores[prompts[:, None], answers]).mean(1)
+  expected, exact = weights @ estimates, toy.gradient
+  scale = exact @ expected / (expected @ expected)
+  size = np.linalg.norm(exact)
+  variance = weights @ ((estimates - expected) ** 2).sum(1)
+  return (
+    float(np.linalg.norm(expected - exact) / size),
+    float(np.linalg.norm(scale * expected - exact) / size),
+    float(n * scale**2 * variance),
+  )
+
+
+ROWS = (
+  ("no baseline", 1),
+  ("the value itself", 1),
+  ("own rollout", 1),
+  ("poise", 2),
+  ("poise_sibling", 2),
+  ("rloo", 2),
+  ("dr_grpo", 2),
+  ("grpo", 2),
+  ("poise", 4),
+  ("poise_sibling", 4),
+  ("rloo", 4),
+  ("dr_grpo", 4),
+  ("grpo", 4),
+)
+
+
+def table() -> str:
+  """The Markdown table."""
+  toy = Toy()
+  lines = [
+    "| baseline | n | bias | bias, rescaled | variance x rollouts, rescaled |",
+    "|---|---|---|---|---|",
+  ]
+  for name, n in ROWS:
+    bias, rescaled, variance = bias_and_variance(toy, name, n)
+    lines.append(f"| {name} | {n} | {bias:.3f} | {rescaled:.3f} | {variance:.3f} |")
+  return "\n".join(lines)
+
+
+def main(_):
+  """Prints the table."""
+  print(table())
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,52 @@
+"""The table of docs/algorithms.md is what the command prints, and says what it is there to say."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import bias_variance
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def table():
+  return bias_variance.table()
+
+
+def numbers(text):
+  """{(baseline, n): [bias, rescaled bias, variance]}."""
+  cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+  return {(c[0], int(c[1])): [float(x) for x in c[2:]] for c in cells}
+
+
+def test_the_documents_table_is_what_the_command_prints(table):
+  text = (ROOT / "docs" / "algorithms.md").read_text()
+  start = text.index(table.splitlines()[0])
+  shown = text[start:].partition("\n\n")[0]
+  ours, theirs = numbers(table), numbers(shown)
+  assert list(ours) == list(theirs)
+  for key in ours:  # another CPU rounds the last digit otherwise
+    np.testing.assert_allclose(ours[key], theirs[key], atol=0.0011, err_msg=str(key))
+
+
+def test_who_is_biased_and_who_varies_least(table):
+  of = numbers(table)
+  unbiased = ["no baseline", "the value itself", "poise", "poise_sibling", "rloo"]
+  for (name, _), (bias, rescaled, _) in of.items():
+    if name in unbiased:
+      assert bias == 0
+    if name == "dr_grpo":
+      assert bias > 0.1 and rescaled == 0  # only a factor, (n - 1) / n
+  assert of["own rollout", 1][1] > 0.1
+  assert of["grpo", 4][1] > 0
+  for n in (2, 4):
+    assert of["the value itself", 1][2] < of["poise", n][2] < of["rloo", n][2]
+
+
+def test_the_toys_probabilities_and_scores_are_a_policys():
+  toy = bias_variance.Toy(3)
+  np.testing.assert_allclose(toy.probabilities.sum(1), 1.0)
+  np.testing.assert_allclose(np.einsum("xy,xys->xs", toy.probabilities, toy.scores), 0, atol=1e-12)
+  assert toy.rewards.sum(1).tolist() == list(bias_variance.SOLVED)
