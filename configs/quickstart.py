@@ -12,7 +12,7 @@ from configs import common
 def get_config(algorithm="poise"):
   """See common.ALGORITHMS."""
   config = common.default(algorithm)
-  config.steps = 50
+  config.steps = 60
   config.rollouts = 256
   config.eval_every = 20
   config.eval_batch = 60
@@ -28,15 +28,15 @@ def get_config(algorithm="poise"):
     qk_norm=True,
     tie_word_embeddings=True,
   )
-  config.task.kinds = ("2+", "2-", "3+")
+  config.task.kinds = ("1+", "2+", "2-")
   config.task.test = 120
   config.task.careless = 0.35
   config.task.template = "{question} :"
-  config.task.max_prompt_length = 12
+  config.task.max_prompt_length = 10
 
   config.warm_start.steps = 600
 
-  config.rollout.max_new_tokens = 20
+  config.rollout.max_new_tokens = 16
   config.rollout.feature_layers = (1,)
   config.rollout.feature_window = 5
   config.probe.bootstrap_steps = 4
