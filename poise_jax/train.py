@@ -114,6 +114,7 @@ def setup(config: ConfigDict) -> Run:
     len(task.domains),
     estimators.ProbeConfig(**config.probe),
   )
+  jax.eval_shape(estimator.init)  # raises what probe and buffer cannot be
   return Run(
     config=config,
     mesh=mesh,

@@ -110,7 +110,9 @@ def test_metrics_of_a_run(workdir):
   assert [row["step"] for row in rows] == [0, 1, 2, 3]
   evaluation = {"eval/accuracy", "eval/accuracy_se", "eval/truncated_fraction"}
   evaluation |= {"eval/accuracy/1+", "eval/accuracy/1-"}
-  assert set(rows[0]) == {"step", *evaluation}
+  assert set(rows[0]) == {"step", "time/elapsed", *evaluation}
+  elapsed = [row["time/elapsed"] for row in rows]
+  assert elapsed == sorted(elapsed) and elapsed[3] - elapsed[2] >= rows[3]["time/step"]
   every_step = {
     "reward/mean",
     "policy/entropy",
@@ -197,6 +199,9 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(workdir, tmp_path, monk
   assert lines(tmp_path / "run" / "samples.jsonl")[-1]["step"] == stop
   train_lib.train(tiny(), str(tmp_path / "run"))
   assert untimed(tmp_path / "run") == untimed(workdir)
+  elapsed = [row["time/elapsed"] for row in lines(tmp_path / "run" / "metrics.jsonl")]
+  assert elapsed == sorted(elapsed)  # the clock goes on where it was
+  assert len(lines(tmp_path / "run" / "provenance.jsonl")) == 2
   name = "samples.jsonl"
   assert (tmp_path / "run" / name).read_text() == (workdir / name).read_text()
   ours, straight = final_state(tmp_path / "run"), final_state(workdir)
