@@ -47,7 +47,7 @@ def warm_start(model, params, encoder, examples, response_length, config, seed, 
   Raises:
     ValueError: see `worked_ids`.
   """
-  warm_up = max(config.steps // 10, 1)
+  warm_up = config.steps // 10
   rate = config.learning_rate
   schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, config.steps, rate / 10)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
