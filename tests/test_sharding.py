@@ -35,7 +35,7 @@ UPDATE = UpdateConfig(
 
 def main():
   """Prints, a line a mesh, what the tests below check."""
-  # Twice the usual weights: prompts get answers of their own, and rounding is not amplified to 1e-5.
+  # Twice the usual weights: prompts get answers of their own, and rounding stays far below 1e-5.
   host = jax.device_get(jax.tree.map(lambda x: 2 * x, models.init(MODEL, jax.random.key(0))))
   prompts = Prompts(
     tokens=np.asarray(jax.random.randint(jax.random.key(1), (P_, TP), 30, 320)),
