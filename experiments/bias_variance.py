@@ -18,9 +18,30 @@ from poise_jax.estimators import probe
 
 LENGTH = 3
 ANSWERS = list(itertools.product((0, 1), repeat=LENGTH))
+# A state is a prefix; each has its own logits, so an answer's later steps depend on its earlier.
 PREFIXES = [p for t in range(LENGTH) for p in itertools.product((0, 1), repeat=t)]
 SOLVED = (1, 3, 5, 7)  # of the 8 answers, how many are right for each prompt
 PROBE = probe.ProbeConfig(alpha=1.0, buffer_rows=2048, bootstrap_steps=1)
+
+
+def policy(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Probabilities [Y] and scores d log pi(y) / d logits [Y, S * 2] of every answer, in float64.
+
+  logits: [S, 2] of the next bit behind each prefix.
+  """
+  table = np.exp(logits - logits.max(-1, keepdims=True))
+  table /= table.sum(-1, keepdims=True)
+  probabilities, scores = [], []
+  for answer in ANSWERS:
+    probability, score = 1.0, np.zeros_like(logits)
+    for t, bit in enumerate(answer):
+      state = PREFIXES.index(answer[:t])
+      probability *= table[state, bit]
+      score[state] -= table[state]
+      score[state, bit] += 1.0
+    probabilities.append(probability)
+    scores.append(score.ravel())
+  return np.array(probabilities), np.array(scores)
 
 
 class Toy:
@@ -30,15 +51,11 @@ class Toy:
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=len(PREFIXES))
     prompts = len(SOLVED)
-    self.probabilities = np.ones((prompts, len(ANSWERS)))  # [X, Y] of an answer to its prompt
-    self.scores = np.zeros((prompts, len(ANSWERS), len(PREFIXES)))  # d log probability / d shared
-    for x, own in enumerate(rng.normal(0, 0.5, size=(prompts, len(PREFIXES)))):
-      one = 1 / (1 + np.exp(-shared - own))  # probability of bit 1 behind each prefix
-      for y, answer in enumerate(ANSWERS):
-        for t, bit in enumerate(answer):
-          s = PREFIXES.index(answer[:t])
-          self.probabilities[x, y] *= one[s] if bit else 1 - one[s]
-          self.scores[x, y, s] += bit - one[s]
+    own = rng.normal(0, 0.5, size=(prompts, len(PREFIXES)))
+    of_prompts = [policy(np.stack([0 * shared, shared + x], 1)) for x in own]
+    # [X, Y] of an answer to its prompt, and [X, Y, S] d log probability / d shared.
+    self.probabilities = np.array([probabilities for probabilities, _ in of_prompts])
+    self.scores = np.array([scores[:, 1::2] for _, scores in of_prompts])
     self.rewards = np.array([rng.permutation(8) < right for right in SOLVED], np.float32)
     value = (self.probabilities * self.rewards).sum(1)
     # States that know the value but for some noise; the response's also know a bit of the reward.

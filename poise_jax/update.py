@@ -140,9 +140,8 @@ def step(
   count = p * n // size
   if config.old_logprobs == "sampler":
     batch["old_logprobs"] = batch["sampler_logprobs"]
-  elif count > 1:
+  elif count > 1:  # with a single optimizer step they are those of the loss itself
     batch["old_logprobs"] = _recompute(model, state.params, batch, config)
-  # With a single optimizer step the recomputed log-probs are those of the loss itself.
   if config.loss.kl_coef:
     batch["reference_logprobs"] = _recompute(model, reference, batch, config)
   all_metrics = []

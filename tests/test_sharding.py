@@ -48,9 +48,7 @@ def main():
     prompts=prompts,
     tokens=rng.integers(0, 320, (P_, N, T)).astype(np.int32),
     mask=mask,
-    # Above what the model says: rollout/mismatch_kl has exp(model - sampler), which would multiply
-    # the rounding errors of a log-prob that is far above the sampler's.
-    logprobs=rng.normal(-1, 0.1, (P_, N, T)).astype(np.float32),
+    logprobs=rng.normal(-6, 0.1, (P_, N, T)).astype(np.float32),
     entropies=np.zeros((P_, N, T), np.float32),
     truncated=mask[..., -1],
     features=np.zeros((P_, N, 3), np.float32),

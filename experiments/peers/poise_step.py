@@ -1,6 +1,6 @@
 """Times a step of this project, POISE with n=2: sample, score, predict, refit, update.
 
-python -m experiments.peers.poise_step SEQUENCES NEW REPEATS [--config.x=y ...]; one JSON line.
+python -m experiments.peers.poise_step SEQUENCES NEW REPEATS; one JSON line.
 Takes model, task, probe and update from configs/smollm2_arithmetic.py. Answers do not end early.
 """
 

@@ -17,7 +17,8 @@ from poise_jax.estimators.group import (
 )
 from poise_jax.estimators.probe import ProbeConfig, cross_rollout_advantages
 
-NAMES = ("poise", "poise_sibling", "rloo", "grpo", "dr_grpo", "reinforce_pp_baseline")
+GROUP = {of.__name__: of for of in (rloo, grpo, dr_grpo, reinforce_pp_baseline)}
+NAMES = ("poise", "poise_sibling", *GROUP)
 
 
 class Estimator(NamedTuple):
@@ -67,15 +68,8 @@ def make(name: str, n: int, features: int, domains: int, config: ProbeConfig) ->
         state, rewards, rows(rewards, features), domains, config
       ),
     )
-  group = {
-    "rloo": rloo,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "reinforce_pp_baseline": reinforce_pp_baseline,
-  }[name]
-
   def estimate_from_group(_, rewards, features, domains):
-    advantages = group(rewards)
+    advantages = GROUP[name](rewards)
     baselines = rewards - rloo(rewards) if name == "rloo" else rewards.mean(1, keepdims=True)
     return advantages, baselines + 0 * rewards, {}
 

@@ -13,18 +13,17 @@ def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   Raises:
     ValueError: groups of one have no standard deviation.
   """
-  return dr_grpo(rewards, "grpo") / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
+  return _centred("grpo", rewards) / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
 
 
-def dr_grpo(rewards: Float[Array, "P n"], name: str = "dr_grpo") -> Float[Array, "P n"]:
+def dr_grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   """r - mean of the group, without its standard deviation (Dr. GRPO, arXiv 2503.20783); (n - 1) / n
   of RLOO's advantage.
 
   Raises:
     ValueError: in groups of one every advantage would be zero.
   """
-  _check_group(name, rewards)
-  return rewards - rewards.mean(axis=1, keepdims=True)
+  return _centred("dr_grpo", rewards)
 
 
 def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
@@ -63,7 +62,13 @@ def reinforce_pp_baseline(
   Raises:
     ValueError: groups of one have nothing to compare.
   """
-  return _whiten(dr_grpo(rewards, "reinforce_pp_baseline"), lengths)
+  return _whiten(_centred("reinforce_pp_baseline", rewards), lengths)
+
+
+def _centred(name, rewards):
+  """r - mean of the group; refuses groups of one."""
+  _check_group(name, rewards)
+  return rewards - rewards.mean(axis=1, keepdims=True)
 
 
 def _whiten(values, lengths):

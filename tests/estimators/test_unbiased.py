@@ -6,37 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.bias_variance import ANSWERS, PREFIXES, policy
 from poise_jax import estimators
 from poise_jax.estimators import probe
-
-VOCABULARY, LENGTH = 2, 3
-SEQUENCES = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
-# A state is a prefix; each has its own logits, so an answer's later steps depend on its earlier.
-PREFIXES = [p for t in range(LENGTH) for p in itertools.product(range(VOCABULARY), repeat=t)]
-
-
-def policy(logits):
-  """Probabilities [Y] and score vectors grad log pi(y) [Y, S * V] of every answer, in float64."""
-  table = np.exp(logits - logits.max(-1, keepdims=True))
-  table /= table.sum(-1, keepdims=True)
-  probabilities, scores = [], []
-  for sequence in SEQUENCES:
-    probability, score = 1.0, np.zeros_like(logits)
-    for t, token in enumerate(sequence):
-      state = PREFIXES.index(sequence[:t])
-      probability *= table[state, token]
-      score[state] -= table[state]
-      score[state, token] += 1.0
-    probabilities.append(probability)
-    scores.append(score.ravel())
-  return np.array(probabilities), np.array(scores)
 
 
 def toy(seed):
   rng = np.random.default_rng(seed)
-  probabilities, scores = policy(rng.normal(size=(len(PREFIXES), VOCABULARY)))
-  rewards = rng.random(len(SEQUENCES))
-  features = rng.normal(size=(len(SEQUENCES), 4))
+  probabilities, scores = policy(rng.normal(size=(len(PREFIXES), 2)))
+  rewards = rng.random(len(ANSWERS))
+  features = rng.normal(size=(len(ANSWERS), 4))
   predictions = 1 / (1 + np.exp(-np.sin(3 * features) @ rng.normal(size=4) - rewards))
   return probabilities, scores, rewards, predictions
 
@@ -47,7 +26,7 @@ def expected_gradient(seed, n, advantages_of):
   advantages_of(rewards [P, n], predictions [P, n]) -> [P, n], P = all n-tuples.
   """
   probabilities, scores, rewards, predictions = toy(seed)
-  groups = np.array(list(itertools.product(range(len(SEQUENCES)), repeat=n)))
+  groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=n)))
   advantages = np.asarray(
     advantages_of(jnp.asarray(rewards[groups]), jnp.asarray(predictions[groups])), np.float64
   )
@@ -98,7 +77,7 @@ def test_biased(advantages_of, seed, n):
 def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
   """Why bother: with two samples, the value itself is a better baseline than one reward."""
   probabilities, scores, rewards, _ = toy(0)
-  groups = np.array(list(itertools.product(range(len(SEQUENCES)), repeat=2)))
+  groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=2)))
   weights = probabilities[groups].prod(1)
   value = np.full(groups.shape, probabilities @ rewards)
   exact = (probabilities * rewards) @ scores
@@ -118,11 +97,11 @@ def test_the_estimator_itself_is_unbiased(name, n):
   """From features to advantages, with a probe that was fitted on other rollouts."""
   probabilities, scores, rewards, _ = toy(1)
   rng = np.random.default_rng(0)
-  features = rng.normal(size=(len(SEQUENCES), 5)) + 2 * rewards[:, None]
+  features = rng.normal(size=(len(ANSWERS), 5)) + 2 * rewards[:, None]
   config = probe.ProbeConfig(alpha=1.0, buffer_rows=60, bootstrap_steps=1)
   estimator = estimators.make(name, n, 5, 1, config)
-  earlier = rng.choice(len(SEQUENCES), size=(20, n), p=probabilities)
-  groups = np.array(list(itertools.product(range(len(SEQUENCES)), repeat=n)))
+  earlier = rng.choice(len(ANSWERS), size=(20, n), p=probabilities)
+  groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=n)))
 
   def seen(groups):
     domains = jnp.zeros(len(groups), int)
