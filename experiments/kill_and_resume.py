@@ -137,8 +137,9 @@ def killed(algorithm, kills, seed, workdir, durations):
 
 def last_checkpoint(workdir: pathlib.Path) -> int:
   """The step of the newest whole one; -1: none."""
-  names = [path.name for path in (workdir / "checkpoints").glob("*")]
-  return max((int(name) for name in names if name.isdigit()), default=-1)
+  from poise_jax.models import checkpoint_run
+
+  return max(checkpoint_run.steps_of(workdir), default=-1)
 
 
 def main(argv):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from poise_jax import figures, page, runs
+from poise_jax import figures, folders, page, runs
 from poise_jax.figures import Line
 from poise_jax.runs import Run
 
@@ -73,11 +73,9 @@ def grouped(all_runs: list[Run]) -> dict[str, list[Run]]:
   return dict(groups)
 
 
-def _fields(config: Any, prefix: str = "") -> dict[str, str]:
+def _fields(config: dict[str, Any]) -> dict[str, str]:
   """A config's fields as {"a.b": its value in JSON}."""
-  if not isinstance(config, dict):
-    return {prefix[:-1]: json.dumps(config).strip('"')}
-  return {k: v for name, sub in config.items() for k, v in _fields(sub, f"{prefix}{name}.").items()}
+  return {name: json.dumps(value).strip('"') for name, value in folders.flat(config).items()}
 
 
 def rows(groups: dict[str, list[Run]]) -> list[list[str]]:

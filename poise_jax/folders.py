@@ -52,11 +52,12 @@ def claim(
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
   """'a.b: 1 -> 2' for every leaf that two JSON trees do not have in common."""
-  a, b = _flat(before), _flat(after)
+  a, b = flat(before), flat(after)
   return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 
-def _flat(tree, prefix=""):
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+  """{"a.b": leaf} of a JSON tree."""
   if not isinstance(tree, dict):
     return {prefix[:-1]: tree}
-  return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}{name}.").items()}
+  return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{prefix}{name}.").items()}

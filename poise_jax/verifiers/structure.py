@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from poise_jax.verifiers.base import Verdict
+from poise_jax.verifiers.extract import last_box, last_tag
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|python)?\n(.*?)```", re.DOTALL)
 
 
@@ -18,11 +18,8 @@ def structure(reference: Any, response: str) -> Verdict:
   else all; read as JSON, as a Python literal, or as what stands between the braces of an object.
   Numbers count as what they are worth, texts without regard to case and to space around them.
   """
-  text = response
-  if tags := _TAG.findall(response):
-    text = tags[-1]
-  elif "\\boxed{" in response:
-    text = response.rpartition("\\boxed{")[2].rpartition("}")[0]
+  found = last_tag(response) or last_box(response)
+  text = found[1] if found else response
   if fenced := _FENCED.findall(text):
     text = fenced[-1]
   try:
