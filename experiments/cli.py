@@ -44,6 +44,15 @@ def define_config():
   return holder
 
 
+def define_distributed():
+  """--distributed, of commands that several processes can run together; its holder."""
+  return flags.DEFINE_string(
+    "distributed",
+    "",
+    "several processes (docs/scaling.md): auto on TPU pods and Slurm, or ADDRESS:PORT,COUNT,INDEX",
+  )
+
+
 def run(main: Callable[[list[str]], None], passed_on: str = ""):
   """main(argv without flags), as a command; what begins with `passed_on` comes with the rest."""
   reader = functools.partial(parse, passed_on=passed_on)

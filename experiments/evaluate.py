@@ -22,6 +22,7 @@ OUT = flags.DEFINE_string("out", None, "the evaluation's folder; the same one re
 AGAINST = flags.DEFINE_string(
   "against", None, "the folder of a finished evaluation to compare with"
 )
+DISTRIBUTED = cli.define_distributed()
 
 
 def main(argv):
@@ -31,9 +32,12 @@ def main(argv):
   for flag in (CONFIG, CHECKPOINT, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing")
-  from poise_jax import evaluation  # here: a mistyped flag does not wait for jax
+  from poise_jax import evaluation, processes  # here: a mistyped flag does not wait for jax
 
-  print(evaluation.run(CONFIG.value, CHECKPOINT.value, OUT.value, AGAINST.value))
+  with processes.started(DISTRIBUTED.value, cli.sentence):
+    table = evaluation.run(CONFIG.value, CHECKPOINT.value, OUT.value, AGAINST.value)
+    if processes.is_first():
+      print(table)
 
 
 if __name__ == "__main__":

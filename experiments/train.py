@@ -18,13 +18,15 @@ OVERWRITE = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "show the config and the memory it needs, compile a step, write nothing"
 )
+DISTRIBUTED = cli.define_distributed()
 
 
 def train(config, workdir: str):
   """Trains; imports here, so that a mistyped flag does not wait for jax."""
-  from poise_jax import train
+  from poise_jax import processes, train
 
-  train.train(config, workdir, ALLOW_CONFIG_CHANGE.value, OVERWRITE.value)
+  with processes.started(DISTRIBUTED.value, cli.sentence):
+    train.train(config, workdir, ALLOW_CONFIG_CHANGE.value, OVERWRITE.value)
 
 
 def main(argv, work=train):

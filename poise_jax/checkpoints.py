@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from poise_jax import processes
 from poise_jax.models import checkpoint_run
 from poise_jax.models.checkpoint_run import ABOUT, FOLDER, PARAMS, REST
 
@@ -73,7 +74,7 @@ class Checkpoints:
     Raises:
       OSError: this one could not be written, or the one before; those that were there still are.
     """
-    if step == self._saved or step in checkpoint_run.steps_of(self.workdir):
+    if step == self._saved or step in processes.on_first(checkpoint_run.steps_of, self.workdir):
       return
     before = time.perf_counter()
     params, rest = _parts(remembered)
@@ -109,17 +110,22 @@ class Checkpoints:
     params, rest = _parts(like)
     damaged = []
     for step in reversed(checkpoint_run.steps_of(self.workdir)):
-      checkpoint = checkpoint_run.path_of(self.workdir, step)
+      checkpoint, problem = checkpoint_run.path_of(self.workdir, step), None
       try:
         about = checkpoint_run.about(checkpoint)
         _check_fits(checkpoint, about["arrays"], _described(like))
         params = checkpoint_run.read(checkpoint, PARAMS, params)
         rest = checkpoint_run.read(checkpoint, REST, rest)
       except OSError as error:
-        print(f"warning: {error}; trying the one before", file=sys.stderr, flush=True)
+        problem = str(error)
+      if problems := [x for x in processes.gather(problem) if x]:  # one process's are all's
+        if processes.is_first():
+          print(f"warning: {problems[0]}; trying the one before", file=sys.stderr, flush=True)
         damaged.append(checkpoint)
         continue
-      self._move_away(damaged)
+      processes.on_first(self._move_away, damaged)
+      if damaged:
+        self.manager.reload()
       self.kept.best = about["best"]["step"]
       return (rest[0].replace(params=params), *rest[1:]), about
     raise OSError(
@@ -134,8 +140,6 @@ class Checkpoints:
         place = place.with_name(f"{place.name}_again")
       place.parent.mkdir(exist_ok=True)
       checkpoint.rename(place)
-    if damaged:
-      self.manager.reload()
 
   def _explained(self, what):
     return _Explained(f"could not {what} a checkpoint in {self.workdir / FOLDER}", self.workdir)

@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from poise_jax import sharding
 from poise_jax.types import Experience, Prompts, Rollouts
 
 
@@ -186,7 +187,7 @@ def collect(
     new = generate(ids, generations)
     generations += 1
     if state.skips:
-      sampled.append((ids, np.asarray(new.scores)))
+      sampled.append((ids, sharding.fetch(new.scores)))
     return new
 
   if not config.dynamic_sampling:
@@ -199,7 +200,7 @@ def collect(
     while sum(len(part.scores) for part in parts) < groups:
       if generations == config.max_generations:
         break
-      new = jax.device_get(generation())
+      new = sharding.fetch(generation())
       keep = mixed(new.scores)
       discarded += int((~keep).sum()) * new.scores.shape[1]
       parts.append(jax.tree.map(lambda x, keep=keep: x[keep], new))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from grain import MapDataset
 from rich.progress import track
 
-from poise_jax import runs
+from poise_jax import processes, runs
 from poise_jax.prompts import PromptEncoder
 from poise_jax.tasks import Task
 
@@ -24,19 +24,6 @@ def order(size: int, seed: int) -> MapDataset:
   that a checkpoint needs.
   """
   return MapDataset.range(size).seed(seed).shuffle().repeat()
-
-
-def share(ids: Sequence[int], process_index: int, process_count: int) -> Sequence[int]:
-  """A process's part of the prompts that a step chose: every process chooses alike, from the same
-  position of the same order, so that how many there are does not change what a step trains on.
-
-  Raises:
-    ValueError: they do not divide over the processes.
-  """
-  if len(ids) % process_count:
-    raise ValueError(f"{len(ids)} prompts a step do not divide over {process_count} processes")
-  size = len(ids) // process_count
-  return ids[process_index * size : (process_index + 1) * size]
 
 
 def fit(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
@@ -89,7 +76,11 @@ def remember(task: Task, workdir: pathlib.Path) -> None:
     "left_out": dict(task.left_out),
     "sha256": digest.hexdigest(),
   }
-  path = workdir / "data.json"
+  processes.check_alike("the training or held-out data", now["sha256"])
+  processes.on_first(_write_or_compare, workdir / "data.json", now)
+
+
+def _write_or_compare(path, now):
   if not path.exists():
     runs.write_whole(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
     return

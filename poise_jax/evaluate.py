@@ -19,7 +19,7 @@ from poise_jax import rollout as rollouts_lib
 from poise_jax.at_k import maj_at_k, pass_at_k, standard_error
 from poise_jax.prompts import PromptEncoder
 from poise_jax.rollout import RolloutConfig
-from poise_jax.sharding import put_batch
+from poise_jax.sharding import fetch, put_rows
 from poise_jax.verifiers.vote import vote
 
 __all__ = ["EvalConfig", "EvalSet", "evaluate", "maj_at_k", "pass_at_k", "standard_error"]
@@ -160,10 +160,14 @@ def answer(
   for batch, width in test.batches(batch_size)[start:]:
     examples = [test.examples[i] for i in batch]
     filled = np.array([*batch, *[batch[-1]] * (batch_size - len(batch))])  # one compiled shape
-    prompts = put_batch(mesh, test.encoder([test.examples[i] for i in filled], width))
+    prompts = put_rows(
+      mesh,
+      batch_size,
+      lambda rows: test.encoder([test.examples[filled[i]] for i in rows], width),  # noqa: B023
+    )
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(filled)
     out = rollouts_lib.sample(model, params, prompts, keys, rollout)
-    tokens, mask, truncated = jax.device_get((out.tokens, out.mask, out.truncated))
+    tokens, mask, truncated = fetch((out.tokens, out.mask, out.truncated))
     rows = []
     for (p, i), cut in np.ndenumerate(truncated[: len(examples)]):
       row = {"task": test.name, "prompt": batch[p], "sample": i}

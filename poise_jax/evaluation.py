@@ -12,26 +12,27 @@ import zlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import rich.console
 import rich.progress
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from poise_jax import evaluate, folders, models, scorecard, sharding, tasks
+from poise_jax import evaluate, folders, models, processes, scorecard, sharding, tasks
 from poise_jax.models import checkpoint_run
 from poise_jax.provenance import provenance
 from poise_jax.rollout import RolloutConfig
-from poise_jax.train import sampling_layout
+from poise_jax.train import in_training, sampling_layout
 from poise_jax.update import check_dtype
 from poise_jax.verifiers.judge import Judge, VerifierConfig
 from poise_jax.verifiers.pool import Pool
 
 
-def load(checkpoint: str):
+def load(checkpoint: str, mesh: Mesh):
   """What to evaluate.
 
   Args:
     checkpoint: what models.load takes, a run's workdir included.
+    mesh: for its parameters.
 
   Returns:
     The model's shape, its parameters in the training layout, its tokenizer, what identifies it,
@@ -45,12 +46,12 @@ def load(checkpoint: str):
     about = checkpoint_run.about(found)
     step, run = about["step"], ConfigDict(about["config"])
     trained = {example.question for example in tasks.make(run.task, run.seed).train}
-  model, params = models.load(found or checkpoint)
+  model, params = models.load(found or checkpoint, shardings=in_training(mesh))
   tokenizer = models.load_tokenizer(found or checkpoint)
   models.check_fits(tokenizer, model)
   crc = 0
   for leaf in jax.tree.leaves(params):
-    crc = zlib.crc32(np.asarray(leaf), crc)
+    crc = zlib.crc32(sharding.fetch(leaf), crc)
   identity = {"source": checkpoint, "step": step, "crc32": f"{crc:08x}"}
   return model, params, tokenizer, identity, trained
 
@@ -83,7 +84,7 @@ def run(
   batch, shards = config.eval_batch, sharding.batch_shards(mesh)
   if batch < 1 or batch % shards:
     raise ValueError(f"eval_batch={batch} is not a positive multiple of the batch shards={shards}")
-  model, params, tokenizer, identity, trained = load(checkpoint)
+  model, params, tokenizer, identity, trained = load(checkpoint, mesh)
   sets = evaluate.make_sets(config, tokenizer)
   base = RolloutConfig(
     max_new_tokens=config.rollout.max_new_tokens,
@@ -107,16 +108,13 @@ def run(
     "verifier": {k: v for k, v in config.verifier.items() if k != "workers"},
     "tasks": {test.name: describe(test, trained) for test in sets},
   }
-  folders.claim(out, scorecard.PROTOCOL, protocol, "an evaluation", "--out")
+  processes.check_alike("the evaluation", json.dumps(protocol))
+  processes.on_first(folders.claim, out, scorecard.PROTOCOL, protocol, "an evaluation", "--out")
 
   counts = [len(ids) * rollout.n for test in sets for ids, _ in test.batches(batch)]
-  done = keep_whole(out / scorecard.ANSWERS, counts)
+  done = processes.on_first(keep_whole, out / scorecard.ANSWERS, counts)
   if done < len(counts):
-    with (out / scorecard.STARTS).open("a") as file:
-      file.write(json.dumps(provenance()) + "\n")
-    shapes = jax.eval_shape(lambda: params)
-    axes = models.logical_axes(model)
-    params = jax.device_put(params, sharding.param_shardings(mesh, shapes, axes))
+    processes.on_first(append, out / scorecard.STARTS, [provenance()])
     params = sampling_layout(mesh, model, config.model.dtype)(params)
     with contextlib.ExitStack() as stack:
       if score is None:
@@ -131,11 +129,15 @@ def run(
         )
         done = max(0, done - len(test.batches(batch)))
         for rows in answers:
-          lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-          with (out / scorecard.ANSWERS).open("a") as file:
-            file.write("".join(lines))
+          processes.on_first(append, out / scorecard.ANSWERS, rows)
           progress.batch(test.name, rows)
-  return scorecard.report(out, options.ks, other)
+  return processes.on_first(scorecard.report, out, options.ks, other)
+
+
+def append(path: pathlib.Path, rows: list[dict]):
+  """Adds rows to a JSONL file."""
+  with path.open("a") as file:
+    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def describe(test, trained: set[str]) -> dict:
@@ -170,7 +172,8 @@ class Progress:
   """A bar over prompts on a terminal, elsewhere a line a batch; use as a context manager."""
 
   def __init__(self, counts: list[int], done: int, n: int):
-    self.console = rich.console.Console(highlight=False, soft_wrap=True)
+    quiet = not processes.is_first()
+    self.console = rich.console.Console(highlight=False, soft_wrap=True, quiet=quiet)
     self.bar = rich.progress.Progress(
       *rich.progress.Progress.get_default_columns(),
       rich.progress.MofNCompleteColumn(),

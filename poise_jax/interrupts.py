@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 
+from poise_jax import processes
+
 
 class Interrupts:
   """While entered, notes the first signal in `signal`; code 128 + its number is the convention.
@@ -17,6 +19,12 @@ class Interrupts:
   def __init__(self):
     self.signal: signal.Signals | None = None
     self._before = {}
+
+  def agreed(self) -> bool:
+    """Whether a signal has come to any process of the run; all of them ask at the same point."""
+    if came := [number for number in processes.gather(self.signal) if number is not None]:
+      self.signal = came[0]
+    return bool(came)
 
   @property
   def exit_code(self) -> int:

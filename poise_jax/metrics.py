@@ -87,6 +87,30 @@ class Logger:
     _append(self.files["samples"], rows)
 
 
+class Silent:
+  """The Logger of every process but the first."""
+
+  console = rich.console.Console(quiet=True)
+
+  def __init__(self, workdir: pathlib.Path, config: ConfigDict, start: int, clock: float):
+    self.clock = clock
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    """Nothing is open."""
+
+  def phase(self, name: str):
+    """Shows nothing."""
+
+  def log(self, step: int, metrics: dict[str, Any]):
+    """Writes nothing."""
+
+  def samples(self, rows: list[dict[str, Any]]):
+    """Writes nothing."""
+
+
 class Console:
   """A line a step, and below them a bar with the time left if the output is a terminal."""
 

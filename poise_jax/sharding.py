@@ -4,10 +4,13 @@ The mesh has three axes: `data` replicates parameters, `fsdp` shards parameters 
 `tensor` shards heads, MLP width and vocabulary. On one device all of it is a no-op.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -86,15 +89,43 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH))
 
 
+def place(tree: Any, shardings: Any) -> Any:
+  """Arrays of this process, which every other process holds alike, laid out as `shardings` say."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+
+  def one(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+  return jax.tree.map(one, tree, shardings)
+
+
 def spread(mesh: Mesh, tree: Any) -> Any:
   """`tree` with those jax.Arrays that lie on no mesh yet whole on each of this one's devices."""
   whole = NamedSharding(mesh, P())
 
   def one(x):
     off_mesh = isinstance(x, jax.Array) and not isinstance(x.sharding, NamedSharding)
-    return jax.device_put(x, whole) if off_mesh else x
+    return place(x, whole) if off_mesh else x
 
   return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+  """`tree` as NumPy arrays, whole in every process; all processes must call this."""
+
+  def whole(x):
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+      return x
+    return _copy_to(NamedSharding(x.sharding.mesh, P()))(x)
+
+  return jax.device_get(jax.tree.map(whole, tree))
+
+
+@functools.cache
+def _copy_to(sharding):
+  return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -105,16 +136,38 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """Host arrays onto the mesh, leading axis over the batch axes.
+  """NumPy arrays, the same in every process, onto the mesh; see `put_rows`."""
+  size = len(jax.tree.leaves(batch)[0])
+  return put_rows(mesh, size, lambda rows: jax.tree.map(lambda x: np.asarray(x)[rows], batch))
+
+
+def put_rows(mesh: Mesh, size: int, rows: Callable[[list[int]], Any]) -> Any:
+  """A batch on the mesh, leading axis over the batch axes; a process makes its devices' part alone.
+
+  Args:
+    mesh: of all processes.
+    size: of the whole batch.
+    rows: numbers of rows -> NumPy arrays of these, [rows, ...].
 
   Raises:
-    ValueError: the leading axis does not divide.
+    ValueError: the size does not divide.
   """
   shards = batch_shards(mesh)
-  for leaf in jax.tree.leaves(batch):
-    if len(leaf) % shards:
-      raise ValueError(
-        f"a batch of {len(leaf)} does not divide over the {shards} batch shards of the mesh "
-        f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
-      )
-  return jax.device_put(batch, batch_sharding(mesh))
+  if size % shards:
+    raise ValueError(
+      f"a batch of {size} does not divide over the {shards} batch shards of the mesh "
+      f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
+    )
+  sharding = batch_sharding(mesh)
+  parts = sharding.addressable_devices_indices_map((size,)).values()
+  here = sorted({row for (part,) in parts for row in range(*part.indices(size))})
+  place_of = {row: i for i, row in enumerate(here)}
+
+  def one(x):
+    def shard(index):
+      start, stop, _ = index[0].indices(size)
+      return x[place_of[start] : place_of[start] + stop - start][:, *index[1:]]
+
+    return jax.make_array_from_callback((size, *x.shape[1:]), sharding, shard)
+
+  return jax.tree.map(one, rows(here))

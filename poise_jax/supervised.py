@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -96,8 +95,8 @@ def _batch(encoder, examples, length):
     ids = worked_ids(tokenizer, example, length)
     targets[i, : len(ids)], mask[i, : len(ids)] = ids, True
   return {
-    "tokens": jnp.concatenate([prompts.tokens, targets], axis=1),
-    "mask": jnp.concatenate([prompts.mask, mask], axis=1),
-    "targets": jnp.asarray(targets),
-    "response_mask": jnp.asarray(mask),
+    "tokens": np.concatenate([prompts.tokens, targets], axis=1),
+    "mask": np.concatenate([prompts.mask, mask], axis=1),
+    "targets": targets,
+    "response_mask": mask,
   }

@@ -29,6 +29,7 @@ from poise_jax import (
   estimators,
   faults,
   models,
+  processes,
   rewards,
   rollout,
   sharding,
@@ -40,7 +41,7 @@ from poise_jax.checkpoints import Checkpoints
 from poise_jax.evaluate import HELD_OUT, EvalConfig, EvalSet, evaluate, make_sets
 from poise_jax.interrupts import Interrupts
 from poise_jax.losses import PolicyLossConfig
-from poise_jax.metrics import Logger, check_loggers
+from poise_jax.metrics import Logger, Silent, check_loggers
 from poise_jax.models import checkpoint_run
 from poise_jax.profiling import Profiler, check_profile_steps
 from poise_jax.prompts import PromptEncoder
@@ -105,7 +106,7 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
   made_tokenizer = None
   if config.model.source:
     tokenizer = models.load_tokenizer(config.model.source)
-    model, params = models.load(config.model.source)
+    model, params = models.load(config.model.source, shardings=in_training(mesh))
     models.check_fits(tokenizer, model)
   else:
     made_tokenizer = train_tokenizer(task, templates.resolve(config.task.template))
@@ -114,17 +115,14 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
       path.write_bytes(made_tokenizer)
       tokenizer = models.load_tokenizer(path)
     model = models.ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.shape)
-    params = None
-  axes, shapes = models.logical_axes(model), models.abstract_params(model)
-  placements = sharding.param_shardings(mesh, shapes, axes)
-  if params is None and abstract:
-    params = jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placements
-    )
-  else:
-    if params is None:
+    placements, shapes = in_training(mesh)(model), models.abstract_params(model)
+    if abstract:
+      params = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placements
+      )
+    else:
       params = models.init(model, jax.random.fold_in(jax.random.key(config.seed), 0))
-    params = jax.device_put(params, placements)
+      params = sharding.place(params, placements)
   encoder = PromptEncoder.of(config.task, tokenizer)
   task = data.fit(task, encoder, config.task.drop_long)  # now, not in step 1,000
   if warm_start_config.steps:
@@ -162,6 +160,7 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
       reference_n=config.reference_n,
     ),
   )
+  shapes = models.abstract_params(model)
   jax.eval_shape(estimator.init, shapes)  # raises what probe and buffer cannot be
   _check_together(config, reward_config, collect_config)
   return Run(
@@ -280,9 +279,12 @@ def train(
   workdir = pathlib.Path(workdir)
   run = setup(config)
   with faults.disk_explained(workdir):
-    changes = open_workdir(workdir, config, allow_config_change, overwrite)
+    processes.check_alike("config", config.to_json())
+    changes = processes.on_first(open_workdir, workdir, config, allow_config_change, overwrite)
+    processes.check_alike(f"{workdir}, which must be on a disk that all share,", workdir.is_dir())
     if max(checkpoint_run.steps_of(workdir), default=0) >= config.steps:
-      print(f"{workdir} has finished all {config.steps} steps; nothing to do")
+      if processes.is_first():
+        print(f"{workdir} has finished all {config.steps} steps; nothing to do")
       return
     data.remember(run.task, workdir)
     with (
@@ -307,18 +309,16 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
     remembered, saved = checkpoints.restore(_abstract(_beginning(run, params)))
     del params
     start, elapsed, best = saved["step"], saved["elapsed"], saved["best"]
-  write_config(workdir, config)  # a change that is allowed fits what is there
+  processes.on_first(write_config, workdir, config)  # a change that is allowed fits what is there
 
   kept = -1 if remembered is None else start  # of what metrics.jsonl and samples.jsonl hold
+  logger = Logger if processes.is_first() else Silent
   with (
-    Logger(workdir, config, kept, clock - elapsed) as log,
+    logger(workdir, config, kept, clock - elapsed) as log,
     Profiler(workdir / "profile", config.profile_steps) as profiler,
   ):
-    with (workdir / "provenance.jsonl").open("a") as file:
-      file.write(json.dumps({**provenance(), "step": start, "config_changes": changes}) + "\n")
+    processes.on_first(_begin_files, run, workdir, start, changes)
     log.console.print(data.summary(run.task))
-    if run.made_tokenizer:
-      (workdir / "tokenizer.model").write_bytes(run.made_tokenizer)
     if remembered is None:
       params, run.params = run.params, None  # donated by the first update
       if run.warm_start.steps:
@@ -353,6 +353,7 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
       log.phase(f"step {step}: sampling")
       policies = (run.sampling_params(state.params), state.params, reference)
       prefer = run.estimator.priorities and run.estimator.priorities(estimator_state)
+      prefer = sharding.fetch(prefer)
 
       experience, groups, collected_after, metrics = collect.collect(
         stream,
@@ -364,7 +365,7 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
         prefer,
       )
       del policies  # the memory of a second copy of the weights is the update's now
-      if interrupts.signal:
+      if interrupts.agreed():
         break  # nothing of this step is remembered yet: the resumed run samples it again
       collected = collected_after
       if run.collect.dynamic_sampling:
@@ -378,7 +379,7 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
 
       # Predict with what was learned in earlier steps, and only then learn from this one.
       advantages, baselines, seen = run.estimator.estimate(estimator_state, experience)
-      metrics |= jax.device_get(seen)
+      metrics |= sharding.fetch(seen)
       advantages = jax.block_until_ready(advantages)
       laps.lap("estimate")
 
@@ -398,7 +399,7 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
           age=experience.age if dynamic else None,
           groups=groups,
         )
-        metrics |= jax.device_get(seen)
+        metrics |= sharding.fetch(seen)
       if reference and config.reference_every and step % config.reference_every == 0:
         reference = _copy(state.params)
       laps.lap("update")
@@ -413,9 +414,12 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
           f"step {step}: loss or gradient not finite, policy left as it was; {skipped} optimizer "
           f"steps in a row, max_skipped_updates={config.max_skipped_updates}"
         )
+      learned_from = sharding.fetch((experience, baselines, advantages))
       if skipped >= config.max_skipped_updates:
-        rows = _samples(run, step, groups, experience, baselines, advantages)
-        path = faults.write_post_mortem(workdir, step, experience, advantages, rows)
+        rows = _samples(run, step, groups, *learned_from)
+        path = processes.on_first(
+          faults.write_post_mortem, workdir, step, learned_from[0], learned_from[2], rows
+        )
         raise FloatingPointError(
           f"loss or gradient were not finite in {skipped} optimizer steps in a row, up to step "
           f"{step}; its batch is in {path}. Lower train.learning_rate or train.max_grad_norm and "
@@ -424,17 +428,17 @@ def _train(run, workdir, judge, checkpoints, interrupts, changes, clock):
       if judge.crashed:
         log.console.print(f"step {step}: a verifier crashed, the last time with {judge.crashed}")
       metrics |= judge.metrics()
-      metrics |= _summary(run, experience, groups, advantages) | laps.metrics()
+      metrics |= _summary(run, groups, *learned_from) | laps.metrics()
       due = config.checkpoint_every and step % config.checkpoint_every == 0
       if step % config.eval_every == 0 or step == config.steps:
         log.phase(f"step {step}: evaluating")
         metrics |= _evaluate(run, judge, workdir, step, run.sampling_params(state.params))
         if metrics["eval/accuracy"] > best["eval/accuracy"]:
           best, due = {"step": step, "eval/accuracy": metrics["eval/accuracy"]}, True
-      log.samples(_samples(run, step, shown, experience, baselines, advantages))
+      log.samples(_samples(run, step, shown, *learned_from))
       log.log(step, metrics)
       done = step
-      if interrupts.signal:
+      if interrupts.agreed():
         break
       if due:
         save(step)
@@ -464,6 +468,14 @@ def _beginning(run, params):
   return (*sharding.spread(run.mesh, trained), collected)
 
 
+def _begin_files(run, workdir, start, changes):
+  """What a start leaves in the workdir before anything is trained."""
+  with (workdir / "provenance.jsonl").open("a") as file:
+    file.write(json.dumps({**provenance(), "step": start, "config_changes": changes}) + "\n")
+  if run.made_tokenizer:
+    (workdir / "tokenizer.model").write_bytes(run.made_tokenizer)
+
+
 def _abstract(tree):
   """Shapes, dtypes and shardings of a tree's arrays, without the memory."""
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
@@ -478,18 +490,18 @@ def _warmed_up(run, params, log, interrupts):
   def report(done, loss):
     log.phase(f"warm start {done}/{run.warm_start.steps}")
     log.console.print(f"warm start {done:4d}/{run.warm_start.steps}  loss {loss:.3f}")
-    if interrupts.signal:
+    if interrupts.agreed():
       log.console.print("stopped in the warm start, which the same command begins again")
       raise SystemExit(interrupts.exit_code)
 
   return warmed_up(run, params, report)
 
 
-def _summary(run, experience, groups, advantages):
+def _summary(run, groups, experience, _, advantages):
   """Metrics of the groups that a step trained on."""
   if not groups:
     return {}
-  seen = jax.tree.map(lambda x: np.asarray(x)[:groups], experience)
+  seen = jax.tree.map(lambda x: x[:groups], experience)
   rewards, said = seen.rewards, seen.rollouts
   by_difficulty = collections.defaultdict(list)
   for prompt, earned in zip(seen.prompt_ids, rewards, strict=True):
@@ -499,7 +511,7 @@ def _summary(run, experience, groups, advantages):
     "reward/mean": rewards.mean(),
     "reward/std": rewards.std(),
     "reward/score": seen.scores.mean(),
-    "advantage/std": np.asarray(advantages)[:groups].std(),
+    "advantage/std": advantages[:groups].std(),
     "rollout/tokens": said.mask.sum(),
     "rollout/length": said.mask.sum(-1).mean(),
     "rollout/truncated_fraction": said.truncated.mean(),
@@ -509,10 +521,9 @@ def _summary(run, experience, groups, advantages):
 
 def _samples(run, step, groups, experience, baselines, advantages):
   """The first groups' answers as rows of samples.jsonl."""
-  seen = jax.tree.map(lambda x: np.asarray(x)[:groups], experience)
+  seen = jax.tree.map(lambda x: x[:groups], experience)
   tokens, mask, rewards = seen.rollouts.tokens, seen.rollouts.mask, seen.rewards
   entropies = seen.rollouts.entropies.astype(np.float64).round(3)  # nats
-  baselines, advantages = np.asarray(baselines), np.asarray(advantages)
   rows = []
   for p, i in np.ndindex(rewards.shape):
     example = run.task.train[seen.prompt_ids[p]]
@@ -549,11 +560,13 @@ def _generate(run, judge, policies, step, laps, ids, generation):
   decoding, params, reference = policies
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), step), generation)
   examples = [run.task.train[i] for i in ids]
-  prompts = sharding.put_batch(run.mesh, run.encoder(examples))
+  prompts = sharding.put_rows(
+    run.mesh, len(examples), lambda rows: run.encoder([examples[i] for i in rows])
+  )
   rollouts = rollout.sample(run.model, decoding, prompts, key, run.rollout)
   jax.block_until_ready(rollouts)
   laps.lap("rollout")
-  laps.add("collect/tokens", np.sum(rollouts.mask))
+  laps.add("collect/tokens", rollouts.mask.sum())
   scores = score(run, judge, examples, rollouts)
   laps.lap("reward")
   reference_scores = ()
@@ -563,13 +576,12 @@ def _generate(run, judge, policies, step, laps, ids, generation):
     told = rollout.sample(run.model, of_reference, prompts, jax.random.fold_in(key, 0), options)
     reference_scores = score(run, judge, examples, told)
     laps.lap("reference")
-    laps.add("collect/tokens", np.sum(told.mask))
+    laps.add("collect/tokens", told.mask.sum())
   logprobs = ()
   if run.reward.kl_coef:
     logprobs = tuple(
       update.sequence_logprobs(run.model, of, rollouts, run.update) for of in (params, reference)
     )
-  earned = rewards.token_rewards(jnp.asarray(scores), rollouts.mask, run.reward, *logprobs)
   domains = {name: i for i, name in enumerate(run.task.domains)}
   batch = sharding.put_batch(
     run.mesh,
@@ -581,19 +593,17 @@ def _generate(run, judge, policies, step, laps, ids, generation):
       "reference_scores": reference_scores,
     },
   )
+  earned = rewards.token_rewards(batch["scores"], rollouts.mask, run.reward, *logprobs)
   laps.lap("reward")
   return Experience(rollouts=rollouts, token_rewards=earned, **batch)
 
 
 def score(run: Run, judge: Judge, examples: list[tasks.Example], rollouts) -> np.ndarray:
   """The verifier's verdicts [P, n] float32 on what was said."""
-  tokens, mask = jax.device_get((rollouts.tokens, rollouts.mask))
-  decode = run.encoder.tokenizer.decode
-  texts = [
-    decode(row[kept].tolist())
-    for group in zip(tokens, mask, strict=True)
-    for row, kept in zip(*group, strict=True)
-  ]
+  tokens, mask = sharding.fetch((rollouts.tokens, rollouts.mask))
+  rows = zip(np.concatenate(tokens), np.concatenate(mask), strict=True)
+  said, decode = [row[kept].tolist() for row, kept in rows], run.encoder.tokenizer.decode
+  texts = processes.divided(lambda part: [decode(ids) for ids in part], said)
   checks = [example.check for example in examples for _ in range(tokens.shape[1])]
   verdicts = judge.score(checks, texts)
   return np.array([verdict.score for verdict in verdicts], np.float32).reshape(mask.shape[:2])
@@ -628,6 +638,16 @@ def _copy(params):
   return jax.tree.map(jnp.copy, params)
 
 
+def in_training(mesh: Mesh) -> Callable[[models.ModelConfig], Any]:
+  """A decoder's shape -> where its parameters lie on a mesh in the training layout."""
+
+  def shardings(model):
+    shapes, axes = models.abstract_params(model), models.logical_axes(model)
+    return sharding.param_shardings(mesh, shapes, axes)
+
+  return shardings
+
+
 def sampling_layout(mesh: Mesh, model: models.ModelConfig, dtype: str) -> Callable[[Any], Any]:
   """params -> the same weights as the sampler wants them, one jitted call a step."""
   layout = functools.partial(models.sampling_params, model, dtype=jnp.dtype(dtype))
@@ -653,7 +673,7 @@ def _evaluate(run, judge, workdir, step, params):
     run.model, params, run.held_out, run.rollout, run.eval, batch, run.mesh, score
   )
   for name, rows in zip(("answers", "answers_sampled"), answers, strict=True):
-    if rows:
+    if rows and processes.is_first():
       (workdir / name).mkdir(exist_ok=True)
       lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
       (workdir / name / f"step_{step}.jsonl").write_text("".join(lines))

@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import numpy as np
 import pytest
 
 from poise_jax import data
@@ -46,18 +45,6 @@ def test_a_position_resumes_bit_for_bit_across_an_epochs_boundary():
   whole = elements(data.order(10, seed=3), 0, 40)
   for position in (0, 4, 10, 17, 33):  # batches of 7: most of them cross one
     assert elements(data.order(10, seed=3), position, 7) == whole[position : position + 7]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_processes_parts_are_the_whole(processes):
-  ids = np.array([5, 3, 8, 1, 9, 2, 7, 0])
-  parts = [data.share(ids, i, processes).tolist() for i in range(processes)]
-  assert {len(part) for part in parts} == {8 // processes} and sum(parts, []) == ids.tolist()
-
-
-def test_prompts_must_divide_over_processes():
-  with pytest.raises(ValueError, match="8 prompts a step do not divide over 3 processes"):
-    data.share(range(8), 0, 3)
 
 
 def test_a_run_goes_on_with_the_same_data_alone(tmp_path):

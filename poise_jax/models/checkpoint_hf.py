@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jax.experimental import multihost_utils
 
 from poise_jax.models import checkpoint_run
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.transformer import abstract_params
+from poise_jax.sharding import fetch
 
 # Our module: (Hugging Face's, GGUF's); {} is the layer. All of them write "weight" for what Flax
 # calls kernel, embedding or scale, and keep linear maps as [out, in] where Flax has [in, out].
@@ -107,7 +107,9 @@ def read_config(source: str | os.PathLike) -> ModelConfig:
 
 
 def load(
-  source: str | os.PathLike, dtype: Any = jnp.float32, shardings: Any = None
+  source: str | os.PathLike,
+  dtype: Any = jnp.float32,
+  shardings: Callable[[ModelConfig], Any] | None = None,
 ) -> tuple[ModelConfig, Any]:
   """Reads a pretrained decoder.
 
@@ -116,8 +118,9 @@ def load(
       "Qwen/Qwen3-4B", a *.gguf file, `package:NAME/FILE.gguf` inside an installed package, the
       workdir of a run (its newest checkpoint), or one of the checkpoints in it.
     dtype: of the parameters.
-    shardings: a tree of jax.sharding.Sharding like the parameters'; each leaf goes to its devices
-      as it is read, so that the host never holds more than one leaf. None: the default device.
+    shardings: the decoder's shape -> a tree of jax.sharding.Sharding like the parameters'; each
+      leaf goes to its devices as it is read, so that no host ever holds more than one leaf. None:
+      the default device.
 
   Returns:
     The decoder's shape and its parameters in the training layout (stacked by layer).
@@ -132,9 +135,9 @@ def load(
     return checkpoint_run.load(checkpoint, dtype, shardings)
   config, stored, column = _open_gguf(path) if path.is_file() else _open_folder(path)
   _check(path, config, stored, column)
-  if shardings is None:
-    shardings = jax.tree.map(lambda _: None, abstract_params(config))
-  placements = jax.tree.leaves(shardings, is_leaf=lambda x: x is None)
+  shapes = abstract_params(config)
+  placements = shardings(config) if shardings else jax.tree.map(lambda _: None, shapes)
+  placements = jax.tree.leaves(placements, is_leaf=lambda x: x is None)
   leaves = []
   for (key, leaf, names), placement in zip(_leaves(config, column), placements, strict=True):
     array = np.empty(leaf.shape, dtype)
@@ -146,7 +149,7 @@ def load(
       leaves.append(jnp.asarray(array))
     else:
       leaves.append(jax.make_array_from_callback(array.shape, placement, array.__getitem__))
-  return config, jax.tree.unflatten(jax.tree.structure(abstract_params(config)), leaves)
+  return config, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def save_hf(
@@ -233,9 +236,7 @@ def _leaves(config, column) -> Iterator[tuple[str, jax.ShapeDtypeStruct, list[st
 def _tensors(config, values, kinds) -> Iterator[tuple[str, np.ndarray]]:
   """Names and arrays as Hugging Face has them, one parameter on the host at a time."""
   for (key, _, names), value, kind in zip(_leaves(config, HF), values, kinds, strict=True):
-    if not getattr(value, "is_fully_addressable", True):
-      value = multihost_utils.process_allgather(value, tiled=True)
-    value = np.asarray(value).astype(kind.dtype, copy=False)
+    value = np.asarray(fetch(value)).astype(kind.dtype, copy=False)
     slots = value if key.startswith("layers/") else value[None]
     for name, slot in zip(names, slots, strict=True):
       # safetensors writes memory as it lies, so a transposed view must be copied into order.

@@ -7,6 +7,7 @@ import logging
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,7 +67,9 @@ def about(checkpoint: pathlib.Path) -> dict[str, Any]:
     raise OSError(f"checkpoint {checkpoint} is damaged ({reason(error)})") from error
 
 
-def load(checkpoint: pathlib.Path, dtype: Any, shardings: Any = None) -> tuple[ModelConfig, Any]:
+def load(
+  checkpoint: pathlib.Path, dtype: Any, shardings: Callable[[ModelConfig], Any] | None = None
+) -> tuple[ModelConfig, Any]:
   """models.load of a checkpoint.
 
   Raises:
@@ -74,11 +77,10 @@ def load(checkpoint: pathlib.Path, dtype: Any, shardings: Any = None) -> tuple[M
   """
   config = ModelConfig.from_hf(about(checkpoint)["model"])
   shapes = abstract_params(config)
-  if shardings is None:
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: here, shapes)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  placements = shardings(config) if shardings else jax.tree.map(lambda _: here, shapes)
   like = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, placements
   )
   return config, read(checkpoint, PARAMS, like)
 
@@ -100,7 +102,7 @@ def read(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     try:
       path = (checkpoint / item).absolute()
       if like is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
           reader.metadata(path).item_metadata.tree,

@@ -5,6 +5,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
+from poise_jax import processes
 from poise_jax.verifiers.base import STATUSES, Check, Verdict
 from poise_jax.verifiers.pool import Pool
 
@@ -84,7 +85,7 @@ class Judge:
     Raises ValueError if the verifier crashed on every one of them: that is no reward to learn from.
     """
     judged = [self.config.check(check, training) for check in checks]
-    verdicts = self.pool.score(judged, responses)
+    verdicts = processes.divided(self.pool.score, judged, responses)
     crashed = [verdict.note for verdict in verdicts if verdict.status == "crashed"]
     if crashed and len(crashed) == len(verdicts):
       raise ValueError(
