@@ -28,6 +28,12 @@ HEAD = (
   *("algorithm", "seed", "steps", "rollouts", "tokens", "held-out before", "after", "gain"),
   *("reward, last 10 steps", "minutes", "a step: sampling + estimating + updating, s"),
 )
+QUALITY = ("mae", "pearson")  # of a probe
+PROBE_HEAD = ("run", "domain", "MAE", "r", "held-out before", "after")
+PROBE_MEANING = (
+  "MAE and Pearson r of a domain's probe against its siblings' rewards: 0 or 1, one sample of "
+  "the value that it predicts. Means of the last 10 steps that had any of that domain."
+)
 LABEL = 60  # characters that the name of a curve may have
 INTERVAL = (
   "Curves are means over seeds, bands ± one standard error of the mean (none for a single seed), "
@@ -101,6 +107,19 @@ def rows(groups: dict[str, list[Run]]) -> list[list[str]]:
       mean, error = np.mean(afters), standard_error(np.array(afters))
       of = f"mean of {len(group)} ± standard error"
       lines.append([name, of, "", "", "", "", f"{mean:.3f} ± {error:.3f}", "", "", "", ""])
+  return lines
+
+
+def probe_rows(named: dict[str, Run]) -> list[list[str]]:
+  """A line a domain in the columns of PROBE_HEAD, of runs with a probe for each of several."""
+  lines = []
+  for name, run in named.items():
+    logged = dict.fromkeys(key for row in run.rows for key in row)
+    for domain in (key.removeprefix("probe/mae/") for key in logged if "probe/mae/" in key):
+      cells = [f"{run.series(f'probe/{of}/{domain}')[1][-10:].mean():.3f}" for of in QUALITY]
+      _, accuracy = run.series(f"eval/accuracy/{domain}")
+      ends = [f"{accuracy[i]:.3f}" for i in (0, -1)] if len(accuracy) else ["", ""]
+      lines.append([name, domain, *cells, *ends])
   return lines
 
 
@@ -223,6 +242,8 @@ def report(paths: list[pathlib.Path], out: pathlib.Path, samples_shown: int = 0)
   text = markdown(HEAD, [_bold(line) for line in lines])
   sections = [f"# {out.name}", text, INTERVAL, "![curves](curves.svg)", "![costs](costs.svg)"]
   sections.append(runs.describe([start for run in all_runs for start in run.starts]))
+  if told := probe_rows(named):
+    sections.append(f"## Probes\n\n{markdown(PROBE_HEAD, told)}\n\n{PROBE_MEANING}")
   for name, (head, *told) in answers.items():
     sections.append(f"## Held-out answers, {name}\n\n{markdown(head, _code(told))}")
   runs.write_whole(out / "README.md", "\n\n".join(sections) + "\n")

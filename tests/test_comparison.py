@@ -88,6 +88,19 @@ def test_rollouts_that_were_sampled_and_where_the_time_went(tmp_path):
   assert "| 12 | 4000 | 360 |" in text and text.endswith("| 1.25 + 0.50 + 2.00 |")
 
 
+def test_probes_by_domain(tmp_path):
+  path = write(tmp_path / "a")
+  rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for i, row in enumerate(rows[1:]):
+    row |= {"probe/mae/sums": 0.9 if i == 0 else 0.25, "probe/pearson/sums": 0.5}
+  rows[-1] |= {"probe/mae/words": 0.125, "probe/pearson/words": -0.5, "eval/accuracy/words": 1.0}
+  (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  comparison.report([path], tmp_path / "out")
+  shown = (tmp_path / "out" / "README.md").read_text()
+  assert "| poise-0 | sums | 0.250 | 0.500 |  |  |\n" in shown  # the first of 12 steps is left out
+  assert "| poise-0 | words | 0.125 | -0.500 | 1.000 | 1.000 |\n" in shown
+
+
 def test_the_figures_show_every_algorithm_in_its_colour(tmp_path):
   comparison.report([write(tmp_path / "a")], tmp_path / "one")
   comparison.report([write(tmp_path / "b"), write(tmp_path / "c", "rloo")], tmp_path / "two")

@@ -30,10 +30,23 @@ CHANGES = {
 }
 
 
-def start(workdir, processes, index=0, port=0, devices=2, algorithm="poise", **changes):
-  """One of the processes of a run on `devices` devices in all."""
+def start(
+  workdir,
+  processes,
+  index=0,
+  port=0,
+  devices=2,
+  algorithm="poise",
+  flags=(),
+  checkpoint=None,
+  **changes,
+):
+  """One of the processes of a run on `devices` devices in all, or of an evaluation."""
   config = {**TINY, **CHANGES, **{k.replace("__", "."): v for k, v in changes.items()}}
-  command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}"]
+  program = ["experiments.train", f"--workdir={workdir}"]
+  if checkpoint:
+    program = ["experiments.evaluate", f"--checkpoint={checkpoint}", f"--out={workdir}"]
+  command = [sys.executable, "-m", *program, *flags]
   command += [f"--config=configs/quickstart.py:{algorithm}"]
   command += [f"--config.{name}={value}" for name, value in config.items()]
   if processes > 1:
@@ -145,8 +158,31 @@ def test_four_processes_train_as_one(tmp_path, algorithm):
 
 
 @pytest.mark.slow
+def test_two_processes_evaluate_as_one(alone, tmp_path):
+  how = dict(checkpoint=alone, eval__n=2, eval__temperature=1.0)
+  for processes in (1, 2):
+    workdir = tmp_path / str(processes)
+    finish(workdir, start_all(workdir, processes, **how))
+  texts = [(tmp_path / name / "answers.jsonl").read_text() for name in "12"]
+  assert texts[0] == texts[1] and texts[0].count("\n") == 2 * TINY["task.test"]
+  assert "avg@2" in said(tmp_path / "2", 0) and "avg@2" not in said(tmp_path / "2", 1)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_agree_are_refused(tmp_path):
+  workdir = tmp_path / "run"
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  running = [start(workdir, 2, i, port, seed=i) for i in range(2)]
+  assert all(process.wait(120) for process in running)
+  assert "config is not the same in process 1 as in process 0" in said(workdir, 0)
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
 def test_saved_by_one_process_and_resumed_by_two(alone, tmp_path):
   workdir = tmp_path / "run"
   finish(workdir, start_all(workdir, 1, steps=2))
-  finish(workdir, start_all(workdir, 2, steps=STEPS, allow_config_change=True))
+  finish(workdir, start_all(workdir, 2, flags=["--allow_config_change"]))
   assert_same_run(alone, workdir)
