@@ -20,6 +20,7 @@ class RolloutConfig:
   think_end: tuple[int, ...] = ()  # token ids of the end-of-thinking marker; none: all is reasoning
   feature_layers: tuple[int, ...] = ()  # blocks whose output is pooled, 0-based; none: no features
   feature_window: int = 10  # k: how many last prompt and last reasoning states are averaged
+  attention: str = "auto"  # over the prompt, see models/attention.py; train.attention decides
 
   def __post_init__(self):
     for name in ("n", "max_new_tokens", "feature_window"):

@@ -206,16 +206,17 @@ def prefill(config, params, prompts, rollout):
   Returns: the last states [P, D] before the final norm, each layer's keys [P, G, K, Tp] and values
   [P, G, Tp, K], and the pooled prompt states [layers, P, D] of the feature layers.
   """
-  length = prompts.tokens.shape[1]
   cos, sin = rope(config, positions_of(prompts.mask))
-  attend_to = jnp.tril(jnp.ones((length, length), bool)) & prompts.mask[:, None, :]
   pool = last_k(prompts.mask, rollout.feature_window)
   x = params["embed_tokens"]["embedding"][prompts.tokens]
   caches, states = [], []
+
+  def attend(q, k, v):
+    return attention(q, k, v, prompts.mask, rollout.attention), (k, v)
+
   for i, layer in enumerate(params["layers"]):
-    x, (k, v) = Block(config, x.dtype, sampling=True).apply(
-      {"params": layer}, x, cos, sin, lambda q, k, v: (attention(q, k, v, attend_to), (k, v))
-    )
+    block = Block(config, x.dtype, sampling=True)
+    x, (k, v) = block.apply({"params": layer}, x, cos, sin, attend)
     caches.append((k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)))
     if i in rollout.feature_layers:
       states.append(jnp.einsum("pt,ptd->pd", pool, x))
