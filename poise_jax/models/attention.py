@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
 from poise_jax import sharding
+from poise_jax.models.cache import KVCache
 from poise_jax.names import unknown
 
 NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
@@ -162,39 +163,44 @@ IMPLEMENTATIONS = {"xla": xla, "splash": splash, "cudnn": cudnn}
 
 def decode_attention(
   q: Float[Array, "P n H K"],
-  prompt_k: Float[Array, "P G K Tp"],
-  prompt_v: Float[Array, "P G Tp K"],
+  prompt: KVCache,
   prompt_mask: Bool[Array, "P Tp"],
-  own_k: Float[Array, "P*n G K T"],
-  own_v: Float[Array, "P*n G T K"],
+  own: KVCache,
   own_mask: Bool[Array, " T"],
 ) -> Float[Array, "P n H K"]:
   """One new token of each of n samples attends to their shared prompt and to its own response.
 
-  The prompt's keys and values exist once for all n samples. The two parts are normalised together:
-  each is an unnormalised softmax with its own maximum, merged at the end.
+  The prompt's keys and values exist once for all n samples: `prompt` has P rows, `own` P * n. The
+  two parts are normalised together: each is an unnormalised softmax with its own maximum, merged at
+  the end. Scales of an int8 cache multiply scores and weights, not the keys and values.
   """
   p, n, heads, dim = q.shape
-  groups = prompt_k.shape[1]
+  groups = prompt.keys.shape[1]
   ratio = heads // groups
   q = (q * dim**-0.5).reshape(p, n, groups, ratio, dim)
   by_prompt = q.swapaxes(1, 2).reshape(p, groups, n * ratio, dim)  # its samples as rows
   by_sample = q.reshape(p * n, groups, ratio, dim)
 
-  def part(q, k, v, mask):  # -> context [..., rows, K], mass and maximum [..., rows, 1]
+  def part(q, cache, mask):  # -> context [..., rows, K], mass and maximum [..., rows, 1]
+    k, v = cache.keys.astype(q.dtype), cache.values.astype(q.dtype)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    if cache.key_scales is not None:
+      scores *= cache.key_scales
     scores = jnp.where(mask, scores, NEGATIVE)
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
+    mass = weights.sum(-1, keepdims=True)
+    if cache.value_scales is not None:
+      weights *= cache.value_scales
     context = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return context, weights.sum(-1, keepdims=True), top
+    return context, mass, top
 
-  shared = part(by_prompt, prompt_k, prompt_v, prompt_mask[:, None, None])
+  shared = part(by_prompt, prompt, prompt_mask[:, None, None])
   shared = [x.reshape(p, groups, n, ratio, -1).swapaxes(1, 2) for x in shared]
-  own = part(by_sample, own_k, own_v, own_mask)
+  own = part(by_sample, own, own_mask)
   own = [x.reshape(p, n, groups, ratio, -1) for x in own]
   top = jnp.maximum(shared[2], own[2])
   scale = [jnp.exp(x[2] - top) for x in (shared, own)]
   context = shared[0] * scale[0] + own[0] * scale[1]
   context = context / (shared[1] * scale[0] + own[1] * scale[1])
-  return context.astype(own_v.dtype).reshape(p, n, heads, dim)
+  return context.astype(q.dtype).reshape(p, n, heads, dim)
