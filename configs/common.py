@@ -183,7 +183,7 @@ def default(algorithm: str) -> ConfigDict:
     return {k: v for k, v in dataclasses.asdict(instance).items() if k not in leave_out}
 
   config.rollout = ConfigDict(
-    fields(RolloutConfig(n=choice.pop("n")), ("eos_ids", "pad_id", "think_end"))
+    fields(RolloutConfig(n=choice.pop("n")), ("eos_ids", "pad_id", "think_end", "attention"))
   )
   config.reward = ConfigDict(fields(RewardConfig()))
   config.verifier = ConfigDict(fields(VerifierConfig()))

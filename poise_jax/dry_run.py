@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from poise_jax import rollout, sharding, update
+from poise_jax.models.cache import token_bytes
 from poise_jax.train import Run
 from poise_jax.types import Experience, Prompts
 
@@ -148,8 +149,8 @@ def plan(run: Run, phase: Callable[[str], None] = lambda _: None) -> Plan:
     compiled("the update", update.minibatch_step, model, run.update, state, minibatch)
 
   parameters = _bytes(params)
-  caches = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-  caches *= groups * (n * length + width) * np.dtype(config.model.dtype).itemsize
+  caches = token_bytes(model, run.rollout.cache_dtype or config.model.dtype)
+  caches *= groups * (n * length + width)
   caches //= sharding.batch_shards(mesh) * mesh.shape["tensor"]
   sampler, learning = programs["the sampler"], programs["the update"]
   logprobs = programs.get("log-probs", Program(0, 0, 0, 0.0))

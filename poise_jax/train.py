@@ -42,7 +42,7 @@ from poise_jax.evaluate import HELD_OUT, EvalConfig, EvalSet, evaluate, make_set
 from poise_jax.interrupts import Interrupts
 from poise_jax.losses import PolicyLossConfig
 from poise_jax.metrics import Logger, Silent, check_loggers
-from poise_jax.models import checkpoint_run
+from poise_jax.models import attention, checkpoint_run
 from poise_jax.profiling import Profiler, check_profile_steps
 from poise_jax.prompts import PromptEncoder
 from poise_jax.provenance import provenance
@@ -128,8 +128,10 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
   if warm_start_config.steps:
     for example in task.train:
       worked_ids(tokenizer, example, config.rollout.max_new_tokens)
+  kernel = attention.resolve(config.train.attention, mesh.devices.flat[0].platform)
   rollout_config = RolloutConfig(
     **config.rollout,
+    attention=kernel,
     eos_ids=tuple(tokenizer.eos_ids),
     pad_id=tokenizer.pad_id,
     think_end=tuple(tokenizer.encode(config.task.think_end)) if config.task.think_end else (),
@@ -141,8 +143,8 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
     held_out = make_sets(config, tokenizer)
     _check_held_out(task, held_out)
   loss = PolicyLossConfig(**config.train.loss)
-  fields = {k: v for k, v in config.train.items() if k != "loss"}
-  update_config = UpdateConfig(loss=loss, temperature=config.rollout.temperature, **fields)
+  fields = {**config.train, "loss": loss, "attention": kernel}
+  update_config = UpdateConfig(temperature=config.rollout.temperature, **fields)
   reward_config = rewards.RewardConfig(**config.reward)
   verifier_config = VerifierConfig(**config.verifier)
   collect_config = collect.CollectConfig(**config.collect)

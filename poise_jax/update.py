@@ -42,6 +42,8 @@ class UpdateConfig:
   adam_b2: float = 0.999  # decay of the mean of their squares
   dtype: str = "float32"  # of the computation; master weights stay float32
   remat: str = "none"  # computed again going back: "none", "full" or "dots" (all but products)
+  # "xla", "splash" (TPU), "cudnn" (GPU, but in float32), or "auto": the last that runs here
+  attention: str = "auto"
   logprob_chunk: int = 512  # tokens whose logits exist at once
 
   def __post_init__(self):
@@ -103,7 +105,15 @@ def response_logprobs(
   batch: tokens and mask [B, Tp + T], and targets [B, T].
   """
   dtype = jnp.dtype(config.dtype)
-  hidden, _ = hidden_states(model, params, batch["tokens"], batch["mask"], dtype, config.remat)
+  hidden, _ = hidden_states(
+    model,
+    params,
+    batch["tokens"],
+    batch["mask"],
+    dtype,
+    config.remat,
+    attention=config.attention,
+  )
   hidden = hidden[:, -batch["targets"].shape[1] - 1 : -1]  # the state before a token predicts it
   unembed = unembedding(model, params).astype(dtype)
   return token_logprobs(

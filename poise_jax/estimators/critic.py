@@ -131,7 +131,9 @@ def _values(model, params, tokens, mask, config):
   """[B, S, D] states -> one number a position [B, S], float32."""
   body = dataclasses.replace(model, tie_word_embeddings=True)  # a critic has no unembedding
   dtype = jnp.dtype(config.dtype)
-  hidden, _ = hidden_states(body, params["decoder"], tokens, mask, dtype, config.remat)
+  hidden, _ = hidden_states(
+    body, params["decoder"], tokens, mask, dtype, config.remat, attention=config.attention
+  )
   head = params["value_head"]
   return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
 

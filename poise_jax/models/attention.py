@@ -1,73 +1,206 @@
-"""Attention over a whole sequence, and of one new token over a prompt cache shared by its samples.
+"""Attention over a whole sequence in three implementations, and of one new token over its caches.
 
-Operands are brought into [batch..., rows, K] order by hand before each matrix product, with the
-query heads of one key head as rows: left to itself, XLA transposes the far larger score matrices.
+`xla` runs anywhere. `splash` (JAX's Pallas kernel for TPUs) and `cudnn` never hold the scores.
+
+Operands of products are brought into [batch..., rows, K] order by hand, with the query heads of one
+key head as rows: left to itself, XLA transposes the far larger score matrices.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
+from poise_jax import sharding
+from poise_jax.models.cache import KVCache
+from poise_jax.names import unknown
+
 NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
+WHOLE = 1024  # query positions whose scores [B, H, S, T] xla holds at once; of more than these
+QUERY_BLOCK = 512  # so many
+BEST = {"tpu": "splash", "gpu": "cudnn"}  # platform -> implementation; others: xla
+
+
+def resolve(name: str, platform: str) -> str:
+  """The implementation that train.attention=`name` means on a jax.Device's `platform`.
+
+  Raises:
+    ValueError: the name is unknown, or its kernel does not run on this platform.
+  """
+  if name not in ("auto", *IMPLEMENTATIONS):
+    raise unknown("train.attention", name, ("auto", *IMPLEMENTATIONS))
+  best = BEST.get(platform, "xla")
+  if name not in ("auto", "xla", best):
+    raise ValueError(
+      f"train.attention={name!r} does not run on {platform} devices; use 'auto' or 'xla'"
+    )
+  return best if name == "auto" else name
 
 
 def attention(
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B T G K"],
+  v: Float[Array, "B T G K"],
+  valid: Bool[Array, "B T"],
+  implementation: str = "xla",
+) -> Float[Array, "B T H K"]:
+  """Causal grouped-query attention; query head h reads key head h // (H / G). Softmax in float32.
+
+  Args:
+    q: queries; they attend to the valid keys up to their own position.
+    k: keys.
+    v: values.
+    valid: False on padding, which stands before or after a row's tokens, not between them. What
+      comes out there is finite and means nothing; without a cotangent there it has no gradient.
+    implementation: of IMPLEMENTATIONS, or "auto": the best one for JAX's default device.
+  """
+  if implementation == "auto":
+    implementation = resolve("auto", jax.default_backend())
+  return IMPLEMENTATIONS[implementation](q, k, v, valid)
+
+
+def xla(
   q: Float[Array, "B S H K"],
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
-  mask: Bool[Array, "B S T"],
+  valid: Bool[Array, "B T"],
+  start: Array | int = 0,
 ) -> Float[Array, "B S H K"]:
-  """Grouped-query attention; query head h reads key head h // (H / G). Softmax in float32."""
+  """`attention` by plain products; the queries may be those of positions `start` to start + S."""
   batch, length, heads, dim = q.shape
   groups = k.shape[2]
   ratio = heads // groups
-  q = (q * dim**-0.5).reshape(batch, length, groups, ratio, dim)
-  q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, ratio * length, dim)
+  q = (q * dim**-0.5).reshape(batch, length, groups, ratio, dim).transpose(0, 2, 3, 1, 4)
   k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # [B, G, K, T], [B, G, T, K]
-  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-  scores = scores.reshape(batch, groups, ratio, length, -1)
-  scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  context = jnp.matmul(weights.reshape(batch, groups, ratio * length, -1), v)
-  context = context.reshape(batch, groups, ratio, length, dim).transpose(0, 3, 1, 2, 4)
-  return context.reshape(batch, length, heads, dim)
+
+  def attend(q, start):  # [B, G, ratio, S, K]
+    length = q.shape[3]
+    causal = start + jnp.arange(length)[:, None] >= jnp.arange(k.shape[3])
+    mask = causal & valid[:, None, :]
+    scores = jnp.matmul(
+      q.reshape(batch, groups, ratio * length, dim), k, preferred_element_type=jnp.float32
+    )
+    scores = scores.reshape(batch, groups, ratio, length, -1)
+    scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    context = jnp.matmul(weights.reshape(batch, groups, ratio * length, -1), v)
+    return context.reshape(batch, groups, ratio, length, dim)
+
+  if length <= WHOLE:
+    context = attend(q, start)
+  else:  # going back, a block's scores are computed again
+    blocks = -(-length // QUERY_BLOCK)
+    q = jnp.pad(q, [(0, 0)] * 3 + [(0, blocks * QUERY_BLOCK - length), (0, 0)])
+    q = jnp.moveaxis(q.reshape(batch, groups, ratio, blocks, QUERY_BLOCK, dim), 3, 0)
+    starts = start + QUERY_BLOCK * jnp.arange(blocks)
+    context = jax.lax.map(lambda x: jax.checkpoint(attend)(*x), (q, starts))
+    context = jnp.moveaxis(context, 0, 3).reshape(batch, groups, ratio, -1, dim)[:, :, :, :length]
+  return context.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+
+
+def splash(q, k, v, valid, interpret: bool = False):
+  """`attention` by splash attention, each device its rows and heads; `interpret`: without a TPU.
+
+  Tokens and padding are segments of their own, so every position attends to itself at least.
+  """
+  length, dim = q.shape[1], q.shape[3]
+  unit = 512 if length >= 4096 else 128  # blocks of 512 are faster; 128 is the least there is
+  pad = -length % unit
+  block = math.gcd(length + pad, 512)
+  q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q * dim**-0.5, k, v))
+  segments = jnp.pad(valid, ((0, 0), (0, pad))).astype(jnp.int32)
+
+  def attend(q, k, v, segments):
+    mask = splash_attention.CausalMask((length + pad, length + pad))
+    kernel = splash_attention.make_splash_mha(
+      splash_attention.MultiHeadMask([mask] * q.shape[2]),
+      # Not the fused backward kernel: it holds dq once for every block of keys.
+      block_sizes=splash_attention.BlockSizes(*[block] * 8),
+      head_shards=1,
+      q_seq_shards=1,
+      interpret=interpret,
+    )
+    heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
+    context = jax.vmap(kernel)(*heads_first, splash_attention.SegmentIds(segments, segments))
+    return context.swapaxes(1, 2)
+
+  if not jax.sharding.get_abstract_mesh().empty:  # GSPMD cannot split a kernel
+    heads = [sharding.spec(("batch", None, name, None)) for name in ("heads", "kv_heads")]
+    attend = jax.shard_map(
+      attend,
+      in_specs=(heads[0], heads[1], heads[1], sharding.spec(("batch", None))),
+      out_specs=heads[0],
+      check_vma=False,  # a kernel does not say over which axes its results vary
+    )
+  return attend(q, k, v, segments)[:, :length]
+
+
+def cudnn(q, k, v, valid, backend: str = "cudnn"):
+  """`attention` by cuDNN through jax.nn; `backend` "xla" runs anywhere.
+
+  Rows are rolled so that their tokens come first: then padding is a length, where a mask would be
+  another [B, T, T] array. cuDNN has no float32 kernel; `xla` computes those.
+  """
+  if q.dtype == jnp.float32:
+    return xla(q, k, v, valid)
+  roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
+  first = jnp.argmax(valid, axis=1)
+  lengths = jnp.maximum(valid.sum(1, dtype=jnp.int32), 1)  # of no key there is no softmax
+  context = jax.nn.dot_product_attention(
+    *(roll(x, -first) for x in (q, k, v)),
+    is_causal=True,
+    query_seq_lengths=lengths,
+    key_value_seq_lengths=lengths,
+    implementation=backend,
+  )
+  return roll(context, first)
+
+
+IMPLEMENTATIONS = {"xla": xla, "splash": splash, "cudnn": cudnn}
 
 
 def decode_attention(
   q: Float[Array, "P n H K"],
-  prompt_k: Float[Array, "P G K Tp"],
-  prompt_v: Float[Array, "P G Tp K"],
+  prompt: KVCache,
   prompt_mask: Bool[Array, "P Tp"],
-  own_k: Float[Array, "P*n G K T"],
-  own_v: Float[Array, "P*n G T K"],
+  own: KVCache,
   own_mask: Bool[Array, " T"],
 ) -> Float[Array, "P n H K"]:
   """One new token of each of n samples attends to their shared prompt and to its own response.
 
-  The prompt's keys and values exist once for all n samples. The two parts are normalised together:
-  each is an unnormalised softmax with its own maximum, merged at the end.
+  The prompt's keys and values exist once for all n samples: `prompt` has P rows, `own` P * n. The
+  two parts are normalised together: each is an unnormalised softmax with its own maximum, merged at
+  the end. Scales of an int8 cache multiply scores and weights, not the keys and values.
   """
   p, n, heads, dim = q.shape
-  groups = prompt_k.shape[1]
+  groups = prompt.keys.shape[1]
   ratio = heads // groups
   q = (q * dim**-0.5).reshape(p, n, groups, ratio, dim)
   by_prompt = q.swapaxes(1, 2).reshape(p, groups, n * ratio, dim)  # its samples as rows
   by_sample = q.reshape(p * n, groups, ratio, dim)
 
-  def part(q, k, v, mask):  # -> context [..., rows, K], mass and maximum [..., rows, 1]
+  def part(q, cache, mask):  # -> context [..., rows, K], mass and maximum [..., rows, 1]
+    k, v = cache.keys.astype(q.dtype), cache.values.astype(q.dtype)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    if cache.key_scales is not None:
+      scores *= cache.key_scales
     scores = jnp.where(mask, scores, NEGATIVE)
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
+    mass = weights.sum(-1, keepdims=True)
+    if cache.value_scales is not None:
+      weights *= cache.value_scales
     context = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return context, weights.sum(-1, keepdims=True), top
+    return context, mass, top
 
-  shared = part(by_prompt, prompt_k, prompt_v, prompt_mask[:, None, None])
+  shared = part(by_prompt, prompt, prompt_mask[:, None, None])
   shared = [x.reshape(p, groups, n, ratio, -1).swapaxes(1, 2) for x in shared]
-  own = part(by_sample, own_k, own_v, own_mask)
+  own = part(by_sample, own, own_mask)
   own = [x.reshape(p, n, groups, ratio, -1) for x in own]
   top = jnp.maximum(shared[2], own[2])
   scale = [jnp.exp(x[2] - top) for x in (shared, own)]
   context = shared[0] * scale[0] + own[0] * scale[1]
   context = context / (shared[1] * scale[0] + own[1] * scale[1])
-  return context.astype(own_v.dtype).reshape(p, n, heads, dim)
+  return context.astype(q.dtype).reshape(p, n, heads, dim)

@@ -240,6 +240,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   dtype: Any = jnp.float32
   remat: str = "none"
+  attention: str = "xla"
 
   @nn.compact
   def __call__(self, tokens, mask, collect=lambda x: None):
@@ -256,11 +257,12 @@ class Transformer(nn.Module):
     table = constrain(embed.embedding.astype(self.dtype), "vocab", None)
     x = constrain(table[tokens], "batch", None, None)
     cos, sin = rope(c, positions_of(mask))
-    causal = jnp.tril(jnp.ones((mask.shape[1], mask.shape[1]), bool))
-    attend_to = causal & mask[:, None, :]
+
+    def attend(q, k, v):
+      return attention(q, k, v, mask, self.attention), None
 
     def layer(block, x, _):
-      x, _ = block(x, cos, sin, lambda q, k, v: (attention(q, k, v, attend_to), None))
+      x, _ = block(x, cos, sin, attend)
       x = constrain(x, "batch", None, None)
       return x, collect(x)
 
@@ -321,6 +323,7 @@ def hidden_states(
   dtype: Any = jnp.float32,
   remat: str = "none",
   collect=lambda x: None,
+  attention: str = "xla",
 ) -> tuple[jax.Array, Any]:
   """Teacher-forced pass without logits: ([B, T, D] after the final norm, collected [L, ...]).
 
@@ -332,8 +335,10 @@ def hidden_states(
     dtype: of the computation; parameters are cast to it.
     remat: a key of REMAT_POLICIES.
     collect: applied to each layer's output [B, T, D]; its results come back stacked by layer.
+    attention: an implementation's name, see models/attention.py.
   """
-  return Transformer(config, dtype, remat).apply({"params": params}, tokens, mask, collect)
+  decoder = Transformer(config, dtype, remat, attention)
+  return decoder.apply({"params": params}, tokens, mask, collect)
 
 
 def forward(config: ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array) -> Output:

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from poise_jax.models.cache import CACHE_DTYPES
+from poise_jax.names import unknown
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
@@ -20,6 +23,10 @@ class RolloutConfig:
   think_end: tuple[int, ...] = ()  # token ids of the end-of-thinking marker; none: all is reasoning
   feature_layers: tuple[int, ...] = ()  # blocks whose output is pooled, 0-based; none: no features
   feature_window: int = 10  # k: how many last prompt and last reasoning states are averaged
+  # of keys and values of past tokens: "" (as computed), "bfloat16" or "int8" with a scale a token
+  cache_dtype: str = ""
+  prefill_chunk: int = 0  # prompt positions computed at once, to save memory; 0: all
+  attention: str = "auto"  # over the prompt, see models/attention.py; train.attention decides
 
   def __post_init__(self):
     for name in ("n", "max_new_tokens", "feature_window"):
@@ -31,6 +38,12 @@ class RolloutConfig:
       raise ValueError(f"rollout.top_p={self.top_p} must be in (0, 1]")
     if self.top_k < 0:
       raise ValueError(f"rollout.top_k={self.top_k} must not be negative; 0 keeps all tokens")
+    if self.cache_dtype not in CACHE_DTYPES:
+      raise unknown("rollout.cache_dtype", self.cache_dtype, CACHE_DTYPES)
+    if self.prefill_chunk < 0:
+      raise ValueError(
+        f"rollout.prefill_chunk={self.prefill_chunk} must not be negative; 0 is the whole prompt"
+      )
     layers = self.feature_layers
     if not all(isinstance(layer, int) for layer in layers) or list(layers) != sorted(set(layers)):
       raise ValueError(f"rollout.feature_layers={layers} must be whole numbers that increase")

@@ -1,0 +1,141 @@
+"""How the sampler saves memory: caches of fewer bits, prefill in chunks, caches that grow."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from poise_jax import models, rollout, update
+from poise_jax.models import cache
+from poise_jax.models.attention import decode_attention
+from poise_jax.rollout import RolloutConfig
+from poise_jax.rollout.sampler import prefill, stages
+from poise_jax.types import Prompts
+from poise_jax.update import UpdateConfig
+
+CONFIG = models.ModelConfig("qwen3", 60, 48, 64, 2, 4, 2, 16, qk_norm=True, rope_theta=1e4)
+BASE = RolloutConfig(n=2, max_new_tokens=8, eos_ids=(1, 2), feature_layers=(0, 1), feature_window=4)
+PROMPTS = Prompts(
+  tokens=np.random.default_rng(0).integers(3, 60, (4, 7)).astype(np.int32),
+  mask=np.arange(7) >= np.array([2, 0, 5, 1])[:, None],
+)
+STORE = jax.jit(cache.store, static_argnums=2)
+
+
+@pytest.fixture(scope="module")
+def params():
+  """Kernels of such a scale that tokens differ in their probabilities."""
+  init = jax.jit(models.init, static_argnums=0)(CONFIG, jax.random.key(0))
+  return jax.tree.map(lambda x: jnp.where(x == 1, x, 6 * x), init)
+
+
+def sample(params, **changes):
+  config = dataclasses.replace(BASE, **changes)
+  return rollout.sample(CONFIG, params, PROMPTS, jax.random.key(1), config)
+
+
+def test_prefill_in_chunks_is_prefill(params, compiled_quickly):
+  """7 positions in 3 chunks of 3 and 2 of 4; a row's first chunk is all padding."""
+  plain = sample(params)
+  for chunk in (3, 4):
+    out = sample(params, prefill_chunk=chunk)
+    np.testing.assert_array_equal(out.tokens, plain.tokens)
+    for name in ("logprobs", "entropies", "features"):
+      np.testing.assert_allclose(getattr(out, name), getattr(plain, name), atol=1e-5)
+
+
+def test_prefill_needs_memory_of_a_chunk(params):
+  """Scores and MLP activations of 256 positions; what remains of all of them are the caches."""
+
+  def temporary(chunk):
+    config = dataclasses.replace(BASE, prefill_chunk=chunk)
+    prompts = Prompts(tokens=np.zeros((2, 256), np.int32), mask=np.ones((2, 256), bool))
+    decoding = jax.eval_shape(lambda: models.sampling_params(CONFIG, params))
+    program = jax.jit(prefill, static_argnums=(0, 3)).lower(CONFIG, decoding, prompts, config)
+    return program.compile().memory_analysis().temp_size_in_bytes
+
+  scores = 2 * 4 * 256 * 256 * 4
+  assert temporary(0) - temporary(32) > scores / 2
+
+
+@pytest.mark.parametrize("dtype,mean,most", [("bfloat16", 2e-3, 0.02), ("int8", 5e-3, 0.03)])
+def test_caches_of_fewer_bits_are_close(params, compiled_quickly, dtype, mean, most):
+  """The log-probs of what the sampler drew against those of a float32 teacher-forced pass."""
+  out = sample(params, cache_dtype=dtype)
+  expected = update.sequence_logprobs(CONFIG, params, out, UpdateConfig(microbatch_size=8))
+  error = np.abs(out.logprobs - expected)[np.asarray(out.mask)]
+  assert np.std(np.asarray(expected)[np.asarray(out.mask)]) > 0.5  # errors have something to be of
+  assert 1e-6 < error.mean() < mean and error.max() < most
+
+
+@pytest.mark.parametrize("dtype,size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_a_cache_takes_the_bytes_that_are_planned(dtype, size):
+  vectors = jnp.ones((3, 5, 2, 16))
+  own = cache.grow(cache.store(vectors, vectors, jnp.dtype(dtype)), 20)
+  layer = sum(x.nbytes for x in jax.tree.leaves(own))
+  assert layer * CONFIG.num_hidden_layers == 3 * 20 * cache.token_bytes(CONFIG, dtype)
+  scales = 4 if dtype == "int8" else 0
+  assert layer == 3 * 20 * 2 * 2 * (16 * size + scales)
+
+
+def test_int8_is_multiplied_by_its_scales_in_the_products():
+  """Equal to attention over the keys and values that the integers stand for."""
+  rng = np.random.default_rng(0)
+
+  def random(*shape):
+    x = rng.normal(size=shape) * rng.uniform(0.1, 5, (*shape[:-1], 1))
+    return x.astype(np.float32)
+
+  p, n, groups, dim = 2, 3, 2, 16
+  q = random(p, n, 4, dim)
+  parts = [random(2, b, s, groups, dim) for b, s in ((p, 5), (p * n, 7))]
+  small = [STORE(*part, jnp.int8) for part in parts]
+  large = [
+    cache.KVCache(x.keys * x.key_scales, x.values * x.value_scales.swapaxes(2, 3)) for x in small
+  ]
+  masks = np.arange(5) >= np.array([[0], [3]]), np.arange(7) < 4
+
+  @jax.jit
+  def attend(caches):
+    return decode_attention(q, caches[0], masks[0], caches[1], masks[1])
+
+  np.testing.assert_allclose(attend(small), attend(large), atol=1e-5)
+
+
+def test_integers_are_half_a_step_away_at_most():
+  x = np.random.default_rng(0).normal(size=(2, 5, 3, 16)) * 10.0 ** np.arange(-3, 2)[:, None, None]
+  got = jax.device_get(STORE(x, 2 * x, jnp.int8))
+  for wanted, integers, axis, scales in (
+    (x.transpose(0, 2, 3, 1), got.keys, 2, got.key_scales),
+    (2 * x.swapaxes(1, 2), got.values, 3, got.value_scales.swapaxes(2, 3)),
+  ):
+    step = np.abs(wanted).max(axis, keepdims=True) / 127
+    assert (np.abs(integers * scales - wanted) <= 0.5001 * step).all()
+  assert not STORE(x * 0, x * 0, jnp.int8).keys.any()
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 66, 1000, 2048, 8192, 16384])
+def test_stages_are_few_and_read_little(length):
+  sizes = stages(length)
+  assert sizes[-1] == length and list(sizes) == sorted(set(sizes)) and len(sizes) <= 7
+  if length >= 2048:
+    assert sizes[0] == 512
+    before = (0, *sizes)
+    read = sum(size * (size - old) for old, size in zip(before, sizes, strict=False))
+    assert read < 1.26 * length**2 / 2
+    # An answer of any length above 512 reads at most twice its positions a token.
+    assert all(size <= 2 * old for old, size in zip(sizes, sizes[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+  "change,said",
+  [
+    (dict(cache_dtype="int4"), "rollout.cache_dtype 'int4' is unknown"),
+    (dict(prefill_chunk=-1), "rollout.prefill_chunk=-1"),
+  ],
+)
+def test_bad_options_are_named(change, said):
+  with pytest.raises(ValueError, match=said):
+    dataclasses.replace(BASE, **change)
