@@ -6,12 +6,11 @@ import sys
 
 import jax
 
-from experiments import growth
-from poise_jax import update
+from poise_jax import growth, update
 from poise_jax.types import Prompts, Rollouts
 from poise_jax.update import UpdateConfig
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_rows_and_their_ratios(tmp_path, monkeypatch, compiled_quickly):
