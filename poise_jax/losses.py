@@ -8,7 +8,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
+
+from poise_jax.sharding import BATCH, batch_shards
 
 AGGREGATIONS = (
   "token-mean",
@@ -69,21 +72,43 @@ def token_logprobs(
   unembed: Float[Array, "D V"],
   targets: Int[Array, "B T"],
   temperature: float = 1.0,
-  chunk: int = 512,
+  chunk: int = 0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """Log-probs of `targets` and entropies of softmax(hidden @ unembed / temperature), in nats.
 
-  Logits exist for `chunk` tokens at a time, in the forward and in the backward pass, which computes
-  them again. Differentiable in hidden and unembed, through both outputs. All in float32 but for the
-  operands of the matrix products.
+  On a device, logits exist for `chunk` tokens at a time (0: see `chunk_of`), in the forward and in
+  the backward pass, which computes them again. Differentiable in hidden and unembed, through both
+  outputs. All in float32 but for the operands of the matrix products.
   """
-  b, t, d = hidden.shape
-  chunk = min(chunk, b * t)
-  pad = -(b * t) % chunk
-  rows = jnp.pad(hidden.reshape(b * t, d), ((0, pad), (0, 0))).reshape(-1, chunk, d)
-  wanted = jnp.pad(targets.reshape(-1), (0, pad)).reshape(-1, chunk)
-  outputs = _chunked(rows / temperature, unembed, wanted)
-  return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in outputs)
+  mesh = jax.sharding.get_abstract_mesh()
+  chunk = chunk or chunk_of(unembed.shape[1] // (1 if mesh.empty else mesh.shape["tensor"]))
+
+  def rows_of_a_device(hidden, unembed, targets):
+    b, t, d = hidden.shape
+    size = min(chunk, b * t)
+    pad = -(b * t) % size
+    rows = jnp.pad(hidden.reshape(b * t, d), ((0, pad), (0, 0))).reshape(-1, size, d)
+    wanted = jnp.pad(targets.reshape(-1), (0, pad)).reshape(-1, size)
+    outputs = _chunked(rows / temperature, unembed, wanted)
+    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in outputs)
+
+  if mesh.empty or batch_shards(mesh) == 1:
+    return rows_of_a_device(hidden, unembed, targets)
+  # Left to itself, GSPMD has each device compute the logits of all devices' tokens.
+  split = jax.shard_map(
+    rows_of_a_device,
+    in_specs=(P(BATCH), P(), P(BATCH)),
+    out_specs=P(BATCH),
+    axis_names=set(BATCH),
+    check_vma=False,  # of the backward pass by hand, which says nothing of devices
+  )
+  return split(hidden, unembed, targets)
+
+
+def chunk_of(vocab: int) -> int:
+  """How many tokens' float32 logits take 256 MiB, of the `vocab` tokens on a device; at least 128,
+  fewer than which would be bound by reading the unembedding."""
+  return max(2**28 // (4 * vocab), 128)
 
 
 def _log_p(rows, unembed):

@@ -44,7 +44,7 @@ class UpdateConfig:
   remat: str = "none"  # computed again going back: "none", "full" or "dots" (all but products)
   # "xla", "splash" (TPU), "cudnn" (GPU, but in float32), or "auto": the last that runs here
   attention: str = "auto"
-  logprob_chunk: int = 512  # tokens whose logits exist at once
+  logprob_chunk: int = 0  # tokens whose logits exist at once on a device; 0: those of 256 MiB
 
   def __post_init__(self):
     if self.old_logprobs not in OLD_LOGPROBS:
@@ -56,10 +56,16 @@ class UpdateConfig:
         f"train.loss.importance_cap={self.loss.importance_cap} corrects recomputed log-probs for "
         "the sampler's; it needs train.old_logprobs='recompute'"
       )
-    for name in ("minibatch_size", "microbatch_size", "logprob_chunk"):
+    for name in ("minibatch_size", "microbatch_size"):
       if getattr(self, name) < 1:
         raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-    for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):
+    for name in (
+      "learning_rate",
+      "warmup_steps",
+      "weight_decay",
+      "max_grad_norm",
+      "logprob_chunk",
+    ):
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
     for name in ("adam_b1", "adam_b2"):

@@ -13,6 +13,7 @@ from poise_jax.losses import (
   IMPORTANCE_LEVELS,
   KL_ESTIMATORS,
   PolicyLossConfig,
+  chunk_of,
   kl_estimate,
   policy_loss,
   token_logprobs,
@@ -38,7 +39,8 @@ def inputs(shape=(B, T, D, V), scale=1.0):
   return hidden, unembed, targets, cotangents
 
 
-@pytest.mark.parametrize("chunk", [4, 15, 512])  # 15 tokens: ragged, exact, larger than there are
+# Of 15 tokens: ragged, exact, more than there are, and what memory allows.
+@pytest.mark.parametrize("chunk", [4, 15, 512, 0])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_and_their_gradients_equal_log_softmax(chunk, temperature):
   hidden, unembed, targets, cotangents = inputs()
@@ -94,6 +96,12 @@ def test_no_buffer_of_all_logits():
   assert f"[16,{v}]" in ours
   theirs = compiled(lambda h, u: naive(h, u, targets, 0.7))
   assert [shape for shape in forbidden if shape in theirs]  # the test can find what is there
+
+
+@pytest.mark.parametrize("vocab,tokens", [(151_936, 441), (151_936 // 8, 3533), (10**6, 128)])
+def test_a_chunk_is_what_256_mib_hold(vocab, tokens):
+  assert chunk_of(vocab) == tokens
+  assert tokens == 128 or tokens * vocab * 4 <= 2**28 < (tokens + 1) * vocab * 4
 
 
 def torch_policy_loss(logprobs, old, advantages, mask, config, extra=None):

@@ -1,9 +1,11 @@
 """Meshes of 8 devices give the results of one. Run as a script, this file computes them on 8 fake
 CPU devices and prints JSON; under pytest it starts that script once and checks what it printed."""
 
+import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,8 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from poise_jax import models, rollout, sharding, update
+from poise_jax import losses, models, rollout, sharding, update
 from poise_jax.losses import PolicyLossConfig
+from poise_jax.models import attention, cache
 from poise_jax.rollout import RolloutConfig
 from poise_jax.types import Prompts, Rollouts
 from poise_jax.update import UpdateConfig
@@ -142,7 +145,52 @@ def main():
       "rows": sorted({s.index[0].start or 0 for s in answers.tokens.addressable_shards}),
     }
     print(json.dumps(result), flush=True)
+  print(json.dumps({"mesh": "layouts", **layouts(host)}), flush=True)
   print(json.dumps({"mesh": "errors", **errors()}), flush=True)
+
+
+def layouts(params):
+  """What lies and is computed where on data=2 x fsdp=2 x tensor=2, inside of the programs."""
+  mesh = sharding.make_mesh(2, 2, 2)
+  batch, time, vocab = 8, 9, MODEL.vocab_size
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, vocab, (batch, time))
+  mask = np.arange(time) >= rng.integers(0, time, (batch, 1))
+  q, k, v, ct = (rng.normal(size=(batch, time, n, 8)).astype(np.float32) for n in (8, 4, 4, 8))
+  ct *= mask[:, :, None, None]
+
+  def loss(params, tokens, mask):
+    hidden, _ = models.hidden_states(MODEL, params, tokens, mask)
+    logprobs, _ = losses.token_logprobs(hidden, params["lm_head"]["kernel"], tokens)
+    return logprobs.sum()
+
+  def gradients(function):
+    return jax.jit(lambda *qkv: jax.vjp(lambda *x: function(*x, mask), *qkv)[1](ct))(q, k, v)
+
+  expected = gradients(attention.xla)
+  axes = models.logical_axes(MODEL)
+  with jax.set_mesh(mesh):
+    kernel = gradients(functools.partial(attention.splash, interpret=True))
+    shapes = jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      params,
+      sharding.param_shardings(mesh, params, axes),
+    )
+    rows = [
+      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh))
+      for x in (tokens.astype(np.int32), mask)
+    ]
+    text = jax.jit(jax.grad(loss)).lower(shapes, *rows).compile().as_text()
+    store = jax.jit(lambda k, v: cache.grow(cache.store(k, v, jnp.int8), 16))
+    stored = store(k, v)
+  shards = {x.addressable_shards[0].data.shape for x in jax.tree.leaves(stored)}
+  products = re.findall(r"f32\[([\d,]+)\]\S* dot\(", text)
+  return {
+    "kernel_error": max(float(np.abs(a - b).max()) for a, b in zip(kernel, expected, strict=True)),
+    "kernel_shard": kernel[0].addressable_shards[0].data.shape,
+    "cache_shards": sorted(shards),
+    "products": sorted(set(products)),
+  }
 
 
 def errors():
@@ -223,6 +271,24 @@ def test_rollouts_are_spread_over_the_batch_axes(results, mesh):
   shards = mesh[0] * mesh[1]
   assert r["tokens"] == r["logprobs"] == [P_ // shards, 1, T]
   assert r["rows"] == list(range(0, P_, P_ // shards))
+
+
+def test_splash_runs_on_the_rows_and_heads_of_each_device(results):
+  assert results["layouts"]["kernel_error"] < 1e-5
+  assert results["layouts"]["kernel_shard"] == [2, 9, 4, 8]
+
+
+def test_caches_are_split_by_rows_and_key_heads(results):
+  assert results["layouts"]["cache_shards"] == [[2, 2, 1, 16], [2, 2, 8, 16], [2, 2, 16, 8]]
+
+
+def test_no_device_computes_scores_or_logits_of_another(results):
+  """8 rows over 4, 8 heads (4 key heads) and 320 tokens over 2; 9 positions."""
+  products = results["layouts"]["products"]
+  logits = [shape for shape in products if shape.endswith(",160") or shape.endswith(",320")]
+  assert logits and set(logits) <= {f"{2 * 9},160", "64,160"}, products  # 64: of the unembedding
+  scores = [shape for shape in products if shape.endswith(",9") or shape.endswith(",9,9")]
+  assert scores and all(np.prod([int(n) for n in s.split(",")]) <= 2 * 4 * 81 for s in scores)
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ def test_bad_options_are_named(change, message):
     dict(minibatch_size=-8, microbatch_size=8),
     dict(remat="everything"),
     dict(dtype="float31"),
-    dict(logprob_chunk=0),
+    dict(logprob_chunk=-1),
   ],
 )
 def test_impossible_options_are_a_value_error(change):

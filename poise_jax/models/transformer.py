@@ -259,7 +259,11 @@ class Transformer(nn.Module):
     cos, sin = rope(c, positions_of(mask))
 
     def attend(q, k, v):
-      return attention(q, k, v, mask, self.attention), None
+      # Pinned, or GSPMD may gather the heads, or the batch, where it thinks that cheaper.
+      q = constrain(q, "batch", None, "heads", None)
+      k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
+      context = attention(q, k, v, mask, self.attention)
+      return constrain(context, "batch", None, "heads", None), None
 
     def layer(block, x, _):
       x, _ = block(x, cos, sin, attend)

@@ -191,6 +191,25 @@ def test_remat_changes_nothing():
   np.testing.assert_allclose(states[mask], kept[mask], atol=1e-5)
 
 
+def test_remat_keeps_less():
+  """Compiled, not run: a gradient's temporary memory, of 24 layers."""
+  config = models.ModelConfig("qwen3", 40, 32, 64, 24, 2, 1, 16)
+  params = models.abstract_params(config)
+  tokens, mask = (jax.ShapeDtypeStruct((4, 32), dtype) for dtype in (jnp.int32, bool))
+
+  def temporary(remat):
+    def loss(params, tokens, mask):
+      return models.hidden_states(config, params, tokens, mask, remat=remat)[0].sum()
+
+    program = jax.jit(jax.grad(loss)).lower(params, tokens, mask).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  none, dots, full = (temporary(remat) for remat in ("none", "dots", "full"))
+  rows = 24 * 4 * 32 * 4  # a float32 a layer and token
+  # Dots keep queries, keys, values, gate and up, and two more of the width; full only what enters.
+  assert none - dots > 64 * rows and dots - full > (32 + 2 * 16 + 2 * 64) * rows
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_init_has_the_abstract_tree(case):
   config = load_tiny(case)[1]
