@@ -131,7 +131,9 @@ def default(algorithm: str) -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.source = ""  # what models.load takes; empty: random weights of the shape below
-  config.model.shape = ConfigDict()  # fields of ModelConfig but for vocab_size
+  # fields of ModelConfig, but for vocab_size where source is empty; beside a source, what it must
+  # have: then experiments.compile_topology needs no weights
+  config.model.shape = ConfigDict()
   config.model.dtype = "float32"  # of sampling; training has train.dtype
 
   config.task = ConfigDict()

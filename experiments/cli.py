@@ -181,6 +181,14 @@ def dry_run(config: ConfigDict):
 
     run = train.setup(config.copy_and_resolve_references(), abstract=True)
     plan = dry_run.plan(run, status.update)
+  show_plan(console, plan)
+  if not plan.fits:
+    raise UsageError(plan.verdict)
+  console.print(f"\n{plan.verdict}")
+
+
+def show_plan(console: rich.console.Console, plan):
+  """Prints a dry_run.Plan but for its verdict."""
   _show(console, "sizes", ((name, f"{value:,}") for name, value in plan.sizes.items()))
 
   def mib(size):
@@ -195,7 +203,7 @@ def dry_run(config: ConfigDict):
     _show(console, title, ((name, mib(size)) for name, size in sizes.items()))
   _show(
     console,
-    "compiled programs, MiB a device as XLA says",
+    "programs, MiB a device: as XLA says where it took time to compile them",
     (
       (
         name,
@@ -205,9 +213,6 @@ def dry_run(config: ConfigDict):
       for name, p in plan.programs.items()
     ),
   )
-  if not plan.fits:
-    raise UsageError(plan.verdict)
-  console.print(f"\n{plan.verdict}")
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict:

@@ -6,20 +6,24 @@ memory, and so does this process.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from poise_jax import rollout, sharding, update
+from poise_jax.costs import device_bytes
 from poise_jax.models.cache import token_bytes
-from poise_jax.train import Run
-from poise_jax.types import Experience, Prompts
+from poise_jax.train import Programs
+from poise_jax.types import Experience, Prompts, Rollouts, TrainState
 
 GIB = 2**30
 # A process grows while it runs: freed pages stay, evaluation compiles a sampler of its own. The
@@ -76,98 +80,153 @@ class Plan:
     if always > self.limit:
       lower = "train a smaller model, or share it between more devices (mesh.fsdp)"
     elif sum(self.sampling.values()) > sum(self.updating.values()):
-      lower = "lower rollouts or rollout.max_new_tokens, or set model.dtype=bfloat16"
+      lower = "lower rollouts or rollout.max_new_tokens, set model.dtype=bfloat16 or "
+      lower += "rollout.cache_dtype=int8, or raise mesh.tensor"
     else:
-      lower = "lower train.microbatch_size, or set train.remat=full"
+      lower = "lower train.microbatch_size, set train.remat=full, or raise mesh.tensor"
     return f"does not fit: a step needs {need}; {lower}"
 
 
-def plan(run: Run, phase: Callable[[str], None] = lambda _: None) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """What a step holds and passes on: trees of jax.ShapeDtypeStruct with their shardings."""
+
+  params: Any
+  state: TrainState
+  estimator: Any
+  reference: Any  # () if no copy of the policy is kept
+  decoding: Any  # the parameters in the sampler's layout and dtype
+  prompts: Prompts
+  rollouts: Rollouts
+  rows: dict[str, Any]  # of update.learning_batch
+  count: int  # optimizer steps a batch
+
+
+def arrays(run: Programs) -> Arrays:
+  """The arrays of a step of `run`, whose mesh may be one that is imagined only."""
+  config, model, mesh = run.config, run.model, run.mesh
+  groups, n, length = config.rollouts // run.rollout.n, run.rollout.n, run.rollout.max_new_tokens
+  batch = sharding.batch_sharding(mesh)
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch)
+
+  def spread(tree):
+    return jax.tree.map(lambda x: array(x.dtype, *x.shape), tree)
+
+  params = jax.tree.map(_shape, run.params)
+  state = placed_like(params, jax.eval_shape(lambda p: update.init(p, run.update), params))
+  estimator = placed_like(params, jax.eval_shape(run.estimator.init, params))
+  reference = params if run.keeps_reference else ()
+  decoding = jax.eval_shape(run.sampling_params, params)
+  width = config.task.max_prompt_length
+  prompts = Prompts(array(np.int32, groups, width), array(bool, groups, width))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  sample = functools.partial(rollout.sample, model, rollout=run.rollout)
+  rollouts = spread(jax.eval_shape(sample, decoding, prompts, key))
+
+  score, ids = array(np.float32, groups, n), array(np.int32, groups)
+  told = array(np.float32, groups, run.estimator.reference_n) if run.estimator.reference_n else ()
+  earned = array(np.float32, groups, n, length)
+  experience = Experience(rollouts, score, earned, ids, ids, ids, told)
+  advantages = jax.eval_shape(run.estimator.estimate, estimator, experience)[0]
+  age = ids if run.collect.dynamic_sampling else None
+  count = 0
+
+  def learning_batch(params, rollouts, advantages, reference, age):
+    nonlocal count
+    rows, count = update.learning_batch(
+      model, params, rollouts, advantages, run.update, reference, age
+    )
+    return rows
+
+  rows = spread(jax.eval_shape(learning_batch, params, rollouts, advantages, reference, age))
+  return Arrays(params, state, estimator, reference, decoding, prompts, rollouts, rows, count)
+
+
+def plan(
+  run: Programs,
+  phase: Callable[[str], None] = lambda _: None,
+  limit: int | None = None,
+  look: Callable[[str, Any], None] = lambda name, compiled: None,
+) -> Plan:
   """Compiles the sampler and the update of `run`, whose parameters may be shapes only.
 
   Args:
-    run: of `train.setup`.
+    run: of `train.setup`, or `train.programs`.
     phase: told what is going on.
+    limit: bytes of memory a device has; None: what it says.
+    look: called with the name of each program and the jax.stages.Compiled.
   """
-  config, model, mesh = run.config, run.model, run.mesh
-  groups, n, length = config.rollouts // run.rollout.n, run.rollout.n, run.rollout.max_new_tokens
+  model, mesh = run.model, run.mesh
+  on_chip = mesh.devices.flat[0].platform != "cpu"  # programs lie in the device's own memory
   programs = {}
 
   def compiled(name, function, *args):
     phase(f"compiling {name}")
     start = time.perf_counter()
-    program = function.lower(*args).compile()
+    lowered = function.lower(*args)
+    try:
+      program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:  # of a device that the compiler knows the memory of
+      used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
+      if not used:
+        raise
+      held = device_bytes([x for x in jax.tree.leaves(args) if isinstance(x, jax.ShapeDtypeStruct)])
+      need = int(float(used[1]) * {"M": 2**20, "G": GIB}[used[2]])
+      programs[name] = Program(held, 0, max(need - held, 0), time.perf_counter() - start)
+      return
     seconds, said = time.perf_counter() - start, program.memory_analysis()
     programs[name] = Program(
       said.argument_size_in_bytes,
       said.output_size_in_bytes - said.alias_size_in_bytes,
-      said.temp_size_in_bytes,
+      said.temp_size_in_bytes + on_chip * said.generated_code_size_in_bytes,
       seconds,
     )
-    return program.out_info  # shapes with the shardings that XLA chose
+    look(name, program)
 
   with jax.set_mesh(mesh):
-    batch = sharding.batch_sharding(mesh)
-
-    def array(dtype, *shape):
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=batch)
-
-    params = jax.tree.map(_shape, run.params)
-    state = compiled("the optimizer's state", jax.jit(_init, static_argnums=1), params, run.update)
-    estimator_state = jax.eval_shape(run.estimator.init, params)
-    reference = params if run.keeps_reference else ()
-    decoding = compiled("the sampler's layout", run.sampling_params, params)
-    width = config.task.max_prompt_length
-    prompts = Prompts(array(np.int32, groups, width), array(bool, groups, width))
+    step = arrays(run)
+    compiled("the sampler's layout", run.sampling_params, step.params)
     sample = jax.jit(rollout.sample, static_argnums=(0, 4))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    rollouts = compiled("the sampler", sample, model, decoding, prompts, key, run.rollout)
-
-    score, ids = array(np.float32, groups, n), array(np.int32, groups)
-    told = array(np.float32, groups, run.estimator.reference_n) if run.estimator.reference_n else ()
-    earned = array(np.float32, groups, n, length)
-    experience = Experience(rollouts, score, earned, ids, ids, ids, told)
-    advantages = jax.eval_shape(run.estimator.estimate, estimator_state, experience)[0]
-    age = ids if run.collect.dynamic_sampling else None
-
-    count = 0
-
-    def learning_batch(params, rollouts, advantages, reference, age):
-      nonlocal count
-      rows, count = update.learning_batch(
-        model, params, rollouts, advantages, run.update, reference, age
-      )
-      return rows
-
-    rows = jax.eval_shape(learning_batch, params, rollouts, advantages, reference, age)
-    needed = {"old_logprobs", "reference_logprobs"} & set(rows)
+    compiled("the sampler", sample, model, step.decoding, step.prompts, key, run.rollout)
+    needed = {"old_logprobs", "reference_logprobs"} & set(step.rows)
     if needed - ({"old_logprobs"} if run.update.old_logprobs == "sampler" else set()):
-      fresh = jax.eval_shape(update.response_batch, rollouts)
-      compiled("log-probs", update.recompute, model, params, fresh, run.update)
+      fresh = jax.eval_shape(update.response_batch, step.rollouts)
+      fresh = {name: step.rows[name] for name in fresh}
+      compiled("log-probs", update.recompute, model, step.params, fresh, run.update)
     size = run.update.minibatch_size
-    minibatch = jax.tree.map(lambda x: array(x.dtype, size, *x.shape[1:]), rows)
-    compiled("the update", update.minibatch_step, model, run.update, state, minibatch)
+    minibatch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding), step.rows
+    )
+    compiled("the update", update.minibatch_step, model, run.update, step.state, minibatch)
+  return accounted(run, step, programs, limit)
 
-  parameters = _bytes(params)
-  caches = token_bytes(model, run.rollout.cache_dtype or config.model.dtype)
-  caches *= groups * (n * length + width)
-  caches //= sharding.batch_shards(mesh) * mesh.shape["tensor"]
+
+def accounted(
+  run: Programs, step: Arrays, programs: dict[str, Program], limit: int | None = None
+) -> Plan:
+  """What `plan` returns, of programs that are compiled or only estimated."""
+  config, mesh, n, length = run.config, run.mesh, run.rollout.n, run.rollout.max_new_tokens
+  groups, width = config.rollouts // n, config.task.max_prompt_length
+  parameters, caches = device_bytes(step.params), cache_bytes(run)
   sampler, learning = programs["the sampler"], programs["the update"]
   logprobs = programs.get("log-probs", Program(0, 0, 0, 0.0))
-  said = _bytes(rollouts)
-  devices = jax.devices()
-  shared = devices[0].platform == "cpu"
+  said = device_bytes(step.rollouts)
+  devices = [] if isinstance(mesh, jax.sharding.AbstractMesh) else list(mesh.devices.flat)
+  shared = bool(devices) and devices[0].platform == "cpu"
   real = sum(x.nbytes for x in jax.tree.leaves(run.params) if isinstance(x, jax.Array))
   return Plan(
     sizes={
-      "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
-      "devices": len(devices),
+      "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(step.params)),
+      "devices": mesh.size,
       "prompts a step": groups,
       "rollouts a step": config.rollouts,
       "tokens sampled a step, at most": config.rollouts * length,
       "tokens trained on a step, prompts and padding included": config.rollouts * (width + length),
-      "optimizer steps a batch": count,
-      "micro-batches an optimizer step": size // run.update.microbatch_size,
+      "optimizer steps a batch": step.count,
+      "micro-batches an optimizer step": run.update.minibatch_size // run.update.microbatch_size,
       "warm-start steps": run.warm_start.steps,
       "steps": config.steps,
       "rollouts in all": config.steps * config.rollouts,
@@ -175,45 +234,56 @@ def plan(run: Run, phase: Callable[[str], None] = lambda _: None) -> Plan:
     },
     always={
       "parameters": parameters,
-      "optimizer": _bytes(state.opt_state),
-      "estimator's memory (probe and buffer, critic, tracker)": _bytes(estimator_state),
-      **({"reference policy": _bytes(reference)} if reference else {}),
+      "optimizer": device_bytes(step.state.opt_state),
+      "estimator's memory (probe and buffer, critic, tracker)": device_bytes(step.estimator),
+      **({"reference policy": device_bytes(step.reference)} if step.reference else {}),
     },
     sampling={
-      "sampling copy of the parameters": _bytes(decoding),
+      "sampling copy of the parameters": device_bytes(step.decoding),
       "caches": min(caches, sampler.temporary),
       "activations and logits": max(sampler.temporary - caches, 0),
       "rollouts": said,
     },
     updating={
-      "rollouts and their batch": said + _bytes(rows),
+      "rollouts and their batch": said + device_bytes(step.rows),
       "gradients": min(parameters, learning.temporary),
       "activations and logits": max(learning.temporary - parameters, logprobs.temporary),
       "results": learning.outputs,
     },
     programs=programs,
     process=max(_resident() - real, 0) if shared else 0,
-    limit=_memory(devices[0]),
+    limit=_memory(devices[0]) if limit is None else limit,
     sharing=len(jax.local_devices()) if shared else 1,
   )
 
 
-def _init(params, config):
-  return update.init(params, config)
+def cache_bytes(run: Programs) -> int:
+  """Keys and values of all prompts and, at their full length, of all responses, on one device."""
+  n, dtype = run.rollout.n, run.rollout.cache_dtype or run.config.model.dtype
+  positions = n * run.rollout.max_new_tokens + run.config.task.max_prompt_length
+  caches = token_bytes(run.model, dtype) * run.config.rollouts // n * positions
+  return caches // (sharding.batch_shards(run.mesh) * run.mesh.shape["tensor"])
+
+
+def placed_like(params: Any, tree: Any) -> Any:
+  """`tree`, of shapes, with the shardings of `params` on what is made from them: optimizer moments
+  and critics keep a parameter's path and shape. Everything else is whole on each device."""
+  known = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(params)}
+  mesh = next(iter(known.values())).sharding.mesh
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def one(path, x):
+    for start in range(len(path)):
+      like = known.get(jax.tree_util.keystr(path[start:]))
+      if like is not None and like.shape == x.shape:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+
+  return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _shape(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _bytes(tree: Any) -> int:
-  """What a tree of arrays or shapes takes on one device."""
-
-  def one(x):
-    shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
-    return math.prod(shape) * x.dtype.itemsize
-
-  return sum(one(x) for x in jax.tree.leaves(tree))
 
 
 def _resident() -> int:

@@ -6,12 +6,12 @@ The mesh has three axes: `data` replicates parameters, `fsdp` shards parameters 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -31,14 +31,18 @@ RULES = {
 SAMPLING_RULES = {**RULES, "embed": None}  # decoding reads every weight for every token: no fsdp
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-  """A mesh over all devices. One size may be -1: what is left.
+def make_mesh(
+  data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence | int | None = None
+) -> Mesh | AbstractMesh:
+  """A mesh over all devices, over `devices`, or of so many that are imagined only: then shapes have
+  shardings, but nothing can be compiled. One size may be -1: what is left.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
   sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = devices if isinstance(devices, int) else len(devices)
   free = [axis for axis, size in sizes.items() if size == -1]
   known = math.prod(size for size in sizes.values() if size != -1)
   for axis, size in sizes.items():
@@ -46,12 +50,15 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
       raise ValueError(f"mesh.{axis}={size} must be positive, or -1 for what is left")
   if len(free) > 1:
     raise ValueError(f"only one mesh axis can be -1, got {' and '.join(free)}")
-  if free and devices % known == 0:
-    sizes[free[0]] = devices // known
-  if math.prod(sizes.values()) != devices:
+  if free and count % known == 0:
+    sizes[free[0]] = count // known
+  if math.prod(sizes.values()) != count:
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-    raise ValueError(f"mesh {shape} does not fit {devices} devices; the sizes must multiply to it")
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    raise ValueError(f"mesh {shape} does not fit {count} devices; the sizes must multiply to it")
+  kinds = (AxisType.Auto,) * len(AXES)
+  if isinstance(devices, int):
+    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=kinds)
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -57,31 +57,37 @@ from poise_jax.workdir import open_workdir, write_config
 
 
 @dataclasses.dataclass
-class Run:
-  """A resolved experiment: everything that does not change while it trains."""
+class Programs:
+  """What a step's compiled programs are made from; no task, tokenizer or weights are needed."""
 
   config: ConfigDict
   mesh: Mesh
-  task: tasks.Task
-  encoder: PromptEncoder
-  made_tokenizer: bytes | None  # the sentencepiece model made for this run, if there was none
   model: models.ModelConfig
   rollout: RolloutConfig
   update: UpdateConfig
   warm_start: WarmStartConfig
-  eval: EvalConfig
-  held_out: list[EvalSet]
-  estimator: estimators.Estimator
   reward: rewards.RewardConfig
-  verifier: VerifierConfig
   collect: collect.CollectConfig
-  params: Any  # before training
+  estimator: estimators.Estimator
+  params: Any  # before training; may be shapes alone
   sampling_params: Callable[[Any], Any]  # params -> the same weights in the sampler's layout
 
   @property
   def keeps_reference(self) -> bool:
     """Whether a copy of the policy as it was is needed."""
     return bool(self.update.loss.kl_coef or self.reward.kl_coef or self.estimator.reference_n)
+
+
+@dataclasses.dataclass
+class Run(Programs):
+  """A resolved experiment: everything that does not change while it trains."""
+
+  task: tasks.Task
+  encoder: PromptEncoder
+  made_tokenizer: bytes | None  # the sentencepiece model made for this run, if there was none
+  eval: EvalConfig
+  held_out: list[EvalSet]
+  verifier: VerifierConfig
 
 
 def setup(config: ConfigDict, abstract: bool = False) -> Run:
@@ -108,6 +114,7 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
     tokenizer = models.load_tokenizer(config.model.source)
     model, params = models.load(config.model.source, shardings=in_training(mesh))
     models.check_fits(tokenizer, model)
+    model.check_is(config.model.shape)
   else:
     made_tokenizer = train_tokenizer(task, templates.resolve(config.task.template))
     with tempfile.TemporaryDirectory() as folder:
@@ -115,38 +122,81 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
       path.write_bytes(made_tokenizer)
       tokenizer = models.load_tokenizer(path)
     model = models.ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.shape)
-    placements, shapes = in_training(mesh)(model), models.abstract_params(model)
     if abstract:
-      params = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placements
-      )
+      params = abstract_params(mesh, model)
     else:
       params = models.init(model, jax.random.fold_in(jax.random.key(config.seed), 0))
-      params = sharding.place(params, placements)
+      params = sharding.place(params, in_training(mesh)(model))
   encoder = PromptEncoder.of(config.task, tokenizer)
   task = data.fit(task, encoder, config.task.drop_long)  # now, not in step 1,000
   if warm_start_config.steps:
     for example in task.train:
       worked_ids(tokenizer, example, config.rollout.max_new_tokens)
-  kernel = attention.resolve(config.train.attention, mesh.devices.flat[0].platform)
-  rollout_config = RolloutConfig(
-    **config.rollout,
-    attention=kernel,
-    eos_ids=tuple(tokenizer.eos_ids),
-    pad_id=tokenizer.pad_id,
-    think_end=tuple(tokenizer.encode(config.task.think_end)) if config.task.think_end else (),
-  )
-  check_layers(model, rollout_config)
   eval_config = EvalConfig(**{k: v for k, v in config.eval.items() if k != "tasks"})
   held_out = [EvalSet(HELD_OUT, task.test, encoder, config.task.to_dict())]
   if config.eval.tasks:
     held_out = make_sets(config, tokenizer)
     _check_held_out(task, held_out)
+  made = programs(
+    config,
+    mesh,
+    model,
+    params,
+    eos_ids=tuple(tokenizer.eos_ids),
+    pad_id=tokenizer.pad_id,
+    think_end=tuple(tokenizer.encode(config.task.think_end)) if config.task.think_end else (),
+    domains=task.domains,
+    prompts=len(task.train),
+  )
+  return Run(
+    **vars(made),
+    task=task,
+    encoder=encoder,
+    made_tokenizer=made_tokenizer,
+    eval=eval_config,
+    held_out=held_out,
+    verifier=VerifierConfig(**config.verifier),
+  )
+
+
+def programs(
+  config: ConfigDict,
+  mesh: Mesh,
+  model: models.ModelConfig,
+  params: Any,
+  eos_ids: tuple[int, ...],
+  pad_id: int = 0,
+  think_end: tuple[int, ...] = (),
+  domains: tuple[str, ...] = ("",),
+  prompts: int = 1,
+) -> Programs:
+  """What a step's programs are made from, checked.
+
+  Args:
+    config: as of configs/common.py.
+    mesh: of devices that may be described only.
+    model: the decoder's shape.
+    params: its parameters, or `abstract_params`.
+    eos_ids: the tokenizer's, as are pad_id and think_end.
+    pad_id: fills positions after the end.
+    think_end: token ids of config.task.think_end.
+    domains: of the task.
+    prompts: of its training set.
+
+  Raises:
+    ValueError: one sentence that names the value that cannot work and the way out.
+  """
+  # Of a mesh that is imagined only, nothing but shapes is asked.
+  platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
+  kernel = attention.resolve(config.train.attention, platform)
+  rollout_config = RolloutConfig(
+    **config.rollout, attention=kernel, eos_ids=eos_ids, pad_id=pad_id, think_end=think_end
+  )
+  check_layers(model, rollout_config)
   loss = PolicyLossConfig(**config.train.loss)
   fields = {**config.train, "loss": loss, "attention": kernel}
   update_config = UpdateConfig(temperature=config.rollout.temperature, **fields)
   reward_config = rewards.RewardConfig(**config.reward)
-  verifier_config = VerifierConfig(**config.verifier)
   collect_config = collect.CollectConfig(**config.collect)
   _check_sizes(config, mesh, update_config)
   estimator = estimators.make(
@@ -157,32 +207,38 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
       update=update_config,
       probe=estimators.ProbeConfig(**config.probe),
       critic=estimators.CriticConfig(**config.critic),
-      domains=task.domains,
-      prompts=len(task.train),
+      domains=domains,
+      prompts=prompts,
       reference_n=config.reference_n,
     ),
   )
-  shapes = models.abstract_params(model)
-  jax.eval_shape(estimator.init, shapes)  # raises what probe and buffer cannot be
+  jax.eval_shape(estimator.init, models.abstract_params(model))  # raises what cannot be
   _check_together(config, reward_config, collect_config)
-  return Run(
+  return Programs(
     config=config,
     mesh=mesh,
-    task=task,
-    encoder=encoder,
-    made_tokenizer=made_tokenizer,
     model=model,
     rollout=rollout_config,
     update=update_config,
-    warm_start=warm_start_config,
-    eval=eval_config,
-    held_out=held_out,
-    estimator=estimator,
+    warm_start=WarmStartConfig(**config.warm_start),
     reward=reward_config,
-    verifier=verifier_config,
     collect=collect_config,
+    estimator=estimator,
     params=params,
     sampling_params=sampling_layout(mesh, model, config.model.dtype),
+  )
+
+
+def abstract_params(mesh: Mesh, model: models.ModelConfig) -> Any:
+  """The parameters' shapes with the shardings of the training layout: no memory.
+
+  Raises:
+    ValueError: a dimension does not divide over the mesh.
+  """
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    models.abstract_params(model),
+    in_training(mesh)(model),
   )
 
 

@@ -153,15 +153,17 @@ def accumulate(loss_fn, params, batch: Any, size: int) -> tuple[Any, Any]:
   micro-batches of `size` rows."""
   parts = microbatches(batch, size)
   gradient = jax.grad(loss_fn, has_aux=True)
+  first = jax.tree.map(lambda x: x[0], parts)
+  if len(jax.tree.leaves(batch)[0]) == size:
+    return gradient(params, first)
 
   def add(total, micro):
     return jax.tree.map(jnp.add, total, gradient(params, micro)), None
 
-  first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
-  total = gradient(params, first)
-  if len(jax.tree.leaves(batch)[0]) > size:
-    total, _ = jax.lax.scan(add, total, rest)
-  return total
+  # From zero, not from the first micro-batch: its gradient would be compiled a second time.
+  shapes = jax.eval_shape(gradient, params, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(add, zeros, parts)[0]
 
 
 def apply_gradients(

@@ -20,6 +20,7 @@ from poise_jax.names import unknown
 NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
 WHOLE = 1024  # query positions whose scores [B, H, S, T] xla holds at once; of more than these
 QUERY_BLOCK = 512  # so many
+KEPT = "attention"  # what rematerialisation keeps of splash: with it, only the backward kernel runs
 BEST = {"tpu": "splash", "gpu": "cudnn"}  # platform -> implementation; others: xla
 
 
@@ -116,8 +117,12 @@ def splash(q, k, v, valid, interpret: bool = False):
     mask = splash_attention.CausalMask((length + pad, length + pad))
     kernel = splash_attention.make_splash_mha(
       splash_attention.MultiHeadMask([mask] * q.shape[2]),
-      # Not the fused backward kernel: it holds dq once for every block of keys.
-      block_sizes=splash_attention.BlockSizes(*[block] * 8),
+      # The fused backward kernel makes 5 products where two kernels make 7. It holds dq once for
+      # every block of keys, so those are larger there.
+      block_sizes=splash_attention.BlockSizes(
+        *[block] * 4, math.gcd(length + pad, 1024), block, use_fused_bwd_kernel=True
+      ),
+      residual_checkpoint_name=KEPT,
       head_shards=1,
       q_seq_shards=1,
       interpret=interpret,

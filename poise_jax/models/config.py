@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 # Families that one Transformer covers; each is a set of the options below.
@@ -62,6 +63,15 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
+
+  def check_is(self, expected: Mapping[str, Any]):
+    """Raises ValueError for a field that differs from the `expected` one, by its name."""
+    for name, value in expected.items():
+      if getattr(self, name) != value:
+        raise ValueError(
+          f"config.model.shape.{name}={value!r}, but the model of config.model.source has "
+          f"{getattr(self, name)!r}; correct the shape, or name the other model"
+        )
 
   @classmethod
   def from_hf(cls, hf: dict[str, Any]) -> "ModelConfig":

@@ -12,14 +12,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from poise_jax.models.attention import attention
+from poise_jax.models.attention import KEPT, attention
 from poise_jax.models.config import ModelConfig
 from poise_jax.sharding import constrain
 
+_POLICIES = jax.checkpoint_policies
+_KEPT = _POLICIES.save_only_these_names(KEPT)  # of splash attention: its results, a row's [T, H, K]
 REMAT_POLICIES = {
   "none": None,  # keep every activation
-  "full": jax.checkpoint_policies.nothing_saveable,  # keep layer inputs only
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products
+  "full": _KEPT,  # keep layer inputs only
+  # keep matrix products
+  "dots": _POLICIES.save_from_both_policies(_POLICIES.dots_with_no_batch_dims_saveable, _KEPT),
 }
 
 
