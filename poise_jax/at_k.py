@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+RIGHT = 1 - 1e-6  # an answer with this reward or more counts as right
+
 
 def pass_at_k(n: int, c: int, k: int) -> float:
   """The probability that k of n answers, drawn without replacement, hold one of the c right ones.

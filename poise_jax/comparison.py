@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from poise_jax import figures, folders, page, runs
+from poise_jax.at_k import RIGHT
 from poise_jax.figures import Line
 from poise_jax.runs import Run
 
@@ -171,7 +172,8 @@ def samples(run: Run, count: int) -> list[list[str]]:
   lines = [["problem", "answer", f"step {steps[0]}", f"step {steps[-1]}"]]
   for old, new in list(zip(before, after, strict=True))[:count]:
     shown = [
-      f"{json.dumps(row['response'], ensure_ascii=False)[1:-1]} {'✓' if row['reward'] else '✗'}"
+      f"{json.dumps(row['response'], ensure_ascii=False)[1:-1]} "
+      + ("✓" if row["reward"] >= RIGHT else "✗")
       for row in (old, new)
     ]
     lines.append([str(old["question"]), str(old["answer"]), *shown])

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from poise_jax import data, tasks, verifiers
 from poise_jax import rollout as rollouts_lib
-from poise_jax.at_k import maj_at_k, pass_at_k, standard_error
+from poise_jax.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.prompts import PromptEncoder
 from poise_jax.rollout import RolloutConfig
 from poise_jax.sharding import fetch, put_rows
@@ -25,7 +25,6 @@ from poise_jax.verifiers.vote import vote
 __all__ = ["EvalConfig", "EvalSet", "evaluate", "maj_at_k", "pass_at_k", "standard_error"]
 
 SHOWN = ("question", "answer", "domain", "difficulty")  # of an example, beside its response
-RIGHT = 1 - 1e-6  # pass@k counts an answer as right from this score on
 LEVELS = ("task", "domain", "difficulty")  # of a row, from coarse to fine
 HELD_OUT = "held_out"  # name of the test set of config.task
 
@@ -222,14 +221,15 @@ def by_group(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
   """Rows in all (""), and by task, domain and difficulty.
 
   A level at which all rows are the same has no part in a name: "3+" with one domain, and
-  "arithmetic/3+" with several.
+  "arithmetic/3+" with several. A difficulty that has its domain's name is not said twice.
   """
   telling = [level for level in LEVELS if len({row[level] for row in rows}) > 1]
   groups = {"": list(rows)}
   for depth in range(1, len(telling) + 1):
     found = {}
     for row in rows:
-      name = "/".join(str(row[level]) for level in telling[:depth] if row[level])
+      parts = dict.fromkeys(str(row[level]) for level in telling[:depth] if row[level])
+      name = "/".join(parts)
       found.setdefault(name, []).append(row)
     groups = {**found, **groups}  # a name that a coarser level has is that level's
   return dict(sorted(groups.items()))

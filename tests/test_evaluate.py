@@ -168,6 +168,8 @@ def test_groups_are_named_by_the_levels_that_tell_them_apart():
     "b/x/easy": 1
   }
   assert list(lib.by_group(rows[:1])) == [""]
+  same = [row("a", i, 0, 1.0, "", name, domain=name) for i, name in enumerate("xy")]
+  assert list(lib.by_group(same)) == ["", "x", "y"]  # not "x/x"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""reasoning-gym's own scores of answers to its entries."""
+"""reasoning-gym's own scores of answers to its entries: right is what gets full marks."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,10 @@ _FUNCTIONS = (
 def reasoning_gym(
   reference: Mapping[str, Any], response: str, extract: str = "answer_tag"
 ) -> Verdict:
-  """What the generator's score_answer says of the extracted answer, cut to [0, 1].
+  """1 if the generator's score_answer gives the extracted answer full marks, else 0.
+
+  Most of these scores give a part to any answer that contains the right one, 0.67 to 145 for 14,
+  and some a hundredth to any answer at all: a policy that is rewarded so learns to say more.
 
   Args:
     reference: {"dataset": a generator's name, "entry": its question, answer and metadata}.
@@ -49,7 +52,7 @@ def reasoning_gym(
     return Verdict(0.0, "unparsable")
   if name in _EVALUATED and given != entry["answer"] and not harmless(given):
     return Verdict(0.0, "unparsable", "is not evaluated: it could be a program")
-  return Verdict(min(1.0, max(0.0, float(scorer(given, entry)))))
+  return Verdict(float(scorer(given, entry) >= 1))
 
 
 def harmless(text: str) -> bool:

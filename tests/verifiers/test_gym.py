@@ -15,8 +15,18 @@ def test_its_own_answers_and_others(name):
     check = Check("reasoning_gym", {"dataset": name, "entry": entry})
     answer = entry["answer"] if entry["answer"] else entry["metadata"]["expression"]
     assert verify(check, f"<answer>{answer}</answer>").score == 1
-    assert verify(check, "<answer>-17</answer>").score < 0.5
+    assert verify(check, "<answer>-17</answer>").score == 0
     assert verify(check, "I do not know").status == "unparsable"
+
+
+def test_part_of_a_point_is_none():
+  """reasoning-gym itself gives 0.67 to an answer that contains the right one."""
+  entry = {"question": "What is 5 + 9?", "answer": "14", "metadata": {}}
+  scorer = reasoning_gym.get_score_answer_fn("chain_sum")
+  assert 0.6 < scorer("145", entry) < 0.7
+  check = Check("reasoning_gym", {"dataset": "chain_sum", "entry": entry}, {"extract": "auto"})
+  said = ("14", "145", "14 or 15", "<answer>14</answer>", "")
+  assert [verify(check, text).score for text in said] == [1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("name", _EVALUATED)
