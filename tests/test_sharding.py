@@ -1,5 +1,5 @@
 """Meshes of 8 devices give the results of one. Run as a script, this file computes them on 8 fake
-CPU devices and prints JSON; under pytest it starts that script once and checks what it printed."""
+CPU devices and prints JSON; under pytest it starts that script and checks what it printed."""
 
 import functools
 import json
@@ -23,6 +23,7 @@ from poise_jax.types import Prompts, Rollouts
 from poise_jax.update import UpdateConfig
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
+OTHER_MESHES = ((4, 2, 1), (2, 4, 1), (4, 1, 2), (2, 1, 4), (1, 2, 4))  # slow tests
 MODEL = models.ModelConfig("qwen3", 320, 64, 96, 2, 8, 4, 8, qk_norm=True, qkv_bias=True)
 P_, N, TP, T = 8, 2, 5, 4
 SAMPLING = RolloutConfig(n=1, max_new_tokens=T, temperature=0.5, eos_ids=tuple(range(30)))
@@ -36,7 +37,7 @@ UPDATE = UpdateConfig(
 )
 
 
-def main():
+def main(meshes):
   """Prints, a line a mesh, what the tests below check."""
   # Twice the usual weights: prompts get answers of their own, and rounding stays far below 1e-5.
   host = jax.device_get(jax.tree.map(lambda x: 2 * x, models.init(MODEL, jax.random.key(0))))
@@ -80,7 +81,7 @@ def main():
 
   shapes, axes = models.abstract_params(MODEL), models.logical_axes(MODEL)
   decoding_shapes = jax.eval_shape(layout, shapes)
-  for sizes in MESHES:
+  for sizes in meshes:
     mesh = sharding.make_mesh(*sizes)
     wanted = sharding.param_shardings(mesh, shapes, axes)
     wanted_decoding = sharding.param_shardings(
@@ -145,6 +146,8 @@ def main():
       "rows": sorted({s.index[0].start or 0 for s in answers.tokens.addressable_shards}),
     }
     print(json.dumps(result), flush=True)
+  if meshes != MESHES:
+    return
   print(json.dumps({"mesh": "layouts", **layouts(host)}), flush=True)
   print(json.dumps({"mesh": "errors", **errors()}), flush=True)
 
@@ -218,21 +221,31 @@ def errors():
   return said
 
 
-@pytest.fixture(scope="module")
-def results():
+@functools.cache
+def printed(which):
+  """What the script prints for some of the meshes, by mesh."""
   root = pathlib.Path(__file__).parents[1]
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), str(root)]))
-  done = subprocess.run(
-    [sys.executable, __file__], env=env, cwd=root, capture_output=True, text=True, timeout=600
-  )
+  command = [sys.executable, __file__, which]
+  done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr[-3000:]
   lines = [json.loads(line) for line in done.stdout.splitlines()]
   return {r["mesh"] if isinstance(r["mesh"], str) else tuple(r["mesh"]): r for r in lines}
 
 
-each_mesh = pytest.mark.parametrize("mesh", MESHES, ids="data{0[0]} fsdp{0[1]} tensor{0[2]}".format)
+@pytest.fixture
+def results(request):
+  others = request.node.get_closest_marker("slow") is not None
+  return printed("OTHER_MESHES" if others else "MESHES")
+
+
+each_mesh = pytest.mark.parametrize(
+  "mesh",
+  [*MESHES, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in OTHER_MESHES)],
+  ids="data{0[0]} fsdp{0[1]} tensor{0[2]}".format,
+)
 
 
 @each_mesh
@@ -318,4 +331,4 @@ def test_outside_of_a_mesh_nothing_is_constrained():
 
 
 if __name__ == "__main__":
-  main()
+  main(globals()[sys.argv[1]])
