@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -58,7 +59,11 @@ def make_mesh(
   kinds = (AxisType.Auto,) * len(AXES)
   if isinstance(devices, int):
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=kinds)
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+  # An axis may be part of a ring of chips: v6e:8x8 has no ring of the 4 that tensor=4 asks for.
+  placed = mesh_utils.create_device_mesh(
+    tuple(sizes.values()), devices, allow_split_physical_axes=True
+  )
+  return Mesh(placed, AXES, axis_types=kinds)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -317,8 +317,9 @@ def test_a_step_is_compiled_for_a_tpu():
 import json
 from experiments.compile_topology import prepare
 prepare()
-from poise_jax import topology
+from poise_jax import sharding, topology
 from test_topology import small
+sharding.make_mesh(tensor=4, devices=topology.devices("v6e:8x8"))  # half of a ring
 changes = dict(model__dtype="bfloat16", train__dtype="bfloat16", train__remat="full")
 plan, work = topology.report(small(mesh__tensor=2, **changes), "v5e:2x2")
 print(json.dumps([plan.fits, plan.limit, plan.programs["the update"].temporary, work]))
