@@ -170,7 +170,9 @@ def samples(run: Run, count: int) -> list[list[str]]:
     for step in (steps[0], steps[-1])
   )
   lines = [["problem", "answer", f"step {steps[0]}", f"step {steps[-1]}"]]
-  for old, new in list(zip(before, after, strict=True))[:count]:
+  pairs = list(zip(before, after, strict=True))
+  count = min(count, len(pairs))
+  for old, new in (pairs[i * len(pairs) // count] for i in range(count)):  # of every domain
     shown = [
       f"{json.dumps(row['response'], ensure_ascii=False)[1:-1]} "
       + ("✓" if row["reward"] >= RIGHT else "✗")
