@@ -116,7 +116,9 @@ def assert_same_run(a, b, steps=STEPS):
     assert x.keys() == y.keys()
     for name in x:
       if not name.startswith("time/"):
-        np.testing.assert_allclose(x[name], y[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        # r divides by the spread of predictions, which is small here, and so enlarges rounding.
+        atol = 1e-4 if name == "probe/pearson" else 1e-5
+        np.testing.assert_allclose(x[name], y[name], rtol=1e-5, atol=atol, err_msg=name)
   assert len(rows(a)) == steps + 1
   for x, y in zip(lines(a / "samples.jsonl"), lines(b / "samples.jsonl"), strict=True):
     assert x["tokens"] == y["tokens"]
@@ -151,6 +153,8 @@ def test_saved_by_two_processes_and_resumed_by_one(alone, killed):
 @pytest.mark.parametrize("algorithm", ["poise", "dapo", "ppo", "spo"])
 def test_four_processes_train_as_one(tmp_path, algorithm):
   how = dict(devices=4, algorithm=algorithm)
+  if algorithm == "dapo":
+    how["rollout__n"] = 2  # 8 rollouts of 8 a prompt are one prompt, for four devices
   for processes in (1, 4):
     workdir = tmp_path / str(processes)
     finish(workdir, start_all(workdir, processes, **how))

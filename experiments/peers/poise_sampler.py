@@ -1,4 +1,5 @@
-"""Times this project's sampler, features on and off in turn:
+"""Times this project's sampler in turn with two samples a prompt, the same without
+features, and with a prompt for each sequence:
 
 python -m experiments.peers.poise_sampler FOLDER SEQUENCES PROMPT NEW REPEATS; one JSON line.
 """
@@ -17,13 +18,15 @@ folder, (sequences, prompt, new, repeats) = sys.argv[1], map(int, sys.argv[2:])
 config, params = models.load(folder)
 params = jax.jit(lambda p: models.sampling_params(config, p))(params)
 tokens = jax.random.randint(jax.random.key(0), (sequences, prompt), 0, config.vocab_size)
-prompts = Prompts(tokens, jnp.ones_like(tokens, bool))
 middle = (config.num_hidden_layers * 2 // 3,)
-seconds = {"on": [], "off": []}
+works = {"seconds": (2, middle), "without_features": (2, ()), "one_a_prompt": (1, middle)}
+seconds = {name: [] for name in works}
 for i in range(repeats + 1):  # the first one compiles
-  for name, layers in (("on", middle), ("off", ())):
-    options = rollout.RolloutConfig(n=1, max_new_tokens=new, feature_layers=layers)
+  for name, (n, layers) in works.items():
+    options = rollout.RolloutConfig(n=n, max_new_tokens=new, feature_layers=layers)
+    own = tokens[: sequences // n]
+    prompts = Prompts(own, jnp.ones_like(own, bool))
     start = time.perf_counter()
     jax.block_until_ready(rollout.sample(config, params, prompts, jax.random.key(i), options))
     seconds[name].append(time.perf_counter() - start)
-print(json.dumps({"seconds": seconds["on"][1:], "without_features": seconds["off"][1:]}))
+print(json.dumps({name: times[1:] for name, times in seconds.items()}))

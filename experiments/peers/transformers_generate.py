@@ -1,4 +1,5 @@
-"""Times transformers' generate, the sampler that TRL uses. Runs in an environment with torch:
+"""Times transformers' generate, the sampler that TRL uses, with two samples a prompt. Runs
+in an environment with torch:
 
 transformers_generate.py FOLDER SEQUENCES PROMPT NEW REPEATS; prints one JSON line.
 """
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 folder, (sequences, prompt, new, repeats) = sys.argv[1], map(int, sys.argv[2:])
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 torch.manual_seed(0)
-tokens = torch.randint(0, model.config.vocab_size, (sequences, prompt))
+tokens = torch.randint(0, model.config.vocab_size, (sequences // 2, prompt))
 seconds = []
 with torch.inference_mode():
   for _ in range(repeats + 1):  # the first one warms up
@@ -23,6 +24,7 @@ with torch.inference_mode():
       attention_mask=torch.ones_like(tokens),
       max_new_tokens=new,
       min_new_tokens=new,
+      num_return_sequences=2,
       do_sample=True,
       temperature=1.0,
       top_k=0,

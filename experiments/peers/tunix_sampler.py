@@ -1,4 +1,5 @@
-"""Times google-tunix's vanilla sampler on random weights of a folder's shape (Llama family).
+"""Times google-tunix's vanilla sampler on random weights of a folder's shape (Llama family), with
+every prompt twice.
 
 Runs in an environment with google-tunix:
 tunix_sampler.py FOLDER SEQUENCES PROMPT NEW REPEATS; prints one JSON line.
@@ -62,7 +63,7 @@ class Numbers:
 
 
 rng = np.random.default_rng(0)
-texts = [" ".join(map(str, rng.integers(1000, 2000, prompt))) for _ in range(sequences)]
+texts = [" ".join(map(str, rng.integers(1000, 2000, prompt))) for _ in range(sequences // 2)]
 generate = sampler.Sampler(
   llama.Llama3(config, rngs=nnx.Rngs(0)),
   Numbers(),
@@ -77,7 +78,7 @@ seconds = []
 for i in range(repeats + 1):  # the first one compiles
   start = time.perf_counter()
   generate(
-    texts,
+    texts + texts,
     max_generation_steps=new,
     max_prompt_length=prompt,
     temperature=1.0,

@@ -40,13 +40,13 @@ def test_a_peer_that_fails_is_named_with_its_last_words():
     benchmark.measure("slow", [sys.executable, "-c", "raise RuntimeError('no such peer')"])
 
 
-def test_our_sampler_is_measured_with_features_and_without(tmp_path):
+def test_our_sampler_is_measured_in_three_ways(tmp_path):
   config = models.ModelConfig("llama", 64, 16, 24, 2, 2, 1, 8)
   models.save_hf(tmp_path, config, models.init(config, jax.random.key(0)))
   command = [sys.executable, "-m", "experiments.peers.poise_sampler", tmp_path, "4", "5", "3", "2"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   measured = json.loads(done.stdout)
-  assert set(measured) == {"seconds", "without_features"}
+  assert set(measured) == {"seconds", "without_features", "one_a_prompt"}
   for seconds in measured.values():
     assert len(seconds) == 2 and all(0 < s < 60 for s in seconds)
