@@ -3,7 +3,8 @@
 python -m experiments.growth --out=DIR [--repeats=3]
 
 Random weights of a small decoder, on whatever devices there are; one mesh of them all. Every row is
-the median of --repeats calls after one that compiles; compile times are of one cold call. DIR gets
+the median of --repeats calls after one that compiles; a compile time is what a first call takes
+beyond a second one, the median of --repeats too. DIR gets
 README.md, growth.png and results.json.
 """
 

@@ -77,12 +77,15 @@ def measure(width: int, repeats: int) -> dict[str, list[dict[str, float]]]:
     row = {name: value, "sampling": sampling, "update": learning}
     results.setdefault(name, []).append(row)
   for layers in track(LAYERS, "compile time", transient=True):
-    jax.clear_caches()
-    calls = step(model(64, layers), 8, 2, 2)
-    sampling, learning = (timed(call, 1) for call in calls)
-    results.setdefault("layers", []).append(
-      {"layers": layers, "sampling": sampling, "update": learning}
-    )
+    compiling = []
+    for _ in range(repeats):
+      jax.clear_caches()
+      calls = step(model(64, layers), 8, 2, 2)
+      cold = [timed(call, 1) for call in calls]
+      compiling.append([first - timed(call, 1) for first, call in zip(cold, calls, strict=True)])
+    sampling, learning = (statistics.median(times) for times in zip(*compiling, strict=True))
+    row = {"layers": layers, "sampling": sampling, "update": learning}
+    results.setdefault("layers", []).append(row)
   return results
 
 
