@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import smollm2_arithmetic
-from poise_jax import rewards, rollout, train, update
+from poise_jax import rewards, rollout, sharding, train, update
 from poise_jax.types import Experience
 
 sequences, new, repeats = map(int, sys.argv[1:])
@@ -25,8 +25,11 @@ config.rollout.max_new_tokens = new
 config.probe.bootstrap_steps = 0  # so that every step fits a probe
 run = train.setup(config)
 options = dataclasses.replace(run.rollout, eos_ids=())
-state, estimator_state = update.init(run.params, run.update), run.estimator.init(run.params)
+begin = update.init(run.params, run.update), run.estimator.init(run.params)
+state, estimator_state = sharding.spread(run.mesh, begin)  # as in training: one layout, one compile
+del begin
 run.params = None
+jax.set_mesh(run.mesh)
 prompts_a_step = sequences // options.n
 seconds = []
 for i in range(repeats + 1):  # the first one compiles

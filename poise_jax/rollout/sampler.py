@@ -109,7 +109,7 @@ def _sample(config, params, prompts, key, rollout):
   def step(state):
     """Feeds token t, keeps its states, draws token t + 1."""
     t, token, alive = state.t, at(state.tokens, state.t), at(state.mask, state.t)
-    cos, sin = rope(config, jnp.broadcast_to((prompt_lengths + t)[:, None], (p, n)))
+    cos, sin = (x[(prompt_lengths + t)[:, None]] for x in rotary)  # [P, 1, K]
     x = params["embed_tokens"]["embedding"][token]  # [P, n, D]: a prompt's samples as positions
     caches, states = [], []
     written = jnp.arange(state.caches[0].keys.shape[-1]) <= t
@@ -146,6 +146,8 @@ def _sample(config, params, prompts, key, rollout):
   x, prompt_kv, prompt_states = prefill(config, params, prompts, rollout)
   prompt_caches = [cache.store(k, v, cache_dtype) for k, v in prompt_kv]
   prompt_lengths = prompts.mask.sum(-1)  # [P]: the rotary position of response token 0
+  # Made once: inside of the loop XLA computes the cosines in every layer, for every head.
+  rotary = rope(config, jnp.arange(prompts.tokens.shape[1] + t_max))
   nothing = jnp.zeros((p * n, 0, config.num_key_value_heads, config.head_dim), dtype)
   zeros = jnp.zeros((p, n, t_max + 1), jnp.float32)
   layers = len(rollout.feature_layers)
