@@ -66,6 +66,12 @@ def make_mesh(
   return Mesh(placed, AXES, axis_types=kinds)
 
 
+def platform() -> str:
+  """Of the devices that a program is traced for: those of the mesh in use, or JAX's default one."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def batch_shards(mesh: Mesh) -> int:
   """How many ways the batch is split."""
   return math.prod(mesh.shape[axis] for axis in BATCH)

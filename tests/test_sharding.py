@@ -292,7 +292,7 @@ def test_splash_runs_on_the_rows_and_heads_of_each_device(results):
 
 
 def test_caches_are_split_by_rows_and_key_heads(results):
-  assert results["layouts"]["cache_shards"] == [[2, 2, 1, 16], [2, 2, 8, 16], [2, 2, 16, 8]]
+  assert results["layouts"]["cache_shards"] == [[2, 2, 1, 8, 32], [2, 2, 1, 32, 8], [2, 2, 32]]
 
 
 def test_no_device_computes_scores_or_logits_of_another(results):

@@ -55,10 +55,10 @@ def attention(
     v: values.
     valid: False on padding, which stands before or after a row's tokens, not between them. What
       comes out there is finite and means nothing; without a cotangent there it has no gradient.
-    implementation: of IMPLEMENTATIONS, or "auto": the best one for JAX's default device.
+    implementation: of IMPLEMENTATIONS, or "auto": the best one for the devices in use.
   """
   if implementation == "auto":
-    implementation = resolve("auto", jax.default_backend())
+    implementation = resolve("auto", sharding.platform())
   return IMPLEMENTATIONS[implementation](q, k, v, valid)
 
 
@@ -175,37 +175,53 @@ def decode_attention(
 ) -> Float[Array, "P n H K"]:
   """One new token of each of n samples attends to their shared prompt and to its own response.
 
-  The prompt's keys and values exist once for all n samples: `prompt` has P rows, `own` P * n. The
-  two parts are normalised together: each is an unnormalised softmax with its own maximum, merged at
-  the end. Scales of an int8 cache multiply scores and weights, not the keys and values.
+  The prompt's keys and values exist once for all n samples: `prompt` has P rows, `own` P * n. Masks
+  may be shorter than the caches, whose last positions then are not written yet. Scales of an int8
+  cache multiply scores and weights, not the keys and values.
   """
   p, n, heads, dim = q.shape
   groups = prompt.keys.shape[1]
   ratio = heads // groups
   q = (q * dim**-0.5).reshape(p, n, groups, ratio, dim)
-  by_prompt = q.swapaxes(1, 2).reshape(p, groups, n * ratio, dim)  # its samples as rows
-  by_sample = q.reshape(p * n, groups, ratio, dim)
 
-  def part(q, cache, mask):  # -> context [..., rows, K], mass and maximum [..., rows, 1]
-    k, v = cache.keys.astype(q.dtype), cache.values.astype(q.dtype)
-    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+  def by_prompt(x):  # [P, n, G, ratio, ...] -> its samples as rows
+    return x.swapaxes(1, 2).reshape(p, groups, n * ratio, -1)
+
+  def from_prompt(x):
+    return x.reshape(p, groups, n, ratio, -1).swapaxes(1, 2)
+
+  def by_sample(x):
+    return x.reshape(p * n, groups, ratio, -1)
+
+  def from_sample(x):
+    return x.reshape(p, n, groups, ratio, -1)
+
+  def by_block(x, blocks):  # [B, G, rows, N] @ [B, G, blocks, N, W] -> [B, G, rows, blocks * W]
+    x = jnp.broadcast_to(x[:, :, None], (*blocks.shape[:3], *x.shape[2:]))
+    if blocks.shape[2] > 1:  # without the barrier, XLA puts the blocks together again: by copying
+      x = jax.lax.optimization_barrier(x)
+    y = jnp.matmul(x, blocks.astype(x.dtype), preferred_element_type=jnp.float32)
+    return y.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1)
+
+  def scores(q, cache, mask):
+    scores = by_block(q, cache.keys)
     if cache.key_scales is not None:
-      scores *= cache.key_scales
-    scores = jnp.where(mask, scores, NEGATIVE)
-    top = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    mass = weights.sum(-1, keepdims=True)
-    if cache.value_scales is not None:
-      weights *= cache.value_scales
-    context = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return context, mass, top
+      scores *= cache.key_scales[:, :, None]
+    unwritten = cache.positions - mask.shape[-1]
+    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, unwritten)])
+    return jnp.where(mask, scores, NEGATIVE)
 
-  shared = part(by_prompt, prompt, prompt_mask[:, None, None])
-  shared = [x.reshape(p, groups, n, ratio, -1).swapaxes(1, 2) for x in shared]
-  own = part(by_sample, own, own_mask)
-  own = [x.reshape(p, n, groups, ratio, -1) for x in own]
-  top = jnp.maximum(shared[2], own[2])
-  scale = [jnp.exp(x[2] - top) for x in (shared, own)]
-  context = shared[0] * scale[0] + own[0] * scale[1]
-  context = context / (shared[1] * scale[0] + own[1] * scale[1])
-  return context.astype(q.dtype).reshape(p, n, heads, dim)
+  def context(weights, cache):
+    if cache.value_scales is not None:
+      weights *= cache.value_scales[:, :, None]
+    return by_block(weights.astype(q.dtype), cache.values)
+
+  shared = from_prompt(scores(by_prompt(q), prompt, prompt_mask[:, None, None]))
+  own_scores = from_sample(scores(by_sample(q), own, own_mask))
+  both = jnp.concatenate([shared, own_scores], axis=-1)  # [P, n, G, ratio, Tp + T]
+  weights = jnp.exp(both - both.max(-1, keepdims=True))
+  mass = weights.sum(-1, keepdims=True)
+  to_prompt, to_own = jnp.split(weights, [prompt.positions], axis=-1)
+  summed = from_prompt(context(by_prompt(to_prompt), prompt))
+  summed += from_sample(context(by_sample(to_own), own))
+  return (summed / mass).astype(q.dtype).reshape(p, n, heads, dim)

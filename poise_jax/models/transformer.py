@@ -26,9 +26,6 @@ REMAT_POLICIES = {
 }
 
 
-FEW_ROWS = 256  # up to so many rows, a product is bound by reading its kernel
-
-
 @flax.struct.dataclass
 class Output:
   """What a forward pass returns."""
@@ -82,51 +79,50 @@ class Dense(nn.Module):
 class SamplingDense(nn.Module):
   """The same map in the sampling layout: kernel [*out, in], bias [*out].
 
-  Decoding multiplies few rows by large kernels, so it is bound by reading the kernel. As the left
-  operand, in rows of its contracted dimension, a CPU reads it 1.2 to 2 times as fast; several maps
-  of one input, side by side in one kernel, are read faster still.
+  Several maps of one input stand side by side in one kernel, which is read faster than several.
   """
 
   features: tuple[int, ...]
   use_bias: bool
   dtype: Any
+  columns: bool
 
   @nn.compact
   def __call__(self, x):
-    """[..., in] -> [..., *out]."""
+    """[..., in] -> [..., *out]; as columns [in, R] -> [*out, R]."""
+    width = x.shape[0 if self.columns else -1]
     zeros = nn.initializers.zeros_init()
-    kernel = self.param("kernel", zeros, (*self.features, x.shape[-1])).astype(self.dtype)
-    rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= FEW_ROWS:
-      # Without the barrier XLA folds the transpose back into a product with the operands swapped.
-      y = jax.lax.optimization_barrier(jnp.tensordot(kernel, rows.T, 1))
-      y = jnp.moveaxis(y, -1, 0)
+    kernel = self.param("kernel", zeros, (*self.features, width)).astype(self.dtype)
+    if self.columns:
+      y = jnp.tensordot(kernel, x, 1)
     else:
-      y = jnp.tensordot(rows, kernel, (1, kernel.ndim - 1))
-    y = y.reshape(*x.shape[:-1], *self.features)
+      y = jnp.tensordot(x, kernel, (-1, -1))
     if self.use_bias:
-      y += self.param("bias", zeros, self.features).astype(self.dtype)
+      bias = self.param("bias", zeros, self.features).astype(self.dtype)
+      y += bias[..., None] if self.columns else bias
     return y
 
 
 class RMSNorm(nn.Module):
-  """Root-mean-square normalisation over the last axis, in float32."""
+  """Root-mean-square normalisation over the features, in float32."""
 
   epsilon: float
   axis: str = "embed"
+  columns: bool = False
 
   @nn.compact
   def __call__(self, x):
-    """[..., D] -> [..., D], in x's dtype."""
+    """[..., D] -> [..., D], or as columns [..., D, R] -> [..., D, R], in x's dtype."""
+    axis = -2 if self.columns else -1
     init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
-    scale = self.param("scale", init, (x.shape[-1],))
+    scale = self.param("scale", init, (x.shape[axis],))
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-    return (y * scale).astype(x.dtype)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axis, keepdims=True) + self.epsilon)
+    return (y * (scale[:, None] if self.columns else scale)).astype(x.dtype)
 
 
 def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine tables [..., head_dim] float32 of integer positions [...].
+  """Cosine and sine tables [..., K / 2] float32 of integer positions [...].
 
   Rotary embedding (arXiv 2104.09864) in Hugging Face's half-split order, with Llama 3's scaling.
   """
@@ -139,15 +135,14 @@ def rope(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Arra
     keep = jnp.clip(keep, 0.0, 1.0)  # 0: slowed down by `factor`, 1: as it was
     frequencies = frequencies * (keep + (1 - keep) / s.factor)
   angles = positions[..., None].astype(jnp.float32) * frequencies
-  angles = jnp.concatenate([angles, angles], axis=-1)
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x, cos, sin):
-  """Applies rotary tables [B, T, K] to x [B, T, H, K]."""
-  first, second = jnp.split(x, 2, axis=-1)
-  turned = jnp.concatenate([-second, first], axis=-1)
-  return (x * cos[:, :, None] + turned * sin[:, :, None]).astype(x.dtype)
+def rotate(x, cos, sin, axis=-1):
+  """Turns x, whose `axis` is head_dim, by rotary tables that broadcast against its halves."""
+  first, second = jnp.split(x, 2, axis=axis)
+  turned = first * cos - second * sin, second * cos + first * sin
+  return jnp.concatenate(turned, axis=axis).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -156,6 +151,7 @@ class Attention(nn.Module):
   config: ModelConfig
   dtype: Any
   sampling: bool
+  columns: bool
 
   def setup(self):
     """Declares the projections."""
@@ -163,8 +159,8 @@ class Attention(nn.Module):
     ratio = c.num_attention_heads // c.num_key_value_heads
     if self.sampling:  # a key head with its query heads in front and its value head behind
       fused = (c.num_key_value_heads, ratio + 2, c.head_dim)
-      self.qkv_proj = SamplingDense(fused, c.qkv_bias, self.dtype)
-      self.o_proj = SamplingDense((c.hidden_size,), c.out_bias, self.dtype)
+      self.qkv_proj = SamplingDense(fused, c.qkv_bias, self.dtype, self.columns)
+      self.o_proj = SamplingDense((c.hidden_size,), c.out_bias, self.dtype, self.columns)
     else:
       heads, kv = (n * c.head_dim for n in (c.num_attention_heads, c.num_key_value_heads))
       self.q_proj = Dense(heads, ("embed", "heads"), c.qkv_bias, self.dtype)
@@ -172,12 +168,22 @@ class Attention(nn.Module):
       self.v_proj = Dense(kv, ("embed", "kv_heads"), c.qkv_bias, self.dtype)
       self.o_proj = Dense(c.hidden_size, ("heads", "embed"), c.out_bias, self.dtype)
     if c.qk_norm:
-      self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim")
-      self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim")
+      self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.columns)
+      self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.columns)
 
   def qkv(self, x, cos, sin):
-    """[B, T, D] -> queries [B, T, H, K], keys and values [B, T, G, K], rotated."""
+    """[B, T, D] -> queries [B, T, H, K], keys and values [B, T, G, K], rotated.
+
+    As columns: [D, R] -> [R, H, K] and [R, G, K].
+    """
     c = self.config
+    if self.columns:
+      fused = self.qkv_proj(x)  # [G, H / G + 2, K, R]
+      q, k, v = fused[:, :-2], fused[:, -2], fused[:, -1]
+      if c.qk_norm:
+        q, k = self.q_norm(q), self.k_norm(k)
+      q, k = rotate(q, cos, sin, -2), rotate(k, cos, sin, -2)
+      return tuple(jnp.moveaxis(a.reshape(-1, *a.shape[-2:]), -1, 0) for a in (q, k, v))
     if self.sampling:
       fused = self.qkv_proj(x)
       q, k, v = fused[..., :-2, :], fused[..., -2, :], fused[..., -1, :]
@@ -187,10 +193,13 @@ class Attention(nn.Module):
     k, v = (a.reshape(*x.shape[:2], c.num_key_value_heads, c.head_dim) for a in (k, v))
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
+    cos, sin = cos[:, :, None], sin[:, :, None]
     return rotate(q, cos, sin), rotate(k, cos, sin), v
 
   def out(self, context):
-    """[B, T, H, K] -> [B, T, D]."""
+    """[B, T, H, K] -> [B, T, D]; as columns [R, H, K] -> [D, R]."""
+    if self.columns:
+      return self.o_proj(context.reshape(len(context), -1).T)
     return self.o_proj(context.reshape(*context.shape[:2], -1))
 
 
@@ -200,15 +209,17 @@ class Mlp(nn.Module):
   config: ModelConfig
   dtype: Any
   sampling: bool
+  columns: bool
 
   @nn.compact
   def __call__(self, x):
-    """[B, T, D] -> [B, T, D]."""
+    """[B, T, D] -> [B, T, D]; as columns [D, R] -> [D, R]."""
     c = self.config
     if self.sampling:
-      fused = SamplingDense((2, c.intermediate_size), c.mlp_bias, self.dtype, name="gate_up_proj")
-      down = SamplingDense((c.hidden_size,), c.mlp_bias, self.dtype, name="down_proj")
-      gate, up = jnp.moveaxis(fused(x), -2, 0)
+      how = dict(use_bias=c.mlp_bias, dtype=self.dtype, columns=self.columns)
+      fused = SamplingDense((2, c.intermediate_size), **how, name="gate_up_proj")
+      down = SamplingDense((c.hidden_size,), **how, name="down_proj")
+      gate, up = jnp.moveaxis(fused(x), 0 if self.columns else -2, 0)
     else:
       how = dict(use_bias=c.mlp_bias, dtype=self.dtype)
       gate = Dense(c.intermediate_size, ("embed", "mlp"), **how, name="gate_proj")(x)
@@ -218,23 +229,32 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """One pre-norm decoder layer."""
+  """One pre-norm decoder layer.
+
+  It computes in rows, a position's features side by side, or in columns. Decoding's few rows are
+  columns: its products, bound by reading their kernels, then need no transposition.
+  """
 
   config: ModelConfig
   dtype: Any = jnp.float32
   sampling: bool = False  # parameters are in the sampling layout
+  columns: bool = False  # only in the sampling layout
 
   @nn.compact
   def __call__(self, x, cos, sin, attend):
     """[B, T, D] -> ([B, T, D], whatever `attend` returns beside the context).
 
     attend: (q [B, T, H, K], k, v [B, T, G, K]) -> (context [B, T, H, K], extra).
+    cos, sin: [B, T, K / 2].
+
+    As columns of R positions: [D, R]; q [R, H, K], k, v [R, G, K]; cos, sin [K / 2, R].
     """
-    how = (self.config, self.dtype, self.sampling)
-    attn, eps = Attention(*how, name="self_attn"), self.config.rms_norm_eps
-    context, extra = attend(*attn.qkv(RMSNorm(eps, name="input_layernorm")(x), cos, sin))
+    how = (self.config, self.dtype, self.sampling, self.columns)
+    attn = Attention(*how, name="self_attn")
+    norm = dict(epsilon=self.config.rms_norm_eps, columns=self.columns)
+    context, extra = attend(*attn.qkv(RMSNorm(**norm, name="input_layernorm")(x), cos, sin))
     x = x + attn.out(context)
-    x = x + Mlp(*how, name="mlp")(RMSNorm(eps, name="post_attention_layernorm")(x))
+    x = x + Mlp(*how, name="mlp")(RMSNorm(**norm, name="post_attention_layernorm")(x))
     return x, extra
 
 

@@ -10,8 +10,8 @@ from poise_jax.rollout.config import RolloutConfig
 BLOCKS = 256  # a token is drawn in two stages: first its block (id modulo BLOCKS), then the token
 
 
-def keep_top(scores: Float[Array, "R V"], enough) -> Bool[Array, "R V"]:
-  """The smallest set of highest scores for which `enough(kept [R, V]) -> [R, 1]` holds.
+def keep_top(scores: Float[Array, "V R"], enough) -> Bool[Array, "V R"]:
+  """The smallest set of highest scores for which `enough(kept [V, R]) -> [R]` holds.
 
   Bisects the cut over the 32 bits of a float, which can be ordered as integers are: exact after 32
   cheap passes, where a sort of the vocabulary is slow on every accelerator. Ties stay together.
@@ -25,21 +25,21 @@ def keep_top(scores: Float[Array, "R V"], enough) -> Bool[Array, "R V"]:
     ok = enough(order >= middle)
     return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
 
-  low = jnp.full((scores.shape[0], 1), jnp.iinfo(jnp.int32).min)
-  cut, _ = jax.lax.fori_loop(0, 32, halve, (low, order.max(-1, keepdims=True)))
+  low = jnp.full(scores.shape[1:], jnp.iinfo(jnp.int32).min)
+  cut, _ = jax.lax.fori_loop(0, 32, halve, (low, order.max(0)))
   return order >= cut
 
 
-def pick(weights: Float[Array, "R N"], u: Float[Array, " R"]) -> Int[Array, " R"]:
+def pick(weights: Float[Array, "N R"], u: Float[Array, " R"]) -> Int[Array, " R"]:
   """Index drawn with probability weight / sum; u is uniform in [0, 1). Never one of weight 0."""
-  cumulative = jnp.cumsum(weights, axis=-1)
-  return jnp.sum(cumulative <= u[:, None] * cumulative[:, -1:], axis=-1)
+  cumulative = jnp.cumsum(weights, axis=0)
+  return jnp.sum(cumulative <= u * cumulative[-1], axis=0)
 
 
 def draw(
-  logits: Float[Array, "R V"], keys: Key[Array, " R"], rollout: RolloutConfig
+  logits: Float[Array, "V R"], keys: Key[Array, " R"], rollout: RolloutConfig
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
-  """Draws a token a row.
+  """Draws a token a column.
 
   Temperature comes first, then top-k, then top-p of what top-k left (transformers' order).
 
@@ -49,25 +49,25 @@ def draw(
     untruncated softmax at the temperature (at temperature 0: at 1).
   """
   scaled = logits.astype(jnp.float32) / (rollout.temperature or 1.0)
-  scaled = scaled - jax.lax.stop_gradient(scaled.max(-1, keepdims=True))
-  weights = jnp.exp(scaled)
-  total = weights.sum(-1)
-  entropies = jnp.log(total) - (weights * scaled).sum(-1) / total
+  scaled = scaled - jax.lax.stop_gradient(scaled.max(0))
+  # Without the barrier XLA computes it again for each of its uses.
+  weights = jax.lax.optimization_barrier(jnp.exp(scaled))
+  total = weights.sum(0)
+  entropies = jnp.log(total) - (weights * scaled).sum(0) / total
   if rollout.temperature == 0:
-    return jnp.argmax(scaled, -1), jnp.zeros_like(total), entropies
+    return jnp.argmax(scaled, 0), jnp.zeros_like(total), entropies
   if rollout.top_k:
-    kept = keep_top(scaled, lambda kept: kept.sum(-1, keepdims=True) >= rollout.top_k)
+    kept = keep_top(scaled, lambda kept: kept.sum(0) >= rollout.top_k)
     weights = jnp.where(kept, weights, 0.0)
   if rollout.top_p < 1:
-    goal = rollout.top_p * weights.sum(-1, keepdims=True)
-    kept = keep_top(scaled, lambda kept: jnp.where(kept, weights, 0).sum(-1, keepdims=True) >= goal)
+    goal = rollout.top_p * weights.sum(0)
+    kept = keep_top(scaled, lambda kept: jnp.where(kept, weights, 0).sum(0) >= goal)
     weights = jnp.where(kept, weights, 0.0)
-  rows, vocab = weights.shape
-  padded = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCKS))).reshape(rows, -1, BLOCKS)
-  blocks = padded.sum(1)
-  u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-  block = pick(blocks, u[:, 0])
-  inside = jnp.take_along_axis(padded, block[:, None, None], axis=2)[:, :, 0]
-  tokens = pick(inside, u[:, 1]) * BLOCKS + block
-  chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
-  return tokens, chosen - jnp.log(blocks.sum(-1)), entropies
+  vocab, rows = weights.shape
+  column = jnp.arange(rows)
+  padded = jnp.pad(weights, ((0, -vocab % BLOCKS), (0, 0))).reshape(-1, BLOCKS, rows)
+  blocks = padded.sum(0)
+  u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys).T
+  block = pick(blocks, u[0])
+  tokens = pick(padded[:, block, column], u[1]) * BLOCKS + block
+  return tokens, scaled[tokens, column] - jnp.log(blocks.sum(0)), entropies

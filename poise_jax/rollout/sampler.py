@@ -79,11 +79,9 @@ def _sample(config, params, prompts, key, rollout):
   row_keys = jax.vmap(jax.random.fold_in)(key, number)
 
   def draw_next(x, t):
-    """Final states [P * n, D] -> token, logprob and entropy of position t, [P, n] each."""
-    x = RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x)
-    # As in Dense: the large operand first, and no folding of the transpose.
-    logits = jnp.dot(unembedding(config, params).T, x.T, preferred_element_type=jnp.float32)
-    logits = jax.lax.optimization_barrier(logits).T
+    """Final states [D, P * n] -> token, logprob and entropy of position t, [P, n] each."""
+    x = RMSNorm(config.rms_norm_eps, columns=True).apply({"params": params["norm"]}, x)
+    logits = jnp.dot(unembedding(config, params).T, x, preferred_element_type=jnp.float32)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(row_keys)
     return [a.reshape(p, n) for a in draw(logits, keys, rollout)]
 
@@ -109,21 +107,23 @@ def _sample(config, params, prompts, key, rollout):
   def step(state):
     """Feeds token t, keeps its states, draws token t + 1."""
     t, token, alive = state.t, at(state.tokens, state.t), at(state.mask, state.t)
-    cos, sin = (x[(prompt_lengths + t)[:, None]] for x in rotary)  # [P, 1, K]
-    x = params["embed_tokens"]["embedding"][token]  # [P, n, D]: a prompt's samples as positions
+    cos, sin = (x[positions + t].T for x in rotary)  # [K / 2, P * n]
+    x = params["embed_tokens"]["embedding"][token.reshape(-1)].T  # [D, P * n]
     caches, states = [], []
-    written = jnp.arange(state.caches[0].keys.shape[-1]) <= t
+    written = jnp.arange(state.caches[0].positions) <= t
     for i, layer in enumerate(params["layers"]):
 
       def attend(q, k, v, i=i):
-        k, v = (a.reshape(p * n, 1, *a.shape[2:]) for a in (k, v))
-        own = cache.write(state.caches[i], cache.store(k, v, cache_dtype), t)
-        return decode_attention(q, prompt_caches[i], prompts.mask, own, written), own
+        own = cache.write(state.caches[i], k, v, t)
+        q = q.reshape(p, n, *q.shape[1:])
+        context = decode_attention(q, prompt_caches[i], prompts.mask, own, written)
+        return context.reshape(p * n, *q.shape[2:]), own
 
-      x, own = Block(config, dtype, sampling=True).apply({"params": layer}, x, cos, sin, attend)
+      block = Block(config, dtype, sampling=True, columns=True)
+      x, own = block.apply({"params": layer}, x, cos, sin, attend)
       caches.append(own)
       if i in rollout.feature_layers:
-        states.append(x)
+        states.append(x.T.reshape(p, n, -1))
     window, thinking = state.window, state.thinking
     if states:
       slot = t % rollout.feature_window
@@ -137,7 +137,7 @@ def _sample(config, params, prompts, key, rollout):
       thinking &= ~marker
     state = state.replace(caches=caches, window=window, thinking=thinking)
     alive &= ~is_eos(token)
-    return write(state, t + 1, alive, draw_next(x.reshape(p * n, -1), t + 1))
+    return write(state, t + 1, alive, draw_next(x, t + 1))
 
   def is_eos(tokens):
     return jnp.isin(tokens, jnp.array(rollout.eos_ids, jnp.int32))
@@ -145,7 +145,7 @@ def _sample(config, params, prompts, key, rollout):
   cache_dtype = jnp.dtype(rollout.cache_dtype or dtype)
   x, prompt_kv, prompt_states = prefill(config, params, prompts, rollout)
   prompt_caches = [cache.store(k, v, cache_dtype) for k, v in prompt_kv]
-  prompt_lengths = prompts.mask.sum(-1)  # [P]: the rotary position of response token 0
+  positions = jnp.repeat(prompts.mask.sum(-1), n)  # [P * n]: of response token 0
   # Made once: inside of the loop XLA computes the cosines in every layer, for every head.
   rotary = rope(config, jnp.arange(prompts.tokens.shape[1] + t_max))
   nothing = jnp.zeros((p * n, 0, config.num_key_value_heads, config.head_dim), dtype)
@@ -161,7 +161,7 @@ def _sample(config, params, prompts, key, rollout):
     thinking=jnp.ones((p, n), bool),
     window=jnp.zeros((layers, p, n, rollout.feature_window, config.hidden_size), dtype),
   )
-  first = draw_next(jnp.repeat(x, n, axis=0), 0)
+  first = draw_next(jnp.repeat(x, n, axis=0).T, 0)
   state = write(state, 0, jnp.ones((p, n), bool), first)
   # The last token is drawn at t = T - 1; feeding it too only serves its state, for the features.
   steps = t_max if layers else t_max - 1
@@ -201,11 +201,9 @@ def stages(length: int) -> tuple[int, ...]:
   """
   if length < 64:
     return (length,)
-  sizes = [length, length // 2, length // 4]
+  sizes = [length, 3 * length // 4, length // 2, length // 4]
   while sizes[-1] >= 1024:
     sizes.append(sizes[-1] // 2)
-  if length >= 2048:
-    sizes.append(3 * length // 4)
   return tuple(sorted(sizes))
 
 

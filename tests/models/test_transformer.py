@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from poise_jax import models
-from poise_jax.models.transformer import FEW_ROWS, SamplingDense
+from poise_jax.models.transformer import SamplingDense
 
 LLAMA3 = {
   "rope_type": "llama3",
@@ -221,12 +221,14 @@ def test_init_has_the_abstract_tree(case):
   assert all(jax.tree.leaves(rank))
 
 
-@pytest.mark.parametrize("rows", [3, FEW_ROWS, FEW_ROWS + 1])
-def test_a_kernel_of_several_maps_is_those_maps_whatever_the_number_of_rows(rows):
+def test_a_kernel_of_several_maps_is_those_maps_in_rows_and_in_columns():
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(1, rows, 5)).astype(np.float32)
+  x = rng.normal(size=(7, 5)).astype(np.float32)
   kernel = rng.normal(size=(2, 3, 5)).astype(np.float32)
   bias = rng.normal(size=(2, 3)).astype(np.float32)
-  dense = SamplingDense((2, 3), True, jnp.float32)
-  y = dense.apply({"params": {"kernel": kernel, "bias": bias}}, x)
-  np.testing.assert_allclose(y, np.einsum("btd,ued->btue", x, kernel) + bias, atol=1e-5)
+  expected = np.einsum("rd,ued->rue", x, kernel) + bias
+  params = {"params": {"kernel": kernel, "bias": bias}}
+  y = SamplingDense((2, 3), True, jnp.float32, columns=False).apply(params, x)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  y = SamplingDense((2, 3), True, jnp.float32, columns=True).apply(params, x.T)
+  np.testing.assert_allclose(y, np.moveaxis(expected, 0, -1), atol=1e-5)

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from poise_jax import models, rollout, update
-from poise_jax.models import cache
-from poise_jax.models.attention import decode_attention
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.sampler import prefill, stages
 from poise_jax.types import Prompts
@@ -21,7 +19,6 @@ PROMPTS = Prompts(
   tokens=np.random.default_rng(0).integers(3, 60, (4, 7)).astype(np.int32),
   mask=np.arange(7) >= np.array([2, 0, 5, 1])[:, None],
 )
-STORE = jax.jit(cache.store, static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -68,52 +65,6 @@ def test_caches_of_fewer_bits_are_close(params, compiled_quickly, dtype, mean, m
   error = np.abs(out.logprobs - expected)[np.asarray(out.mask)]
   assert np.std(np.asarray(expected)[np.asarray(out.mask)]) > 0.5  # errors have something to be of
   assert 1e-6 < error.mean() < mean and error.max() < most
-
-
-@pytest.mark.parametrize("dtype,size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
-def test_a_cache_takes_the_bytes_that_are_planned(dtype, size):
-  vectors = jnp.ones((3, 5, 2, 16))
-  own = cache.grow(cache.store(vectors, vectors, jnp.dtype(dtype)), 20)
-  layer = sum(x.nbytes for x in jax.tree.leaves(own))
-  assert layer * CONFIG.num_hidden_layers == 3 * 20 * cache.token_bytes(CONFIG, dtype)
-  scales = 4 if dtype == "int8" else 0
-  assert layer == 3 * 20 * 2 * 2 * (16 * size + scales)
-
-
-def test_int8_is_multiplied_by_its_scales_in_the_products():
-  """Equal to attention over the keys and values that the integers stand for."""
-  rng = np.random.default_rng(0)
-
-  def random(*shape):
-    x = rng.normal(size=shape) * rng.uniform(0.1, 5, (*shape[:-1], 1))
-    return x.astype(np.float32)
-
-  p, n, groups, dim = 2, 3, 2, 16
-  q = random(p, n, 4, dim)
-  parts = [random(2, b, s, groups, dim) for b, s in ((p, 5), (p * n, 7))]
-  small = [STORE(*part, jnp.int8) for part in parts]
-  large = [
-    cache.KVCache(x.keys * x.key_scales, x.values * x.value_scales.swapaxes(2, 3)) for x in small
-  ]
-  masks = np.arange(5) >= np.array([[0], [3]]), np.arange(7) < 4
-
-  @jax.jit
-  def attend(caches):
-    return decode_attention(q, caches[0], masks[0], caches[1], masks[1])
-
-  np.testing.assert_allclose(attend(small), attend(large), atol=1e-5)
-
-
-def test_integers_are_half_a_step_away_at_most():
-  x = np.random.default_rng(0).normal(size=(2, 5, 3, 16)) * 10.0 ** np.arange(-3, 2)[:, None, None]
-  got = jax.device_get(STORE(x, 2 * x, jnp.int8))
-  for wanted, integers, axis, scales in (
-    (x.transpose(0, 2, 3, 1), got.keys, 2, got.key_scales),
-    (2 * x.swapaxes(1, 2), got.values, 3, got.value_scales.swapaxes(2, 3)),
-  ):
-    step = np.abs(wanted).max(axis, keepdims=True) / 127
-    assert (np.abs(integers * scales - wanted) <= 0.5001 * step).all()
-  assert not STORE(x * 0, x * 0, jnp.int8).keys.any()
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 66, 1000, 2048, 8192, 16384])
