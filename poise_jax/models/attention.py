@@ -218,10 +218,9 @@ def decode_attention(
 
   shared = from_prompt(scores(by_prompt(q), prompt, prompt_mask[:, None, None]))
   own_scores = from_sample(scores(by_sample(q), own, own_mask))
-  both = jnp.concatenate([shared, own_scores], axis=-1)  # [P, n, G, ratio, Tp + T]
-  weights = jnp.exp(both - both.max(-1, keepdims=True))
-  mass = weights.sum(-1, keepdims=True)
-  to_prompt, to_own = jnp.split(weights, [prompt.positions], axis=-1)
+  top = jnp.maximum(shared.max(-1, keepdims=True), own_scores.max(-1, keepdims=True))
+  to_prompt, to_own = jnp.exp(shared - top), jnp.exp(own_scores - top)
+  mass = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
   summed = from_prompt(context(by_prompt(to_prompt), prompt))
   summed += from_sample(context(by_sample(to_own), own))
   return (summed / mass).astype(q.dtype).reshape(p, n, heads, dim)
