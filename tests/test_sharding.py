@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from poise_jax import losses, models, rollout, sharding, update
 from poise_jax.losses import PolicyLossConfig
 from poise_jax.models import attention, cache
 from poise_jax.rollout import RolloutConfig
+from poise_jax.rollout.draw import draw
 from poise_jax.types import Prompts, Rollouts
 from poise_jax.update import UpdateConfig
 
@@ -186,6 +189,13 @@ def layouts(params):
     text = jax.jit(jax.grad(loss)).lower(shapes, *rows).compile().as_text()
     store = jax.jit(lambda k, v: cache.grow(cache.store(k, v, jnp.int8), 16))
     stored = store(k, v)
+    drawing = jax.jit(lambda logits, keys: draw(logits, keys, RolloutConfig(top_k=5, top_p=0.9)))
+    logits = jax.ShapeDtypeStruct(
+      (1024, 24), jnp.float32, sharding=NamedSharding(mesh, P("tensor", sharding.BATCH))
+    )
+    keys = jax.random.split(jax.random.key(0), 24)
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding.batch_sharding(mesh))
+    drawn = drawing.lower(logits, keys).compile().as_text()
   shards = {x.addressable_shards[0].data.shape for x in jax.tree.leaves(stored)}
   products = re.findall(r"f32\[([\d,]+)\]\S* dot\(", text)
   return {
@@ -193,6 +203,7 @@ def layouts(params):
     "kernel_shard": kernel[0].addressable_shards[0].data.shape,
     "cache_shards": sorted(shards),
     "products": sorted(set(products)),
+    "sent": re.findall(r"= \w+\[([\d,]*)\]\S* (?:all|collective|reduce)[-\w]+\(", drawn),
   }
 
 
@@ -302,6 +313,12 @@ def test_no_device_computes_scores_or_logits_of_another(results):
   assert logits and set(logits) <= {f"{2 * 9},160", "64,160"}, products  # 64: of the unembedding
   scores = [shape for shape in products if shape.endswith(",9") or shape.endswith(",9,9")]
   assert scores and all(np.prod([int(n) for n in s.split(",")]) <= 2 * 4 * 81 for s in scores)
+
+
+def test_drawing_sends_no_scores(results):
+  """24 rows over 4 devices, a vocabulary over 2: only sums and what was drawn, of own rows."""
+  sent = [[int(n) for n in shape.split(",") if n] for shape in results["layouts"]["sent"]]
+  assert sent and all(max(shape) <= 256 and 24 not in shape for shape in sent), sent
 
 
 @pytest.mark.parametrize(

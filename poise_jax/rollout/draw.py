@@ -64,10 +64,11 @@ def draw(
     kept = keep_top(scaled, lambda kept: jnp.where(kept, weights, 0).sum(0) >= goal)
     weights = jnp.where(kept, weights, 0.0)
   vocab, rows = weights.shape
-  column = jnp.arange(rows)
   padded = jnp.pad(weights, ((0, -vocab % BLOCKS), (0, 0))).reshape(-1, BLOCKS, rows)
   blocks = padded.sum(0)
   u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys).T
   block = pick(blocks, u[0])
-  tokens = pick(padded[:, block, column], u[1]) * BLOCKS + block
-  return tokens, scaled[tokens, column] - jnp.log(blocks.sum(0)), entropies
+  inside = jnp.take_along_axis(padded, block[None, None], axis=1)[:, 0]
+  tokens = pick(inside, u[1]) * BLOCKS + block
+  chosen = jnp.take_along_axis(scaled, tokens[None], axis=0)[0]
+  return tokens, chosen - jnp.log(blocks.sum(0)), entropies
