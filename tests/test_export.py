@@ -32,7 +32,7 @@ def test_transformers_computes_what_the_run_did(straight, tmp_path):
   text = "1 + 2 :"
   assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(straight).encode(text)
   card = (out / "README.md").read_text()
-  assert "algorithm\n`poise`, 3 of 3 steps of 8 rollouts (2 a prompt), seed 0" in card
+  assert "algorithm\n`poise`, 3 of 3 steps of 8 rollouts (2 a prompt), seed 2" in card
   assert "| before training | 0 |" in card and "| this model | 3 |" in card
   assert '"learning_rate": 0.0002' in card
 

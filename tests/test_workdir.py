@@ -40,7 +40,7 @@ def test_another_configuration_is_refused_with_what_differs(run):
 def test_another_configuration_that_is_allowed_is_not_written_before_it_works(run):
   before = content(run)
   assert open_workdir(run, tiny(steps=9, seed=1), allow_config_change=True) == [
-    "seed: 0 -> 1",
+    "seed: 2 -> 1",
     "steps: 3 -> 9",
   ]
   assert content(run) == before
