@@ -111,9 +111,26 @@ def chunk_of(vocab: int) -> int:
   return max(2**28 // (4 * vocab), 128)
 
 
-def _log_p(rows, unembed):
-  # log_softmax, not logits - logsumexp: for large logits the latter cancels.
-  return jax.nn.log_softmax(jnp.dot(rows, unembed, preferred_element_type=jnp.float32))
+def _softmax(rows, unembed, targets):
+  """[C, D], [D, V], [C] -> log-probs of targets and entropies [C], all log-probs and probabilities
+  [C, V]."""
+  logits = jnp.dot(rows, unembed, preferred_element_type=jnp.float32)
+  top = logits.max(-1, keepdims=True)
+  # Not logits - log-sum-exp: where logits are large, that cancels.
+  shifted = logits - top
+  weights = jnp.exp(shifted)
+  # Two sums in one reduction, and below a target taken from the logits themselves: otherwise XLA
+  # fuses exp into each sum and the maximum into the product, of which a CPU makes slow work.
+  total, moment = jax.lax.reduce(
+    (weights, weights * shifted),
+    (0.0, 0.0),
+    lambda x, y: (x[0] + y[0], x[1] + y[1]),
+    dimensions=(1,),
+  )
+  log_total = jnp.log(total)
+  logprob = (jnp.take_along_axis(logits, targets[:, None], axis=-1) - top)[:, 0] - log_total
+  entropy = log_total - moment / total  # of two terms that are not negative
+  return logprob, entropy, shifted - log_total[:, None], weights / total[:, None]
 
 
 @jax.custom_vjp
@@ -124,30 +141,28 @@ def _chunked(rows, unembed, targets):
 
 def _chunked_forward(rows, unembed, targets):
   def one(_, x):
-    log_p = _log_p(x[0], unembed)
-    logprob = jnp.take_along_axis(log_p, x[1][:, None], axis=-1)[:, 0]
-    return None, (logprob, -(jnp.exp(log_p) * log_p).sum(-1))
+    logprob, entropy, *_ = _softmax(x[0], unembed, x[1])
+    return None, (logprob, entropy)
 
-  _, (logprobs, entropies) = jax.lax.scan(one, None, (rows, targets))
-  return (logprobs, entropies), (rows, unembed, targets, entropies)
+  return jax.lax.scan(one, None, (rows, targets))[1], (rows, unembed, targets)
 
 
 def _chunked_backward(saved, cotangents):
-  rows, unembed, targets, entropies = saved
+  rows, unembed, targets = saved
 
   def one(d_unembed, x):
-    rows, targets, entropies, d_logprob, d_entropy = x
-    log_p = _log_p(rows, unembed)
+    rows, targets, d_logprob, d_entropy = x
+    _, entropy, log_p, p = _softmax(rows, unembed, targets)
     # d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
-    scale = d_logprob[:, None] + d_entropy[:, None] * (log_p + entropies[:, None])
-    chosen = jnp.arange(log_p.shape[-1]) == targets[:, None]
-    d_logits = jnp.where(chosen, d_logprob[:, None], 0.0) - jnp.exp(log_p) * scale
+    scale = d_logprob[:, None] + d_entropy[:, None] * (log_p + entropy[:, None])
+    chosen = jnp.arange(p.shape[-1]) == targets[:, None]
+    d_logits = jnp.where(chosen, d_logprob[:, None], 0.0) - p * scale
     d_logits = d_logits.astype(rows.dtype)
     d_unembed += jnp.dot(rows.T, d_logits, preferred_element_type=jnp.float32)
     return d_unembed, jnp.dot(d_logits, unembed.T, preferred_element_type=jnp.float32)
 
   d_unembed, d_rows = jax.lax.scan(
-    one, jnp.zeros(unembed.shape, jnp.float32), (rows, targets, entropies, *cotangents)
+    one, jnp.zeros(unembed.shape, jnp.float32), (rows, targets, *cotangents)
   )
   return d_rows.astype(rows.dtype), d_unembed.astype(unembed.dtype), None
 
