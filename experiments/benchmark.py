@@ -124,9 +124,9 @@ def main(argv):
     (out / "results.json").write_text(json.dumps({**start, "results": results}, indent=2) + "\n")
     what = (
       f"SmolLM2-135M in float32. Sampling: {sequences} sequences of {prompt} prompt and {new} new "
-      "tokens, two a prompt but for the row that says otherwise; ours computes and keeps a prompt "
-      "once for both, which the peers do not. A training step: "
-      f"{sequences} sequences of {new // 2} new tokens, two a prompt."
+      "tokens, two a prompt but for the row that says otherwise. A training step: "
+      f"{sequences} sequences of {new // 2} new tokens, two a prompt. Ours computes a prompt once "
+      "for both, in sampling and, but for its attention, in training; the peers do not."
     )
     (out / "README.md").write_text(
       "\n\n".join([f"# {out.name}", what, text, describe([start])]) + "\n"

@@ -31,9 +31,10 @@ def forward_flops(model: ModelConfig, length: int, scored: int, start: int = 0) 
   return 2.0 * (layers * (length - start) + head * scored) + attention
 
 
-def training_flops(model: ModelConfig, prompt: int, response: int) -> float:
-  """Forward and backward of one sequence; logits of its response."""
-  return 3 * forward_flops(model, prompt + response, response)
+def training_flops(model: ModelConfig, prompt: int, n: int, response: int) -> float:
+  """Forward and backward of n responses to one prompt, which is read once; logits of responses."""
+  own = forward_flops(model, prompt + response, response, start=prompt)
+  return 3 * (forward_flops(model, prompt, 0) + n * own)
 
 
 def sampling_flops(model: ModelConfig, prompt: int, n: int, response: int) -> float:

@@ -158,7 +158,7 @@ def plan(
     limit: bytes of memory a device has; None: what it says.
     look: called with the name of each program and the jax.stages.Compiled.
   """
-  model, mesh = run.model, run.mesh
+  model, mesh, n = run.model, run.mesh, run.rollout.n
   on_chip = mesh.devices.flat[0].platform != "cpu"  # programs lie in the device's own memory
   programs = {}
 
@@ -195,12 +195,12 @@ def plan(
     if needed - ({"old_logprobs"} if run.update.old_logprobs == "sampler" else set()):
       fresh = jax.eval_shape(update.response_batch, step.rollouts)
       fresh = {name: step.rows[name] for name in fresh}
-      compiled("log-probs", update.recompute, model, step.params, fresh, run.update)
+      compiled("log-probs", update.recompute, model, step.params, fresh, run.update, n)
     size = run.update.minibatch_size
     minibatch = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding), step.rows
     )
-    compiled("the update", update.minibatch_step, model, run.update, step.state, minibatch)
+    compiled("the update", update.minibatch_step, model, run.update, step.state, minibatch, n)
   return accounted(run, step, programs, limit)
 
 
@@ -210,6 +210,7 @@ def accounted(
   """What `plan` returns, of programs that are compiled or only estimated."""
   config, mesh, n, length = run.config, run.mesh, run.rollout.n, run.rollout.max_new_tokens
   groups, width = config.rollouts // n, config.task.max_prompt_length
+  passes = config.rollouts // update.samples_together(n, run.update, mesh)  # over prompts
   parameters, caches = device_bytes(step.params), cache_bytes(run)
   sampler, learning = programs["the sampler"], programs["the update"]
   logprobs = programs.get("log-probs", Program(0, 0, 0, 0.0))
@@ -224,7 +225,8 @@ def accounted(
       "prompts a step": groups,
       "rollouts a step": config.rollouts,
       "tokens sampled a step, at most": config.rollouts * length,
-      "tokens trained on a step, prompts and padding included": config.rollouts * (width + length),
+      "tokens trained on a step, prompts and padding included": config.rollouts * length
+      + passes * width,
       "optimizer steps a batch": step.count,
       "micro-batches an optimizer step": run.update.minibatch_size // run.update.microbatch_size,
       "warm-start steps": run.warm_start.steps,

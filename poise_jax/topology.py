@@ -24,6 +24,7 @@ from poise_jax.names import unknown
 from poise_jax.provenance import provenance
 from poise_jax.rollout.sampler import stages
 from poise_jax.runs import describe, write_whole
+from poise_jax.update import samples_together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,8 @@ def own(run: train.Programs, step: dry_run.Arrays) -> dict[str, float]:
   """FLOPs a chip that the model itself needs, by program."""
   prompt, response = run.config.task.max_prompt_length, run.rollout.max_new_tokens
   rows, chips = run.config.rollouts, run.mesh.size
-  sequence = costs.training_flops(run.model, prompt, response)
+  together = samples_together(run.rollout.n, run.update, run.mesh)
+  sequence = costs.training_flops(run.model, prompt, together, response) / together
   of_prompt = costs.sampling_flops(run.model, prompt, run.rollout.n, response)
   return {
     "the sampler": of_prompt * rows / run.rollout.n / chips,
@@ -267,7 +269,9 @@ def estimated_programs(run, step) -> dict[str, dry_run.Program]:
   rows = run.update.microbatch_size // shards
   kept = {"none": c.num_hidden_layers * width, "full": c.num_hidden_layers * c.hidden_size}
   kept["dots"] = c.num_hidden_layers * (width - 2 * c.hidden_size)
-  activations = rows * (prompt + response) * size * (kept[run.update.remat] + 3 * width)
+  passes = rows // samples_together(run.rollout.n, run.update, run.mesh)  # over prompts
+  positions = rows * response + passes * prompt
+  activations = positions * size * (kept[run.update.remat] + 3 * width)
   learning = 2 * costs.device_bytes(step.params) + activations
   chunk = run.update.logprob_chunk or chunk_of(c.vocab_size // tensor)
   learning += 3 * 4 * chunk * c.vocab_size // tensor

@@ -12,7 +12,7 @@ import optax
 from poise_jax.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
 from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.models.transformer import REMAT_POLICIES
-from poise_jax.sharding import constrain
+from poise_jax.sharding import batch_shards, constrain
 from poise_jax.types import Rollouts, TrainState
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -104,13 +104,19 @@ def init(params, config: UpdateConfig) -> TrainState:
 
 
 def response_logprobs(
-  model: ModelConfig, params, batch: dict[str, jax.Array], config: UpdateConfig
+  model: ModelConfig, params, batch: dict[str, jax.Array], config: UpdateConfig, samples: int = 1
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropies [B, T] of the response under `params`; logits of prompts are not made.
 
-  batch: tokens and mask [B, Tp + T], and targets [B, T].
+  Args:
+    model: the decoder's shape.
+    params: training layout.
+    batch: tokens and mask [B, Tp + T], and targets [B, T].
+    config: dtype, remat, attention, temperature and logprob_chunk.
+    samples: how many rows, one after another, have the same prompt, whose pass they share.
   """
   dtype = jnp.dtype(config.dtype)
+  length = batch["targets"].shape[1]
   hidden, _ = hidden_states(
     model,
     params,
@@ -119,8 +125,10 @@ def response_logprobs(
     dtype,
     config.remat,
     attention=config.attention,
+    prompt=batch["tokens"].shape[1] - length,
+    samples=samples,
   )
-  hidden = hidden[:, -batch["targets"].shape[1] - 1 : -1]  # the state before a token predicts it
+  hidden = hidden[:, -length - 1 : -1]  # the state before a token predicts it
   unembed = unembedding(model, params).astype(dtype)
   return token_logprobs(
     hidden, unembed, batch["targets"], config.temperature, config.logprob_chunk
@@ -140,6 +148,13 @@ def response_batch(rollouts: Rollouts) -> dict[str, jax.Array]:
     "response_mask": rows(rollouts.mask),
     "sampler_logprobs": rows(rollouts.logprobs),
   }
+
+
+def samples_together(n: int, config: UpdateConfig, mesh: Any = None) -> int:
+  """How many of a prompt's n samples lie side by side in each micro-batch, on each device of the
+  mesh (None: the one in use). They share the prompt's pass."""
+  mesh = mesh or jax.sharding.get_abstract_mesh()
+  return math.gcd(n, config.microbatch_size // (1 if mesh.empty else batch_shards(mesh)))
 
 
 def microbatches(batch: Any, size: int) -> Any:
@@ -192,8 +207,8 @@ def sequence_logprobs(
 ) -> jax.Array:
   """Log-probs [P, n, T] of sampled responses under `params`, a micro-batch at a time; what stands
   outside of the mask may be anything."""
-  rows = recompute(model, params, response_batch(rollouts), config)
-  return rows.reshape(rollouts.tokens.shape)
+  shape = rollouts.tokens.shape
+  return recompute(model, params, response_batch(rollouts), config, shape[1]).reshape(shape)
 
 
 def step(
@@ -228,14 +243,14 @@ def step(
   Raises:
     ValueError: the sequences do not divide into mini-batches.
   """
-  size = config.minibatch_size
+  size, n = config.minibatch_size, rollouts.tokens.shape[1]
   batch, count = learning_batch(
     model, state.params, rollouts, advantages, config, reference, age, groups
   )
   all_metrics = []
   for i in range(count):
     minibatch = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
-    state, metrics = minibatch_step(model, config, state, minibatch)
+    state, metrics = minibatch_step(model, config, state, minibatch, n)
     all_metrics.append(metrics)
   mismatch = all_metrics[0]["rollout/mismatch_kl"]
   mean = jax.tree.map(lambda *x: jnp.nanmean(jnp.stack(x)), *all_metrics)
@@ -261,33 +276,36 @@ def learning_batch(
     batch["old_logprobs"] = batch["sampler_logprobs"]
   elif count > 1 or age is not None:
     # With a single optimizer step over new rollouts they are those of the loss itself.
-    batch["old_logprobs"] = recompute(model, params, batch, config)
+    batch["old_logprobs"] = recompute(model, params, batch, config, n)
     if age is not None:
       stale = jnp.repeat(age > 0, n)[:, None]
       batch["old_logprobs"] = jnp.where(stale, batch["sampler_logprobs"], batch["old_logprobs"])
   if config.loss.kl_coef:
-    batch["reference_logprobs"] = recompute(model, reference, batch, config)
+    batch["reference_logprobs"] = recompute(model, reference, batch, config, n)
   return batch, count
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def recompute(model, params, batch, config):
-  """Log-probs [B, T] of a whole batch's responses, a micro-batch at a time."""
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def recompute(model, params, batch, config, n):
+  """Log-probs [B, T] of a whole batch's responses, n a prompt, a micro-batch at a time."""
+  samples = samples_together(n, config)
   logprobs = jax.lax.map(
-    lambda micro: response_logprobs(model, params, micro, config)[0],
+    lambda micro: response_logprobs(model, params, micro, config, samples)[0],
     microbatches(batch, config.microbatch_size),
   )
   return logprobs.reshape(batch["targets"].shape)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def minibatch_step(model, config, state, batch):
-  """One optimizer step on a mini-batch of `learning_batch`; `state` is donated."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 4), donate_argnums=2)
+def minibatch_step(model, config, state, batch, n):
+  """One optimizer step on a mini-batch of `learning_batch`, n sequences a prompt; `state` is
+  donated."""
+  samples = samples_together(n, config)
   mask = batch["response_mask"]
   batch["weights"] = token_weights(mask, config.loss.aggregation)
 
   def loss_fn(params, micro):
-    logprobs, entropies = response_logprobs(model, params, micro, config)
+    logprobs, entropies = response_logprobs(model, params, micro, config, samples)
     old = micro.get("old_logprobs", jax.lax.stop_gradient(logprobs))
     mask = micro["response_mask"]
     loss, metrics = policy_loss(

@@ -47,7 +47,7 @@ def test_the_program_of_an_update_does_not_grow_with_layers():
       said,
       array((2, 2), "float32"),
     )
-    return len(update.minibatch_step.lower(model, options, state, batch).as_text())
+    return len(update.minibatch_step.lower(model, options, state, batch, 2).as_text())
 
   assert size(24) < 1.02 * size(3)
 

@@ -58,7 +58,9 @@ def test_flops_by_hand():
   assert costs.forward_flops(model, 3, 2) == 2 * (3 * layer + 2 * 40) + 4 * pairs * 4
   first = costs.forward_flops(model, 2, 1)
   assert first + costs.forward_flops(model, 3, 1, start=2) == costs.forward_flops(model, 3, 2)
-  assert costs.training_flops(model, 1, 2) == 3 * costs.forward_flops(model, 3, 2)
+  assert costs.training_flops(model, 1, 1, 2) == 3 * costs.forward_flops(model, 3, 2)
+  own = costs.forward_flops(model, 3, 2) - costs.forward_flops(model, 1, 0)
+  assert costs.training_flops(model, 1, 5, 2) == 3 * (costs.forward_flops(model, 1, 0) + 5 * own)
   sampled = costs.sampling_flops(model, 1, 2, 2)
   assert sampled == first - 2 * layer - 4 * 2 * 4 + 2 * (
     costs.forward_flops(model, 3, 2) - costs.forward_flops(model, 1, 0)
@@ -83,7 +85,8 @@ def test_the_models_own_flops_are_those_of_its_program(forward):
   assert forward.cost_analysis()["flops"] < 0.6 * own
 
 
-def test_rematerialised_training_needs_up_to_a_third_more():
+@pytest.mark.parametrize("n", [1, 2])
+def test_rematerialised_training_needs_up_to_a_third_more(n):
   config = UpdateConfig(minibatch_size=4, microbatch_size=2, remat="full", logprob_chunk=32)
   length, rows = 32, jax.ShapeDtypeStruct((4, 32), jnp.float32)
   batch = {name: rows for name in ("advantages", "old_logprobs", "sampler_logprobs")}
@@ -96,9 +99,9 @@ def test_rematerialised_training_needs_up_to_a_third_more():
     batch[name] = jax.ShapeDtypeStruct((4, width), dtype)
   state = jax.eval_shape(lambda p: update.init(p, config), models.abstract_params(MODEL))
   program = hlo.Program(
-    update.minibatch_step.lower(MODEL, config, state, batch).compile().as_text()
+    update.minibatch_step.lower(MODEL, config, state, batch, n).compile().as_text()
   )
-  ratio = program.flops() / (4 * costs.training_flops(MODEL, length, length))
+  ratio = program.flops() / (4 / n * costs.training_flops(MODEL, length, n, length))
   # A fourth forward product for three, but for the last one of each layer, which nothing going back
   # wants; on top come scores above the diagonal and Adam.
   assert 1.25 < ratio < 1.4
@@ -270,7 +273,7 @@ def test_gpus_by_arithmetic(tmp_path):
   length, width = config.rollout.max_new_tokens, config.task.max_prompt_length
   assert plan.sampling["caches"] == 3 * 2 * 2 * 64 * 4 * 32 * (length + width) // 8
   update_flops = work["flops"]["the update"]
-  own = costs.training_flops(MODEL, width, length) * config.train.minibatch_size / 8
+  own = costs.training_flops(MODEL, width, 1, length) * config.train.minibatch_size / 8
   assert update_flops["own"] == own
   assert work["roofline"]["sampled_tokens_per_second"] > 0
   tight = dataclasses.replace(plan, limit=plan.peak - 1)

@@ -238,7 +238,7 @@ def test_no_buffer_of_all_logits(params, rollouts, advantages):
     config = dataclasses.replace(BASE, microbatch_size=4, **changes)
     state = update.init(params, config)
     batch = update.response_batch(rollouts) | {"advantages": advantages.reshape(-1, 1)}
-    return update.minibatch_step.lower(MODEL, config, state, batch)
+    return update.minibatch_step.lower(MODEL, config, state, batch, N)
 
   forbidden = []
   for batch in (4, 8):

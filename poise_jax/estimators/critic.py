@@ -127,21 +127,25 @@ def init(model: ModelConfig, params: Any, config: UpdateConfig) -> TrainState:
   return policy_update.init(start(params), config)
 
 
-def _values(model, params, tokens, mask, config):
+def _values(model, params, tokens, mask, config, **shared):
   """[B, S, D] states -> one number a position [B, S], float32."""
   body = dataclasses.replace(model, tie_word_embeddings=True)  # a critic has no unembedding
   dtype = jnp.dtype(config.dtype)
   hidden, _ = hidden_states(
-    body, params["decoder"], tokens, mask, dtype, config.remat, attention=config.attention
+    body, params["decoder"], tokens, mask, dtype, config.remat, attention=config.attention, **shared
   )
   head = params["value_head"]
   return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
 
 
-def token_values(model, params, batch, config: UpdateConfig) -> Float[Array, "B T"]:
-  """V_t, what the critic expects before token t is written."""
-  values = _values(model, params, batch["tokens"], batch["mask"], config)
-  return values[:, -batch["targets"].shape[1] - 1 : -1]
+def token_values(
+  model, params, batch, config: UpdateConfig, samples: int = 1
+) -> Float[Array, "B T"]:
+  """V_t, what the critic expects before token t is written; see `update.response_logprobs`."""
+  length = batch["targets"].shape[1]
+  shared = dict(prompt=batch["tokens"].shape[1] - length, samples=samples)
+  values = _values(model, params, batch["tokens"], batch["mask"], config, **shared)
+  return values[:, -length - 1 : -1]
 
 
 def prompt_logits(model, params, prompts, config: UpdateConfig) -> Float[Array, " P"]:
@@ -149,10 +153,11 @@ def prompt_logits(model, params, prompts, config: UpdateConfig) -> Float[Array, 
   return _values(model, params, prompts.tokens, prompts.mask, config)[:, -1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _all_token_values(model, params, batch, config):
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _all_token_values(model, params, batch, config, n):
+  samples = policy_update.samples_together(n, config)
   values = jax.lax.map(
-    lambda micro: token_values(model, params, micro, config),
+    lambda micro: token_values(model, params, micro, config, samples),
     policy_update.microbatches(batch, config.microbatch_size),
   )
   return values.reshape(batch["targets"].shape)
@@ -165,11 +170,11 @@ def ppo(model: ModelConfig, config: CriticConfig, update: UpdateConfig):
 
   def estimate(state, experience: Experience):
     batch = policy_update.response_batch(experience.rollouts)
-    values = _all_token_values(model, state.params, batch, update)
+    shape = experience.rollouts.tokens.shape
+    values = _all_token_values(model, state.params, batch, update, shape[1])
     mask = batch["response_mask"]
     advantages = _advantages(experience.token_rewards.reshape(mask.shape), values, mask, config)
     returns = _targets(experience.token_rewards.reshape(mask.shape), values, mask, config)
-    shape = experience.rollouts.tokens.shape
     baselines = jnp.broadcast_to(values[:, :1], mask.shape).reshape(shape)[:, :, 0]
     explained = explained_variance(values, returns, mask)
     metrics = {"critic/explained_variance": explained, "critic/skipped_updates": state.skipped}
@@ -177,14 +182,15 @@ def ppo(model: ModelConfig, config: CriticConfig, update: UpdateConfig):
 
   def learn(state, experience: Experience, _):
     batch = policy_update.response_batch(experience.rollouts)
-    old = _all_token_values(model, state.params, batch, update)
+    n = experience.rollouts.tokens.shape[1]
+    old = _all_token_values(model, state.params, batch, update, n)
     mask = batch["response_mask"]
     batch["rewards"] = experience.token_rewards.reshape(mask.shape)
     batch["old_values"], batch["returns"] = old, _targets(batch["rewards"], old, mask, config)
     for i in range(len(mask) // update.minibatch_size):
       rows = slice(i * update.minibatch_size, (i + 1) * update.minibatch_size)
       part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
-      state = _token_step(model, config, update, state, part)
+      state = _token_step(model, config, update, state, part, n)
     return state
 
   return lambda params: init(model, params, update), estimate, learn
@@ -211,12 +217,13 @@ def explained_variance(
   return jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1.0), 0.0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _token_step(model, config, update, state, batch):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 5), donate_argnums=3)
+def _token_step(model, config, update, state, batch, n):
+  samples = policy_update.samples_together(n, update)
   batch["weights"] = token_weights(batch["response_mask"], "token-mean")
 
   def loss_fn(params, micro):
-    values = token_values(model, params, micro, update)
+    values = token_values(model, params, micro, update, samples)
     old, returns = micro["old_values"], micro["returns"]
     return value_loss(values, old, returns, micro["weights"], config.value_clip), ()
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from poise_jax.models.attention import KEPT, attention
 from poise_jax.models.config import ModelConfig
+from poise_jax.models.prefix import pack, unpack
 from poise_jax.sharding import constrain
 
 _POLICIES = jax.checkpoint_policies
@@ -265,11 +266,13 @@ class Transformer(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   attention: str = "xla"
+  prompt: int = 0
+  samples: int = 1
 
   @nn.compact
   def __call__(self, tokens, mask, collect=lambda x: None):
     """Tokens and validity [B, T] -> hidden [B, T, D], and `collect` of each layer [L, ...]."""
-    c = self.config
+    c, shared = self.config, (self.prompt, self.samples)
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     embed = nn.Embed(
       c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=init, name="embed_tokens"
@@ -279,20 +282,22 @@ class Transformer(nn.Module):
       head = Dense(c.vocab_size, ("embed", "vocab"), False, self.dtype, name="lm_head")
       head(jnp.zeros((1, c.hidden_size), self.dtype))
     table = constrain(embed.embedding.astype(self.dtype), "vocab", None)
-    x = constrain(table[tokens], "batch", None, None)
-    cos, sin = rope(c, positions_of(mask))
+    x = constrain(table[pack(tokens, *shared)], "batch", None, None)
+    cos, sin = rope(c, pack(positions_of(mask), *shared))
 
     def attend(q, k, v):
+      q, k, v = (unpack(x, *shared) for x in (q, k, v))
       # Pinned, or GSPMD may gather the heads, or the batch, where it thinks that cheaper.
       q = constrain(q, "batch", None, "heads", None)
       k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
       context = attention(q, k, v, mask, self.attention)
-      return constrain(context, "batch", None, "heads", None), None
+      context = constrain(context, "batch", None, "heads", None)
+      return pack(context, *shared), None
 
     def layer(block, x, _):
       x, _ = block(x, cos, sin, attend)
       x = constrain(x, "batch", None, None)
-      return x, collect(x)
+      return x, collect(unpack(x, *shared))
 
     policy = REMAT_POLICIES[self.remat]
     if policy is not None:
@@ -305,7 +310,7 @@ class Transformer(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, collected = scan(Block(c, self.dtype, name="layers"), x, None)
-    return RMSNorm(c.rms_norm_eps, name="norm")(x), collected
+    return unpack(RMSNorm(c.rms_norm_eps, name="norm")(x), *shared), collected
 
 
 def positions_of(mask: jax.Array) -> jax.Array:
@@ -352,6 +357,8 @@ def hidden_states(
   remat: str = "none",
   collect=lambda x: None,
   attention: str = "xla",
+  prompt: int = 0,
+  samples: int = 1,
 ) -> tuple[jax.Array, Any]:
   """Teacher-forced pass without logits: ([B, T, D] after the final norm, collected [L, ...]).
 
@@ -364,8 +371,11 @@ def hidden_states(
     remat: a key of REMAT_POLICIES.
     collect: applied to each layer's output [B, T, D]; its results come back stacked by layer.
     attention: an implementation's name, see models/attention.py.
+    prompt: how many positions every `samples` rows, one after another, have in common: these are
+      computed once for all of them, but for their attention.
+    samples: see `prompt`; divides B.
   """
-  decoder = Transformer(config, dtype, remat, attention)
+  decoder = Transformer(config, dtype, remat, attention, prompt, samples)
   return decoder.apply({"params": params}, tokens, mask, collect)
 
 
