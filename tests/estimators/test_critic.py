@@ -157,6 +157,18 @@ def test_ppos_critic_learns_what_a_prompt_is_worth(params, seen):
   assert np.abs(np.asarray(advantages)[np.asarray(seen.rollouts.mask)]).mean() < 0.15
 
 
+def test_samples_that_share_their_prompt_have_the_values_of_each(params, seen):
+  state, _, _ = trained(critic.ppo, params, seen, 2)
+  batch = response_batch(seen.rollouts)
+  mask = np.asarray(batch["response_mask"])
+  alone, shared = (
+    np.asarray(critic.token_values(MODEL, state.params, batch, UPDATE, samples))[mask]
+    for samples in (1, N)
+  )
+  assert np.ptp(alone) > 1e-3  # they differ, or equality says little
+  np.testing.assert_allclose(shared, alone, atol=1e-6)
+
+
 def test_a_value_reads_what_was_written_before_its_token(params, seen):
   state, _, _ = trained(critic.ppo, params, seen, 2)
   batch = response_batch(seen.rollouts)
