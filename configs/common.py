@@ -9,18 +9,18 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from poise_jax.collect import CollectConfig
+from poise_jax.errors import unknown
 from poise_jax.estimators import CriticConfig, ProbeConfig
 from poise_jax.estimators.probe import PRESETS
-from poise_jax.evaluate import EvalConfig
-from poise_jax.losses import PolicyLossConfig
+from poise_jax.evaluation.answer import EvalConfig
+from poise_jax.evaluation.judge import VerifierConfig
+from poise_jax.learner.losses import PolicyLossConfig
+from poise_jax.learner.update import UpdateConfig
+from poise_jax.learner.warm_start import WarmStartConfig
 from poise_jax.models import ModelConfig
-from poise_jax.names import unknown
-from poise_jax.rewards import RewardConfig
 from poise_jax.rollout import RolloutConfig
-from poise_jax.supervised import WarmStartConfig
-from poise_jax.update import UpdateConfig
-from poise_jax.verifiers.judge import VerifierConfig
+from poise_jax.training.collect import CollectConfig
+from poise_jax.training.rewards import RewardConfig
 
 ALGORITHMS = {
   # POISE as released (paper v3): 2 samples, PPO loss with clip-higher and dual clip; PCA, ridge.

@@ -177,7 +177,8 @@ def dry_run(config: ConfigDict):
   console = rich.console.Console(highlight=False)
   show_config(config, console, explain=False)
   with console.status("setting up") as status:
-    from poise_jax import dry_run, train
+    from poise_jax.planning import memory as dry_run
+    from poise_jax.training import train
 
     run = train.setup(config.copy_and_resolve_references(), abstract=True)
     plan = dry_run.plan(run, status.update)

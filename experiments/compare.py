@@ -10,7 +10,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from poise_jax import comparison
+from poise_jax.reports import comparison
 
 OUT = flags.DEFINE_string("out", None, "the folder to write")
 SAMPLES = flags.DEFINE_integer("samples", 0, "answers shown of every run, before and after")

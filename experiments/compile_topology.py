@@ -39,7 +39,7 @@ def main(argv):
     raise cli.UsageError("--config=FILE.py is missing, such as configs/qwen3_4b_dapo_math.py:poise")
   if not TOPOLOGY.value:
     raise cli.UsageError("--topology=CHIP:SHAPE is missing, such as v5p:4x4x4 or h100:8")
-  from poise_jax import topology
+  from poise_jax.planning import topology
 
   console = rich.console.Console(highlight=False, soft_wrap=True)
   with console.status("setting up") as status:

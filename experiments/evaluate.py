@@ -32,7 +32,10 @@ def main(argv):
   for flag in (CONFIG, CHECKPOINT, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing")
-  from poise_jax import evaluation, processes  # here: a mistyped flag does not wait for jax
+  from poise_jax.distributed import processes
+  from poise_jax.evaluation import (
+    checkpoint as evaluation,  # here: a mistyped flag does not wait for jax
+  )
 
   with processes.started(DISTRIBUTED.value, cli.sentence):
     table = evaluation.run(CONFIG.value, CHECKPOINT.value, OUT.value, AGAINST.value)

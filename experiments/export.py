@@ -21,7 +21,7 @@ def main(argv):
   for flag in (WORKDIR, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
-  from poise_jax.export import export  # here: a mistyped flag does not wait for jax
+  from poise_jax.training.export import export  # here: a mistyped flag does not wait for jax
 
   step = export(pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value), STEP.value)
   print(f"step {step} of {WORKDIR.value} is in {OUT.value}")

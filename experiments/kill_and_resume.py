@@ -68,7 +68,8 @@ def config_of(algorithm: str, kills: int):
 
 def child(algorithm: str, kills: int, workdir: str):
   """Trains and prints the phases of the loop; the process that is killed."""
-  from poise_jax import metrics, train
+  from poise_jax.training import logging as metrics
+  from poise_jax.training import train
 
   metrics.Logger.phase = lambda _, name: print(f"PHASE {name}", flush=True)
   train.train(config_of(algorithm, kills), workdir)
@@ -78,9 +79,7 @@ def start(algorithm, kills, workdir):
   """The child's process, its stdout a pipe of lines."""
   call = f"child({algorithm!r}, {kills}, {workdir!r})"
   code = f"from experiments import kill_and_resume; kill_and_resume.{call}"
-  return subprocess.Popen(
-    [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
-  )
+  return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def phases(process):
@@ -137,9 +136,9 @@ def killed(algorithm, kills, seed, workdir, durations):
 
 def last_checkpoint(workdir: pathlib.Path) -> int:
   """The step of the newest whole one; -1: none."""
-  from poise_jax.models import checkpoint_run
+  from poise_jax.models.io import run_checkpoint
 
-  return max(checkpoint_run.steps_of(workdir), default=-1)
+  return max(run_checkpoint.steps_of(workdir), default=-1)
 
 
 def main(argv):

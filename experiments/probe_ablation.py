@@ -29,8 +29,10 @@ def sample(run, params, prompts: int, samples: int, layers: tuple[int, ...], pat
   """Rewards [P, n], features [P, n, F] of all layers and lengths [P, n], kept in `path`."""
   from rich.progress import track
 
-  from poise_jax import rollout, sharding, train
-  from poise_jax.verifiers.judge import Judge
+  from poise_jax import rollout
+  from poise_jax.distributed import sharding
+  from poise_jax.evaluation.judge import Judge
+  from poise_jax.training import train
   from poise_jax.verifiers.pool import Pool
 
   options = dataclasses.replace(run.rollout, n=samples, feature_layers=layers)
@@ -115,8 +117,9 @@ def table(rewards, features, lengths, layers: tuple[int, ...], main: int, config
 
 def ablate(config, folder: str):
   """Samples, unless that was done, fits and writes."""
-  from poise_jax import estimators, train
+  from poise_jax import estimators
   from poise_jax.provenance import provenance
+  from poise_jax.training import train
 
   prompts, samples = PROMPTS.value, SAMPLES.value
   if samples < 2 or samples % 2 or prompts < 2:

@@ -5,7 +5,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from poise_jax import report
+from poise_jax.reports import run as report
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of a run, finished or not")
 

@@ -16,7 +16,7 @@ import sys
 from absl import flags
 
 from experiments import cli
-from poise_jax import comparison
+from poise_jax.reports import comparison
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py")
 ALGORITHMS = flags.DEFINE_list("algorithms", None, "names that the config knows")

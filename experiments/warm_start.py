@@ -17,7 +17,8 @@ from experiments import train as command
 
 def warm_start(config, folder: str):
   """Trains and writes; does nothing where the model is there already or the config has none."""
-  from poise_jax import models, train  # here: a mistyped flag does not wait for jax
+  from poise_jax import models
+  from poise_jax.training import train  # here: a mistyped flag does not wait for jax
 
   folder = pathlib.Path(folder)
   if not config.warm_start.steps or (folder / "config.json").exists():

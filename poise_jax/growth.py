@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from poise_jax import models, rollout, update
+from poise_jax import models, rollout
+from poise_jax.learner import update
+from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig
 from poise_jax.types import Prompts
-from poise_jax.update import UpdateConfig
 
 BASE = {"T": 64, "n": 2, "P": 8}  # response tokens, samples a prompt, prompts
 GROWN = {"T": (32, 64, 128, 256), "n": (1, 2, 4, 8), "P": (4, 8, 16, 32)}

@@ -35,10 +35,10 @@ def compiled_quickly():
 
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory):
-  """A run of test_train.tiny() that nothing interrupted; not to be written to."""
-  from test_train import tiny
+  """A run of tiny_run.tiny() that nothing interrupted; not to be written to."""
+  from tiny_run import tiny
 
-  from poise_jax import train
+  from poise_jax.training import train
 
   workdir = tmp_path_factory.mktemp("run") / "deep" / "straight"
   train.train(tiny(), str(workdir))

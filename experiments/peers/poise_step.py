@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import smollm2_arithmetic
-from poise_jax import rewards, rollout, sharding, train, update
+from poise_jax import rollout
+from poise_jax.distributed import sharding
+from poise_jax.learner import update
+from poise_jax.training import rewards, train
 from poise_jax.types import Experience
 
 sequences, new, repeats = map(int, sys.argv[1:])

@@ -18,11 +18,11 @@ from poise_jax.estimators.group import (
   whiten,
 )
 from poise_jax.estimators.probe import ProbeConfig, cross_rollout_advantages
+from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.features import ENTROPIES, feature_size
 from poise_jax.types import Experience
-from poise_jax.update import UpdateConfig
 
 GROUP = {of.__name__: of for of in (rloo, grpo, dr_grpo, reinforce_pp_baseline)}
 NAMES = ("poise", "poise_sibling", *GROUP, "reinforce_pp", "ppo", "sppo", "spo", "pvpo")

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from poise_jax import update as policy_update
 from poise_jax.estimators.group import whiten
-from poise_jax.losses import token_weights
+from poise_jax.learner import update as policy_update
+from poise_jax.learner.losses import token_weights
+from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig, hidden_states
 from poise_jax.types import Experience, TrainState
-from poise_jax.update import UpdateConfig
 
 
 @dataclasses.dataclass(frozen=True)

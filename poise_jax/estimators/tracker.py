@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from poise_jax.estimators.group import whiten
+from poise_jax.learner.update import UpdateConfig, sequence_logprobs
 from poise_jax.models import ModelConfig
 from poise_jax.types import Experience, Prompts, Rollouts
-from poise_jax.update import UpdateConfig, sequence_logprobs
 
 DRIFT_HALF = 0.06  # mean |change of log-prob| a token that halves the memory
 KEEP_MIN, KEEP_MAX = 0.875, 0.96  # bounds of what is kept of the counts
@@ -36,9 +36,7 @@ class Tracker:
   failures: jax.Array  # [N] float32, beta
 
 
-def init(
-  prompts: int, successes: Float[Array, " N"] | float = 0.0, trials: float = 0.0
-) -> Tracker:
+def init(prompts: int, successes: Float[Array, " N"] | float = 0.0, trials: float = 0.0) -> Tracker:
   """A prior of 1 / (1 - KEEP_MIN) = 8 pseudo-trials, from rewards of offline responses if any.
 
   Args:

@@ -1,6 +1,6 @@
-from poise_jax.models.checkpoint_hf import load, read_config, save_hf
 from poise_jax.models.config import ModelConfig, RopeScaling
-from poise_jax.models.tokenizers import (
+from poise_jax.models.io.huggingface import load, read_config, save_hf
+from poise_jax.models.io.tokenizers import (
   Tokenizer,
   check_fits,
   load_tokenizer,

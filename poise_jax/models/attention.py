@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
-from poise_jax import sharding
-from poise_jax.models.cache import KVCache
-from poise_jax.names import unknown
+from poise_jax.distributed import sharding
+from poise_jax.errors import unknown
+from poise_jax.models.kv_cache import KVCache
 
 NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
 WHOLE = 1024  # query positions whose scores [B, H, S, T] xla holds at once; of more than these

@@ -1,6 +1,6 @@
 """The decoder: Flax Linen modules used as pure functions. Llama, Qwen2 and Qwen3 are one module.
 
-Every parameter carries logical axis names; poise_jax/sharding.py alone knows what mesh axes they
+Every parameter carries logical axis names; distributed/sharding.py alone knows what mesh axes they
 mean. Training runs the layers under one `nn.scan` (parameters stacked by layer, one compiled body);
 sampling runs the same Block unrolled over per-layer caches (rollout/sampler.py).
 """
@@ -12,10 +12,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from poise_jax.distributed.sharding import constrain
 from poise_jax.models.attention import KEPT, attention
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.prefix import pack, unpack
-from poise_jax.sharding import constrain
 
 _POLICIES = jax.checkpoint_policies
 _KEPT = _POLICIES.save_only_these_names(KEPT)  # of splash attention: its results, a row's [T, H, K]

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from poise_jax.models.cache import CACHE_DTYPES
-from poise_jax.names import unknown
+from poise_jax.errors import unknown
+from poise_jax.models.kv_cache import CACHE_DTYPES
 
 
 @dataclasses.dataclass(frozen=True)

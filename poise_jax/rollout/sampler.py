@@ -12,7 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from poise_jax.models import ModelConfig, cache, sampling_params, unembedding
+from poise_jax.distributed.sharding import constrain
+from poise_jax.models import ModelConfig, kv_cache, sampling_params, unembedding
 from poise_jax.models.attention import attention, decode_attention, xla
 from poise_jax.models.transformer import Block, RMSNorm, positions_of, rope
 from poise_jax.rollout.config import RolloutConfig
@@ -24,7 +25,6 @@ from poise_jax.rollout.features import (
   mean_entropies,
   reasoning_mask,
 )
-from poise_jax.sharding import constrain
 from poise_jax.types import Prompts, Rollouts
 
 
@@ -38,7 +38,7 @@ class DecodeState:
   mask: jax.Array  # [P, n, T + 1] bool, what belongs to the response
   logprobs: jax.Array  # [P, n, T + 1] float32
   entropies: jax.Array  # [P, n, T + 1] float32
-  caches: list[cache.KVCache]  # a layer, of P * n rows and the stage's positions
+  caches: list[kv_cache.KVCache]  # a layer, of P * n rows and the stage's positions
   thinking: jax.Array  # [P, n] bool, position t is reasoning
   window: jax.Array  # [layers, P, n, k, D], ring buffer of the last reasoning states
 
@@ -114,7 +114,7 @@ def _sample(config, params, prompts, key, rollout):
     for i, layer in enumerate(params["layers"]):
 
       def attend(q, k, v, i=i):
-        own = cache.write(state.caches[i], k, v, t)
+        own = kv_cache.write(state.caches[i], k, v, t)
         q = q.reshape(p, n, *q.shape[1:])
         context = decode_attention(q, prompt_caches[i], prompts.mask, own, written)
         return context.reshape(p * n, *q.shape[2:]), own
@@ -144,7 +144,7 @@ def _sample(config, params, prompts, key, rollout):
 
   cache_dtype = jnp.dtype(rollout.cache_dtype or dtype)
   x, prompt_kv, prompt_states = prefill(config, params, prompts, rollout)
-  prompt_caches = [cache.store(k, v, cache_dtype) for k, v in prompt_kv]
+  prompt_caches = [kv_cache.store(k, v, cache_dtype) for k, v in prompt_kv]
   positions = jnp.repeat(prompts.mask.sum(-1), n)  # [P * n]: of response token 0
   # Made once: inside of the loop XLA computes the cosines in every layer, for every head.
   rotary = rope(config, jnp.arange(prompts.tokens.shape[1] + t_max))
@@ -157,7 +157,7 @@ def _sample(config, params, prompts, key, rollout):
     mask=zeros.astype(bool),
     logprobs=zeros,
     entropies=zeros,
-    caches=[cache.store(nothing, nothing, cache_dtype)] * config.num_hidden_layers,
+    caches=[kv_cache.store(nothing, nothing, cache_dtype)] * config.num_hidden_layers,
     thinking=jnp.ones((p, n), bool),
     window=jnp.zeros((layers, p, n, rollout.feature_window, config.hidden_size), dtype),
   )
@@ -166,7 +166,7 @@ def _sample(config, params, prompts, key, rollout):
   # The last token is drawn at t = T - 1; feeding it too only serves its state, for the features.
   steps = t_max if layers else t_max - 1
   for size in stages(t_max):
-    state = state.replace(caches=[cache.grow(own, size) for own in state.caches])
+    state = state.replace(caches=[kv_cache.grow(own, size) for own in state.caches])
     end = min(size, steps)
     state = jax.lax.while_loop(lambda s, e=end: (s.t < e) & at(s.mask, s.t).any(), step, state)
 
@@ -235,9 +235,7 @@ def prefill(config, params, prompts, rollout):
     return x[:, -1], kept, jnp.concatenate(states)
 
   if chunk == width:
-    return layers(
-      inputs, lambda i, q, k, v: (attention(q, k, v, mask, rollout.attention), (k, v))
-    )
+    return layers(inputs, lambda i, q, k, v: (attention(q, k, v, mask, rollout.attention), (k, v)))
 
   def one(carry, start):
     """The chunk at `start`, whose queries read the keys so far; those to come are masked."""

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from poise_jax.verifiers.base import UnusableError, Verdict
-from poise_jax.verifiers.sandbox import Sandbox
+from poise_jax.verifiers.sandbox.sandbox import Sandbox
 
 _FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_CALLS = pathlib.Path(__file__).with_name("calls.py")
+_CALLS = pathlib.Path(__file__).parent / "sandbox" / "calls.py"
 LONGEST = 100_000  # characters of a program
 
 

@@ -4,7 +4,10 @@ of the released code (v3)."""
 import pytest
 
 from configs import common, qwen3_4b_dapo_math, r1_distill_1p5b_dapo_math
-from poise_jax import datasets, models, templates, topology
+from poise_jax import models
+from poise_jax.data import sources as datasets
+from poise_jax.data import templates
+from poise_jax.planning import topology
 
 CONFIGS = (qwen3_4b_dapo_math, r1_distill_1p5b_dapo_math)
 each_config = pytest.mark.parametrize("module", CONFIGS, ids=lambda m: m.__name__)

@@ -10,9 +10,9 @@ import pytest
 from poise_jax import models
 from poise_jax.estimators import critic
 from poise_jax.estimators.critic import CriticConfig
+from poise_jax.learner.update import UpdateConfig, response_batch
 from poise_jax.models import ModelConfig
 from poise_jax.types import Experience, Prompts, Rollouts
-from poise_jax.update import UpdateConfig, response_batch
 
 LENGTHS = (6, 1, 0, 4)
 
@@ -28,9 +28,7 @@ def by_definition(rewards, values, gamma, lam):
   """Of one response, without padding."""
   after = [*values[1:], 0.0][: len(values)]
   deltas = [r + gamma * w - v for r, v, w in zip(rewards, values, after, strict=True)]
-  return [
-    sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))
-  ]
+  return [sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])

@@ -7,10 +7,10 @@ import numpy as np
 from experiments.bias_variance import experience
 from poise_jax import estimators, models
 from poise_jax.estimators import tracker
+from poise_jax.learner.update import UpdateConfig, sequence_logprobs
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig
 from poise_jax.types import Prompts
-from poise_jax.update import UpdateConfig, sequence_logprobs
 
 
 def test_what_is_known_of_a_prompt_before_the_first_step():
@@ -50,9 +50,7 @@ def test_spo_measures_drift_on_the_previous_response_to_a_prompt():
   """Three steps: the first visit of a prompt forgets 4 %, later ones what the policy moved."""
   model = ModelConfig("qwen3", 30, 16, 24, 1, 2, 1, 8)
   update, length = UpdateConfig(minibatch_size=2, microbatch_size=2), 4
-  setting = estimators.Setting(
-    RolloutConfig(n=1, max_new_tokens=length), model, update, prompts=5
-  )
+  setting = estimators.Setting(RolloutConfig(n=1, max_new_tokens=length), model, update, prompts=5)
   estimator = estimators.make("spo", setting)
   policies = [models.init(model, jax.random.key(i)) for i in range(3)]
   rng = np.random.default_rng(0)

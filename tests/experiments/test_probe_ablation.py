@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from test_train import tiny
+from tiny_run import tiny
 
 from experiments import probe_ablation
 from poise_jax.estimators import ProbeConfig

@@ -13,8 +13,8 @@ from absl.testing import flagsaver
 from configs import common, meanings, quickstart, smollm2_arithmetic
 from experiments import cli
 from experiments import train as command
-from poise_jax import dry_run
-from poise_jax import train as train_lib
+from poise_jax.planning import memory as dry_run
+from poise_jax.training import train as train_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"

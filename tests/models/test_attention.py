@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poise_jax import models, sharding
+from poise_jax import models
+from poise_jax.distributed import sharding
 from poise_jax.models import attention as lib
 
 

@@ -1,122 +1,15 @@
 """The decoder against transformers' on tiny random models with settings nobody has by default."""
 
 import dataclasses
-import functools
-import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
+from tiny_models import CASES, LENGTHS, batch, load_tiny, run_transformers
 
 from poise_jax import models
 from poise_jax.models.transformer import SamplingDense
-
-LLAMA3 = {
-  "rope_type": "llama3",
-  "rope_theta": 5e5,
-  "factor": 8.0,
-  "low_freq_factor": 1.0,
-  "high_freq_factor": 4.0,
-  "original_max_position_embeddings": 16,  # so that it matters within the test's length
-}
-
-
-def plain(theta):
-  return {"rope_type": "default", "rope_theta": theta}
-
-
-CASES = {
-  "llama-odd": (
-    "Llama",
-    dict(
-      rope_parameters=LLAMA3,
-      attention_bias=True,
-      mlp_bias=True,
-      head_dim=10,
-      tie_word_embeddings=False,
-      rms_norm_eps=1e-3,
-    ),
-  ),
-  "llama-smollm2": ("Llama", dict(rope_parameters=plain(1e5), tie_word_embeddings=True)),
-  "qwen2": ("Qwen2", dict(rope_parameters=plain(1e6), tie_word_embeddings=True)),
-  "qwen3": (
-    "Qwen3",
-    dict(rope_parameters=plain(5e6), head_dim=12, tie_word_embeddings=True, attention_bias=False),
-  ),
-  "qwen3-bias": (
-    "Qwen3",
-    dict(rope_parameters=plain(5e6), head_dim=12, tie_word_embeddings=False, attention_bias=True),
-  ),
-}
-LENGTHS = (12, 7, 1)
-
-
-def tiny(case):
-  """A transformers model in which every weight is random: what a bug would drop is not zero."""
-  family, options = CASES[case]
-  config = getattr(transformers, f"{family}Config")(
-    vocab_size=97,
-    hidden_size=48,
-    intermediate_size=80,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    attn_implementation="eager",
-    **options,
-  )
-  model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-  generator = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for name, weight in model.named_parameters():
-      noise = torch.randn(weight.shape, generator=generator)
-      if "norm" in name:
-        weight.copy_(1 + 0.3 * noise)
-      else:
-        weight.copy_(noise * (0.3 if weight.ndim == 1 else weight.shape[1] ** -0.5))
-  return model
-
-
-def batch():
-  """Tokens [3, 12] and mask, rows of unequal length padded on the left."""
-  mask = np.arange(LENGTHS[0]) >= LENGTHS[0] - np.array(LENGTHS)[:, None]
-  tokens = np.random.default_rng(1).integers(0, 97, mask.shape)
-  return np.where(mask, tokens, 0), mask
-
-
-def run_transformers(model, tokens, mask):
-  """Logits [B, T, V], final hidden [B, T, D], every block's output [L, B, T, D]."""
-  blocks = []
-  for layer in model.model.layers:
-    layer.register_forward_hook(
-      lambda _, __, out: blocks.append(out[0] if isinstance(out, tuple) else out)
-    )
-  mask = torch.tensor(mask)
-  with torch.no_grad():
-    out = model(
-      input_ids=torch.tensor(tokens),
-      attention_mask=mask.long(),
-      position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
-      output_hidden_states=True,
-    )
-  states = out.hidden_states
-  # All but the last of output_hidden_states are blocks' outputs; the last has the final norm.
-  for state, block in zip(states[1:-1], blocks[:-1], strict=True):
-    assert torch.equal(state, block)
-  return out.logits.numpy(), states[-1].numpy(), torch.stack(blocks).numpy()
-
-
-@functools.cache
-def load_tiny(case):
-  """(transformers' model, our config, our parameters)."""
-  model = tiny(case)
-  with tempfile.TemporaryDirectory() as folder:
-    model.save_pretrained(folder)
-    return model, *models.load(folder)
-
 
 forward = jax.jit(models.forward, static_argnums=0)
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poise_jax import models, rollout, update
+from poise_jax import models, rollout
+from poise_jax.learner import update
+from poise_jax.learner.update import UpdateConfig
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.sampler import prefill, stages
 from poise_jax.types import Prompts
-from poise_jax.update import UpdateConfig
 
 CONFIG = models.ModelConfig("qwen3", 60, 48, 64, 2, 4, 2, 16, qk_norm=True, rope_theta=1e4)
 BASE = RolloutConfig(n=2, max_new_tokens=8, eos_ids=(1, 2), feature_layers=(0, 1), feature_window=4)

@@ -8,8 +8,8 @@ import pytest
 
 from poise_jax.verifiers import Check, UnusableError, Verdict, verify
 from poise_jax.verifiers import code as code_lib
-from poise_jax.verifiers import sandbox as sandbox_lib
-from poise_jax.verifiers.sandbox import Sandbox
+from poise_jax.verifiers.sandbox import sandbox as sandbox_lib
+from poise_jax.verifiers.sandbox.sandbox import Sandbox
 
 SQUARE = {"tests": ["assert f(2) == 4", "assert f(3) == 9"]}
 

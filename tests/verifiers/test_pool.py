@@ -29,7 +29,7 @@ def processes(group=None):
   found = []
   for entry in pathlib.Path("/proc").glob("[0-9]*"):
     try:
-      if b"poise_jax.verifiers.worker" in (entry / "cmdline").read_bytes():
+      if b"poise_jax.verifiers.pool.worker" in (entry / "cmdline").read_bytes():
         found.append((int(entry.name), int((entry / "stat").read_text().split()[3])))
     except OSError:
       pass

@@ -1,0 +1,250 @@
+"""The datasets: which files their owners publish, how a row becomes a question with a check.
+
+A dataset is an entry of SOURCES; builder.py does the rest. docs/data.md says which files could be
+looked at when this was written, and which columns are from their documentation alone.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from poise_jax.data.templates import DAPO_AFTER, DAPO_BEFORE
+from poise_jax.verifiers.structure import parsed
+
+# A column by its name, "a.b" for a field or "a.0" for an element inside; with a function: of what
+# stands there.
+Column = str | tuple[str, Callable[[Any], Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where a dataset comes from and what its columns mean."""
+
+  name: str
+  files: Mapping[str, tuple[str, ...]]  # split -> paths below `home`, or on this machine
+  columns: Mapping[str, Column]  # of question and answer; id, worked, difficulty, if there are
+  home: str = ""  # a URL; empty: the files must be on this machine
+  domain: str = "math"  # POISE fits one probe a domain; or a column, where `columns` names one
+  verifier: str = "math"  # judges the answers
+  keep: Callable[[str], bool] = lambda question: True  # False: the row is left out, and counted
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the verifier
+  sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path -> checksum
+  license: str = ""
+  citation: str = ""
+
+
+def after_hashes(solution: str) -> str:
+  """GSM8K's number behind ####, without the commas of thousands."""
+  _, mark, answer = solution.rpartition("####")
+  if not mark:
+    raise ValueError("there is no '####' in front of the final answer")
+  return answer.strip().replace(",", "")
+
+
+def without_calculator(solution: str) -> str:
+  """GSM8K's solution without its <<48/2=24>> notes, and with an 'Answer:' line."""
+  return re.sub(r"<<.*?>>", "", solution).replace("#### ", "Answer: ")
+
+
+def last_boxed(solution: str) -> str:
+  r"""What the last \boxed{} or \fbox{} of a MATH solution holds, braces balanced."""
+  found = list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|\s[^\s$]+)", solution))
+  if not found:
+    raise ValueError(r"there is no \boxed answer")
+  if found[-1][1] != "{":
+    return found[-1][1].strip()  # \boxed 3
+  start = end = found[-1].end()
+  depth = 1
+  while depth and end < len(solution):
+    depth += {"{": 1, "}": -1}.get(solution[end], 0) * (solution[end - 1] != "\\")
+    end += 1
+  if depth:
+    raise ValueError(r"the braces of the last \boxed do not close")
+  return solution[start : end - 1]
+
+
+def without_dapo_template(prompt: str) -> str:
+  """The bare question of a DAPO-Math-17K prompt: the template is the run's own affair."""
+  return prompt.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
+
+
+def is_english(question: str) -> bool:
+  """No Chinese characters: how DAPO-Math-17K's English part is told from its Chinese one."""
+  return not re.search(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]", question)
+
+
+def tests(ground_truth: str) -> dict:
+  """GURU's tests of a program, {"functional": source} or {"inputs": [...], "outputs": [...]}, as
+  verifier `code` takes them."""
+  given = json.loads(ground_truth)
+  if "functional" in given:
+    return {"tests": [given["functional"]]}
+  if not {"inputs", "outputs"} <= set(given):
+    raise ValueError(f"tests are neither functional nor inputs and outputs, but {list(given)}")
+  return given
+
+
+def structure(ground_truth: Any) -> Any:
+  """Grids, lists and JSON fragments such as '"output": 5' as plain data."""
+  return parsed(ground_truth) if isinstance(ground_truth, str) else ground_truth
+
+
+HUB = "https://huggingface.co/datasets/"
+PARQUET = "data/train-00000-of-00001.parquet"  # what the hub calls an uploaded table
+MATHARENA = dict(
+  license="CC BY-NC-SA 4.0",
+  citation="Balunović et al., MathArena: Evaluating LLMs on Uncontaminated Math Competitions, 2025",
+)
+MATH_PAPER = "Hendrycks et al., Measuring Mathematical Problem Solving With the MATH Dataset, 2021"
+MATH_SUBJECTS = (
+  *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+  *("number_theory", "prealgebra", "precalculus"),
+)
+
+
+def _competition(name, home, path=PARQUET, question="problem", id="problem_idx", **more):
+  """One exam: a small table that has only a held-out split."""
+  columns = dict(id=id, question=question, answer="answer")
+  return Source(name, {"test": (path,)}, columns, HUB + home if home else "", **more)
+
+
+def _guru(domain, verifier, *files, answer: Column = "reward_model.ground_truth"):
+  """A domain of GURU; the prompts already say how the answer is to be written."""
+  return Source(
+    name=f"guru_{domain}",
+    files={"train": tuple(f"train/{file}.parquet" for file in files)},
+    columns=dict(question="prompt.0.content", answer=answer, difficulty="data_source"),
+    home=HUB + "LLM360/guru-RL-92k",
+    domain=domain,
+    verifier=verifier,
+    license="MIT",
+    citation="Cheng et al., Revisiting Reinforcement Learning for LLM Reasoning from A "
+    "Cross-Domain Perspective, arXiv 2506.14965, 2025",
+  )
+
+
+_SOURCES = (
+  Source(
+    "gsm8k",
+    {"train": ("train.jsonl",), "test": ("test.jsonl",)},
+    dict(
+      question="question",
+      answer=("answer", after_hashes),
+      worked=("answer", without_calculator),
+    ),
+    "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data",
+    license="MIT",
+    citation="Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv 2110.14168, 2021",
+  ),
+  Source(
+    "math",
+    {
+      split: tuple(f"{subject}/{split}-00000-of-00001.parquet" for subject in MATH_SUBJECTS)
+      for split in ("train", "test")
+    },
+    dict(
+      question="problem",
+      answer=("solution", last_boxed),
+      worked="solution",
+      difficulty=("level", str.lower),
+    ),
+    HUB + "EleutherAI/hendrycks_math",
+    license="MIT",
+    citation=MATH_PAPER,
+  ),
+  Source(
+    "math_500",
+    {"test": ("test.jsonl",)},
+    dict(
+      id="unique_id",
+      question="problem",
+      answer="answer",
+      worked="solution",
+      difficulty=("level", "level {}".format),
+    ),
+    HUB + "HuggingFaceH4/MATH-500",
+    license="MIT",
+    citation="Lightman et al., Let's Verify Step by Step, arXiv 2305.20050, 2023; " + MATH_PAPER,
+  ),
+  Source(  # every question stands a hundred times in the file, under the same id
+    "dapo_math_17k",
+    {"train": ("data/dapo-math-17k.parquet",)},
+    dict(
+      question=("prompt.0.content", without_dapo_template),
+      answer="reward_model.ground_truth",
+    ),
+    HUB + "BytedTsinghua-SIA/DAPO-Math-17k",
+    keep=is_english,
+    license="Apache-2.0",
+    citation="Yu et al., DAPO: An Open-Source LLM Reinforcement Learning System at Scale, "
+    "arXiv 2503.14476, 2025",
+  ),
+  Source(
+    "deepscaler",
+    {"train": ("deepscaler.json",)},
+    dict(question="problem", answer="answer", worked="solution"),
+    HUB + "agentica-org/DeepScaleR-Preview-Dataset",
+    license="MIT",
+    citation="Luo et al., DeepScaleR: Surpassing O1-Preview with a 1.5B Model by Scaling RL, 2025",
+  ),
+  _competition(
+    "aime_2024",
+    "HuggingFaceH4/aime_2024",
+    id="id",
+    license="Apache-2.0",
+    citation="AIME 2024 I and II, Mathematical Association of America; transcribed by AI-MO",
+  ),
+  _competition("aime_2025", "MathArena/aime_2025", **MATHARENA),
+  _competition("aime_2026", "MathArena/aime_2026", **MATHARENA),
+  _competition("hmmt_feb_2025", "MathArena/hmmt_feb_2025", **MATHARENA),
+  _competition("brumo_2025", "MathArena/brumo_2025", **MATHARENA),
+  _competition(
+    "amc_2023",
+    "math-ai/amc23",
+    "test-00000-of-00001.parquet",
+    question="question",
+    id="id",
+    license="not stated by its publisher",
+    citation="AMC 12 2023, Mathematical Association of America; transcribed by AI-MO, math-ai",
+  ),
+  _competition(  # no owner publishes the forty questions of POISE's AMC24 under a known address
+    "amc_2024",
+    "",
+    "test.jsonl",
+    id="id",
+    license="not stated by its publisher",
+    citation="AMC 12 2024, Mathematical Association of America",
+  ),
+  _guru("math", "math", "math__combined_54.4k"),
+  _guru(
+    "code",
+    "code",
+    "codegen__leetcode2k_1.3k",
+    "codegen__livecodebench_440",
+    "codegen__primeintellect_7.5k",
+    "codegen__taco_8.8k",
+    answer=("reward_model.ground_truth", tests),
+  ),
+  _guru("science", "math", "stem__web_3.6k"),
+  _guru(
+    "logic",
+    "structure",
+    "logic__arcagi1_111",
+    "logic__arcagi2_190",
+    "logic__barc_1.6k",
+    "logic__graph_logical_1.2k",
+    "logic__ordering_puzzle_1.9k",
+    "logic__zebra_puzzle_1.3k",
+    answer=("reward_model.ground_truth", structure),
+  ),
+  _guru(
+    "simulation",
+    "structure",
+    "simulation__codeio_3.7k",
+    answer=("reward_model.ground_truth", structure),
+  ),
+  _guru("table", "math", "table__hitab_4.3k", "table__multihier_1.5k"),
+)
+SOURCES = {source.name: source for source in _SOURCES}

@@ -1,0 +1,33 @@
+"""The wordings that a question is put in."""
+
+from poise_jax.errors import unknown
+
+# DAPO's prompt (arXiv 2503.14476; verbatim from the rows of DAPO-Math-17K), which POISE trains and
+# evaluates with: a number is only comparable under the same words.
+DAPO_BEFORE = (
+  "Solve the following math problem step by step. The last line of your response should be of the "
+  "form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+)
+DAPO_AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
+
+TEMPLATES = {
+  "dapo": DAPO_BEFORE + "{question}" + DAPO_AFTER,
+  "boxed": "{question}\n\nReason step by step and give the final answer in \\boxed{}.",
+  "answer_tags": "{question}\n\nReason first, then give the final answer alone between <answer> "
+  "and </answer>.",
+}
+
+
+def resolve(template: str) -> str:
+  """The wording of that name, or the text itself if it has a place for the question.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  if "{question}" in template:
+    return template
+  if template in TEMPLATES:
+    return TEMPLATES[template]
+  if template.isidentifier():
+    raise unknown("task.template", template, TEMPLATES)
+  raise ValueError(f"task.template={template!r} does not contain {{question}}")

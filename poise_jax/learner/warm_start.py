@@ -1,0 +1,102 @@
+"""Supervised warm start on worked answers: enough skill for a reward to be seen at all."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from poise_jax.learner.losses import token_weights
+from poise_jax.learner.update import UpdateConfig, response_logprobs
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+  """Options of `warm_start`."""
+
+  steps: int = 0  # optimizer steps; 0: no warm start
+  batch_size: int = 128  # worked answers a step
+  learning_rate: float = 3e-3  # peak of a cosine decay to a tenth, after a tenth of warm-up
+
+  def __post_init__(self):
+    if self.steps < 0 or self.batch_size < 1:
+      raise ValueError(
+        f"warm_start.steps={self.steps} must not be negative, and "
+        f"warm_start.batch_size={self.batch_size} must be at least 1"
+      )
+
+
+def warm_start(model, params, encoder, examples, response_length, config, seed, report):
+  """Trains on `worked` answers by maximum likelihood (token mean, AdamW).
+
+  Args:
+    model: the decoder's shape.
+    params: training layout; donated.
+    encoder: a PromptEncoder.
+    examples: training examples, drawn at random with replacement.
+    response_length: T in tokens.
+    config: a WarmStartConfig.
+    seed: of the order of examples.
+    report: called with (step, loss) now and then.
+
+  Returns:
+    The trained parameters.
+
+  Raises:
+    ValueError: see `worked_ids`.
+  """
+  warm_up = config.steps // 10
+  rate = config.learning_rate
+  schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, config.steps, rate / 10)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
+  opt_state = optimizer.init(params)  # not under jit, see update.init
+  rng = np.random.default_rng(seed)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, opt_state, batch):
+    def loss_fn(params):
+      logprobs, _ = response_logprobs(model, params, batch, UpdateConfig())
+      return -(token_weights(batch["response_mask"], "token-mean") * logprobs).sum()
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+  for i in range(config.steps):
+    chosen = [examples[j] for j in rng.integers(len(examples), size=config.batch_size)]
+    batch = _batch(encoder, chosen, response_length)
+    params, opt_state, loss = step(params, opt_state, batch)
+    if (i + 1) % 20 == 0 or i + 1 == config.steps:
+      report(i + 1, float(loss))
+  return params
+
+
+def worked_ids(tokenizer, example, length):
+  """Token ids of a worked answer with its end.
+
+  Raises:
+    ValueError: they are more than the response length.
+  """
+  ids = [*tokenizer.encode(example.worked), tokenizer.eos_ids[0]]
+  if len(ids) > length:
+    raise ValueError(
+      f"the worked answer {example.worked!r} has {len(ids)} tokens with its end, "
+      f"more than rollout.max_new_tokens={length}"
+    )
+  return ids
+
+
+def _batch(encoder, examples, length):
+  prompts, tokenizer = encoder(examples), encoder.tokenizer
+  targets = np.full((len(examples), length), tokenizer.pad_id, np.int32)
+  mask = np.zeros(targets.shape, bool)
+  for i, example in enumerate(examples):
+    ids = worked_ids(tokenizer, example, length)
+    targets[i, : len(ids)], mask[i, : len(ids)] = ids, True
+  return {
+    "tokens": np.concatenate([prompts.tokens, targets], axis=1),
+    "mask": np.concatenate([prompts.mask, mask], axis=1),
+    "targets": targets,
+    "response_mask": mask,
+  }

@@ -1,0 +1,255 @@
+"""Text to token ids and back: Hugging Face, GGUF and sentencepiece tokenizers look alike here."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+
+import gguf
+import sentencepiece
+import tokenizers
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from poise_jax.models.config import ModelConfig
+from poise_jax.models.io import run_checkpoint
+from poise_jax.models.io.huggingface import local_path
+
+# What cuts a text into words before byte-level BPE, by tokenizer.ggml.pre: the regular expressions
+# of the original tokenizer.json files, each applied to the pieces that the one before it left.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+  "gpt-2": [_GPT2],
+  "smollm": [r"\p{N}", _GPT2],
+  "llama-bpe": [_LLAMA3],
+  "qwen2": [_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")],
+  # What llama.cpp does for a file that does not say: its converter did not know the model.
+  "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
+_BESIDE = (  # what else belongs to a tokenizer in a Hugging Face folder
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "merges.txt",
+  "chat_template.jinja",
+  "generation_config.json",
+)
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """The few things that training asks of a tokenizer, whatever it is made of."""
+
+  encode: Callable[[str], list[int]]  # adds no special tokens
+  decode: Callable[[Sequence[int]], str]  # leaves special tokens out
+  # Messages {"role", "content"} to ids, up to where the assistant speaks. ValueError: no template.
+  apply_chat_template: Callable[[list[dict[str, str]]], list[int]]
+  eos_ids: tuple[int, ...]  # each of them ends a turn
+  pad_id: int
+  vocab_size: int  # the largest id it knows, plus one
+
+
+def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
+  """Reads a tokenizer.
+
+  Args:
+    source: what `models.load` takes (Hugging Face folder, hub id, *.gguf, package:NAME/FILE.gguf,
+      a run or its checkpoint), or a sentencepiece *.model file.
+
+  Raises:
+    FileNotFoundError: there is no such file or folder.
+    ValueError: the file is broken, or holds a kind of tokenizer that is not supported.
+  """
+  path = _local_path(source)
+  if path.suffix == ".model":
+    return _sentencepiece(path)
+  if path.is_file():
+    return _wrap(path, *_gguf(path))
+  # Without these files transformers makes an empty tokenizer for some families, and says nothing.
+  if not any((path / file).is_file() for file in TOKENIZER_FILES):
+    raise FileNotFoundError(
+      f"{path} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the tokenizer files of the "
+      "original model into it"
+    )
+  if not any((path / f"tokenizer{end}").is_file() for end in ("_config.json", ".json")):
+    if (path / "tokenizer.model").is_file():  # as experiments.warm_start leaves it
+      return _sentencepiece(path / "tokenizer.model")
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+  except Exception as error:  # transformers raises whatever its parsers do
+    reason = " ".join(str(error).split())
+    raise ValueError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
+  generation = path / "generation_config.json"
+  ends = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+  return _wrap(path, tokenizer, ends if isinstance(ends, list) else [ends])
+
+
+def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike):
+  """Writes a tokenizer's files to a folder, from which load_tokenizer reads the same one; so does
+  transformers, unless it is a sentencepiece model, which is copied as it is.
+
+  Args:
+    source: see `load_tokenizer`, which also says what is raised.
+    folder: must exist.
+  """
+  path, folder = _local_path(source), pathlib.Path(folder)
+  if path.suffix == ".model":
+    shutil.copyfile(path, folder / "tokenizer.model")
+  elif path.is_file():
+    tokenizer, ends = _gguf(path)
+    tokenizer.save_pretrained(folder)
+    ends = list(_wrap(path, tokenizer, ends).eos_ids)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
+  else:
+    for name in (*TOKENIZER_FILES, *_BESIDE):
+      if (path / name).is_file():
+        shutil.copyfile(path / name, folder / name)
+
+
+def _local_path(source):
+  path = local_path(source, weights=False)
+  checkpoint = run_checkpoint.find(path)
+  return _local_path(run_checkpoint.tokenizer_source(checkpoint)) if checkpoint else path
+
+
+def check_fits(tokenizer: Tokenizer, config: ModelConfig) -> None:
+  """Raises ValueError if the tokenizer makes ids that the model has no embedding for."""
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ValueError(
+      f"the tokenizer's vocab_size {tokenizer.vocab_size} is larger than the model's vocab_size "
+      f"{config.vocab_size}; they belong to different models"
+    )
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+  """What every token adds to the text: joined, they are decode(ids).
+
+  A token that ends in the middle of a character adds nothing; the one that completes it, all of it.
+  """
+  texts, context, done = [], 0, 0  # a token's text may depend on the one before it: " 2" or "2"
+  for i in range(len(ids)):
+    before, now = tokenizer.decode(ids[context:done]), tokenizer.decode(ids[context : i + 1])
+    text = now[len(before) :]
+    unfinished = text.endswith("\ufffd") and i - done < 3 and i + 1 < len(ids)  # of 4 bytes at most
+    if unfinished or not text:
+      texts.append("")
+      continue
+    texts.append(text)
+    context, done = done, i + 1
+  return texts
+
+
+def _wrap(path, tokenizer, ends):
+  """A transformers tokenizer; `ends` are the ids, or None, that end a turn beside its own EOS."""
+
+  def apply_chat_template(messages):
+    if not tokenizer.chat_template:
+      raise ValueError(f"the tokenizer of {path} has no chat template; encode a plain prompt")
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return encode(text)  # the template has written every special token there is to be
+
+  def encode(text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+  def decode(ids):
+    # No clean-up: it would rewrite " ." as ".", and rewards see what the model wrote.
+    return tokenizer.decode(
+      [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+  eos_ids = tuple(dict.fromkeys(i for i in [tokenizer.eos_token_id, *ends] if i is not None))
+  if not eos_ids:
+    raise ValueError(f"the tokenizer of {path} names no end-of-sequence token")
+  pad = tokenizer.pad_token_id
+  return Tokenizer(
+    encode=encode,
+    decode=decode,
+    apply_chat_template=apply_chat_template,
+    eos_ids=eos_ids,
+    pad_id=eos_ids[0] if pad is None else pad,
+    vocab_size=max(tokenizer.get_vocab().values()) + 1,
+  )
+
+
+def _gguf(path):
+  """A transformers tokenizer, and the further ids that end a turn; see _wrap."""
+  try:
+    fields = gguf.GGUFReader(path).fields
+  except Exception as error:  # the reader trusts the file: anything can go wrong in a broken one
+    raise ValueError(
+      f"{path} is truncated or no GGUF file ({error}); download or copy it again"
+    ) from error
+
+  def get(key, default=None):
+    return fields[f"tokenizer.{key}"].contents() if f"tokenizer.{key}" in fields else default
+
+  kind, pre = get("ggml.model"), get("ggml.pre", "default")
+  if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+    raise ValueError(
+      f"{path} has a {kind!r} tokenizer of type {pre!r} where only 'gpt2' of types "
+      f"{', '.join(PRE_TOKENIZERS)} is supported; load the tokenizer from the model's Hugging Face "
+      "folder instead"
+    )
+  words = get("ggml.tokens")
+  types = get("ggml.token_type", [1] * len(words))
+  # Unused ids only pad the embedding to a round size; no text has them.
+  vocabulary = {w: i for i, w in enumerate(words) if types[i] != _UNUSED}
+  merges = [tuple(merge.split(" ")) for merge in get("ggml.merges")]
+  # Llama 3 takes a whole word that is in the vocabulary even where merges would not lead to it.
+  backend = tokenizers.Tokenizer(
+    models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
+  )
+  if pre == "qwen2":
+    backend.normalizer = normalizers.NFC()
+  splits = [pre_tokenizers.Split(tokenizers.Regex(r), "isolated") for r in PRE_TOKENIZERS[pre]]
+  to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+  backend.decoder = decoders.ByteLevel()
+  backend.add_tokens(
+    [
+      tokenizers.AddedToken(word, normalized=False, special=kind == _CONTROL)
+      for word, kind in zip(words, types, strict=True)
+      if kind in (_CONTROL, _USER_DEFINED)
+    ]
+  )
+  names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+  special = {
+    f"{ours}_token": words[i]
+    for ours, theirs in names.items()
+    if (i := get(f"ggml.{theirs}_token_id")) is not None
+  }
+  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+  tokenizer.chat_template = get("chat_template")
+  # A base model's EOS may be <|endoftext|> although its chats end with <|im_end|>.
+  return tokenizer, [vocabulary.get("<|im_end|>")]
+
+
+def _sentencepiece(path):
+  pieces = sentencepiece.SentencePieceProcessor()
+  try:
+    pieces.Load(str(path))
+  except (OSError, RuntimeError) as error:
+    raise ValueError(f"{path} is truncated or no sentencepiece model") from error
+
+  def apply_chat_template(messages):
+    raise ValueError(f"the sentencepiece model {path} has no chat template; encode a plain prompt")
+
+  eos = pieces.eos_id()
+  if eos < 0:
+    raise ValueError(f"the sentencepiece model {path} names no end-of-sequence token")
+  return Tokenizer(
+    encode=pieces.EncodeAsIds,
+    decode=lambda ids: pieces.DecodeIds([int(i) for i in ids if not pieces.IsControl(int(i))]),
+    apply_chat_template=apply_chat_template,
+    eos_ids=(eos,),
+    pad_id=pieces.pad_id() if pieces.pad_id() >= 0 else eos,
+    vocab_size=pieces.GetPieceSize(),
+  )

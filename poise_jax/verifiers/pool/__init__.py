@@ -1,0 +1,5 @@
+"""Killable processes that judge answers."""
+
+from poise_jax.verifiers.pool.pool import Pool
+
+__all__ = ["Pool"]

@@ -1,0 +1,254 @@
+"""Every dataset is built from small files with the columns of its owner's, and read back."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+
+from poise_jax.data import sources as datasets
+from poise_jax.data.sources import sources
+from poise_jax.data.templates import TEMPLATES
+
+tfds.disable_progress_bar()
+
+
+def dapo(question, answer, index):
+  content = TEMPLATES["dapo"].replace("{question}", question)
+  return {
+    "data_source": "math_dapo",
+    "prompt": [{"content": content, "role": "user"}],
+    "ability": "MATH",
+    "reward_model": {"ground_truth": answer, "style": "rule-lighteval/MATH_v2"},
+    "extra_info": {"index": index},
+  }
+
+
+def guru(question, ground_truth, data_source):
+  return {
+    "data_source": data_source,
+    "prompt": [{"content": question, "role": "user"}],
+    "ability": "x",
+    "apply_chat_template": True,
+    "reward_model": {"ground_truth": ground_truth, "style": "rule"},
+    "extra_info": {"index": 0, "split": "train"},
+    "qwen2.5_7b_pass_rate": 0.5,
+  }
+
+
+def exam(rows):
+  return [
+    {"problem_idx": i, "problem": q, "answer": a, "problem_type": ["Algebra"]} for i, q, a in rows
+  ]
+
+
+def hendrycks(question, answer, level):
+  return {"problem": question, "level": level, "type": "Algebra", "solution": f"So ${answer}$."}
+
+
+TABLE = {"header": ["House", "Name"], "rows": [["1", "alice"], ["2", "bob"]]}
+MATH_FILES = {
+  f"{subject}/{split}-00000-of-00001.parquet": [
+    hendrycks(f"{subject} {split}?", r"\boxed{\frac{1}{\sqrt{2}}}", "Level 3")
+  ]
+  for subject in sources.MATH_SUBJECTS
+  for split in ("train", "test")
+}
+GSM = "She has 48/2 = <<48/2=24>>24 left.\n#### 1,024"
+EXAM = {"data/train-00000-of-00001.parquet": exam([(1, "a?", "5"), (2, "b?", r"\sqrt{2}")])}
+EXAM_INT = {"data/train-00000-of-00001.parquet": exam([(1, "a?", 5), (2, "b?", 70)])}
+# name -> (files as the owner has them, split, what the first example must be)
+OWNERS = {
+  "gsm8k": (
+    {
+      "train.jsonl": [{"question": "How many?", "answer": GSM}],
+      "test.jsonl": [{"question": "And how many?", "answer": GSM}],
+    },
+    "train",
+    dict(question="How many?", reference="1024", difficulty="gsm8k")
+    | dict(worked="She has 48/2 = 24 left.\nAnswer: 1,024"),
+  ),
+  "math": (
+    MATH_FILES,
+    "test",
+    dict(question="algebra test?", reference=r"\frac{1}{\sqrt{2}}", difficulty="math/level 3"),
+  ),
+  "math_500": (
+    {
+      "test.jsonl": [
+        dict(problem="p?", solution="s", answer=r"\left(3\right)", subject="Algebra", level=4)
+        | dict(unique_id="test/algebra/1.json")
+      ]
+    },
+    "test",
+    dict(question="p?", reference=r"\left(3\right)", worked="s", difficulty="math_500/level 4"),
+  ),
+  "dapo_math_17k": (
+    {"data/dapo-math-17k.parquet": [dapo("What is $1+1$?", "2", "id-1")] * 3},
+    "train",
+    dict(question="What is $1+1$?", reference="2", domain="math"),
+  ),
+  "deepscaler": (
+    {"deepscaler.json": [dict(problem="p?", answer="-3", solution="because")]},
+    "train",
+    dict(question="p?", reference="-3", worked="because"),
+  ),
+  "aime_2024": (
+    {
+      "data/train-00000-of-00001.parquet": [
+        dict(id=60, problem="p?", solution="s", answer="033", url="u", year="2024")
+      ]
+    },
+    "test",
+    dict(question="p?", reference="033", difficulty="aime_2024"),
+  ),
+  "aime_2025": (EXAM_INT, "test", dict(question="a?", reference="5")),
+  "aime_2026": (EXAM_INT, "test", dict(question="a?", reference="5")),
+  "hmmt_feb_2025": (EXAM, "test", dict(question="a?", reference="5")),
+  "brumo_2025": (EXAM, "test", dict(question="a?", reference="5")),
+  "amc_2023": (
+    {"test-00000-of-00001.parquet": [dict(id=0, question="p?", answer=27.0, url="u")]},
+    "test",
+    dict(question="p?", reference="27", difficulty="amc_2023"),
+  ),
+  "amc_2024": ({"test.jsonl": [dict(id=0, problem="p?", answer="27")]}, "test", {}),
+  "guru_math": (
+    {"train/math__combined_54.4k.parquet": [guru("p?", "7", "math__dapo")]},
+    "train",
+    dict(question="p?", reference="7", domain="math", difficulty="guru_math/math__dapo"),
+  ),
+  "guru_code": (
+    {
+      f"train/codegen__{name}.parquet": [guru(f"{name}?", json.dumps(tests), name)]
+      for name, tests in (
+        ("leetcode2k_1.3k", {"functional": "check(f)"}),
+        ("livecodebench_440", {"inputs": ["1\n"], "outputs": ["2\n"]}),
+        ("primeintellect_7.5k", {"inputs": ["1\n"], "outputs": ["2\n"]}),
+        ("taco_8.8k", {"inputs": ["1\n"], "outputs": ["2\n"]}),
+      )
+    },
+    "train",
+    dict(question="leetcode2k_1.3k?", reference={"tests": ["check(f)"]}, domain="code"),
+  ),
+  "guru_science": (
+    {"train/stem__web_3.6k.parquet": [guru("p?", "3 J", "stem_web")]},
+    "train",
+    dict(reference="3 J", domain="science"),
+  ),
+  "guru_logic": (
+    {
+      f"train/logic__{name}.parquet": [guru(f"{name}?", truth, name)]
+      for name, truth in (
+        ("arcagi1_111", [[0, 1], [2, 3]]),
+        ("arcagi2_190", [[0, 1]]),
+        ("barc_1.6k", [[5]]),
+        ("graph_logical_1.2k", "Xiao"),
+        ("ordering_puzzle_1.9k", ["crow", "owl"]),
+        ("zebra_puzzle_1.3k", TABLE),
+      )
+    },
+    "train",
+    dict(reference=[[0, 1], [2, 3]], domain="logic"),
+  ),
+  "guru_simulation": (
+    {"train/simulation__codeio_3.7k.parquet": [guru("p?", '"output": {"n": [1, 2]}', "codeio")]},
+    "train",
+    dict(reference={"output": {"n": [1, 2]}}, domain="simulation"),
+  ),
+  "guru_table": (
+    {
+      "train/table__hitab_4.3k.parquet": [guru("p?", "1|2", "hitab")],
+      "train/table__multihier_1.5k.parquet": [guru("q?", "8", "multihier")],
+    },
+    "train",
+    dict(reference="1|2", domain="table"),
+  ),
+}
+
+
+def write(folder, name, files):
+  """The files as folder/NAME/PATH, each in the format that its name says."""
+  for path, rows in files.items():
+    path = folder / name / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+      pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+      path.write_text(json.dumps(rows))
+    else:
+      path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_no_dataset_is_left_out_here():
+  assert set(OWNERS) == set(datasets.SOURCES)
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_each_dataset_is_built_from_its_owners_files(name, tmp_path):
+  files, split, first = OWNERS[name]
+  write(tmp_path, name, files)
+  source = datasets.find(name)
+  examples, left_out = datasets.load(source, split, str(tmp_path), str(tmp_path / "built"))
+  assert {k: examples[0][k] for k in first} == first
+  assert len(examples) == sum(len(files[path]) for path in source.files[split]) - sum(
+    left_out.values()
+  )
+  assert left_out == ({"repeated": 2} if name == "dapo_math_17k" else {})
+  assert all(set(example) == set(examples[0]) for example in examples)
+  assert source.license and source.citation
+
+
+def test_tfds_knows_the_datasets():
+  assert {config.name for config in datasets.Problems.BUILDER_CONFIGS} == set(datasets.SOURCES)
+  builder = tfds.builder("problems/aime_2026", data_dir="/nonexistent")
+  assert builder.info.citation.startswith("Balunović") and "MathArena" in builder.info.homepage
+
+
+def test_answers_of_every_kind_of_logic_puzzle_are_data(tmp_path):
+  write(tmp_path, "guru_logic", OWNERS["guru_logic"][0])
+  source = datasets.find("guru_logic")
+  examples, _ = datasets.load(source, "train", str(tmp_path), str(tmp_path / "built"))
+  assert [e["reference"] for e in examples[3:]] == ["Xiao", ["crow", "owl"], TABLE]
+
+
+@pytest.mark.parametrize(
+  "solution,answer",
+  [
+    (r"first \boxed{1}, then $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+    (r"\boxed{ x^{2^{3}} } is it", " x^{2^{3}} "),
+    (r"the set \boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"old style $\boxed 3$", "3"),
+    (r"\fbox{7}", "7"),
+  ],
+)
+def test_the_last_box_of_a_solution(solution, answer):
+  assert sources.last_boxed(solution) == answer
+
+
+@pytest.mark.parametrize("solution", ["no box", r"\boxed{1", r"\boxed{\frac{1}{2}"])
+def test_a_solution_without_a_whole_box_is_refused(solution):
+  with pytest.raises(ValueError, match="boxed"):
+    sources.last_boxed(solution)
+
+
+def test_dapo_keeps_the_english_questions_once(tmp_path):
+  rows = [
+    dapo("What is $1+1$?", "2", "a"),
+    dapo("求 $1+1$ 的值。", "2", "b"),
+    dapo("What  is\n$1+1$?", "2", "a"),  # but for its white space the first
+    dapo("What is $1+1$?", "3", "c"),
+    dapo("What is $1+2$?", "3", "d"),
+  ]
+  write(tmp_path, "dapo_math_17k", {"data/dapo-math-17k.parquet": rows})
+  source = datasets.find("dapo_math_17k")
+  examples, left_out = datasets.load(source, "train", str(tmp_path), str(tmp_path / "built"))
+  assert [e["question"] for e in examples] == ["What is $1+1$?", "What is $1+2$?"]
+  assert [e["reference"] for e in examples] == ["2", "3"]
+  assert left_out == {"another language": 1, "repeated": 1, "repeated with another answer": 1}
+
+
+def test_tests_of_programs_that_nobody_can_run_are_refused():
+  assert sources.tests('{"inputs": ["1"], "outputs": ["2"]}') == {"inputs": ["1"], "outputs": ["2"]}
+  with pytest.raises(ValueError, match=r"neither functional nor .*\['pytest'\]"):
+    sources.tests('{"pytest": "def test(): pass"}')

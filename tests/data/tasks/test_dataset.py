@@ -1,0 +1,98 @@
+"""Tasks from datasets: own columns, several sets at once, no held-out question trained on."""
+
+import json
+
+import pytest
+import tensorflow_datasets as tfds
+
+from poise_jax.data.tasks import dataset
+
+tfds.disable_progress_bar()
+
+
+@pytest.fixture
+def make(tmp_path):
+  """make(train_on, test_on, train=rows, test=rows, gsm8k=rows, ...) -> Task."""
+
+  def make(train_on="own", test_on="", hold_out=1, seed=0, train=(), test=(), gsm8k=(), **own):
+    fields = dict(question="q", answer="a", id="", worked="", domain="", difficulty="")
+    fields |= dict(verifier="math", options={}, train="", test="") | own
+    for split, rows in (("train", train), ("test", test)):
+      if rows:
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fields[split] = str(path)
+    (tmp_path / "gsm8k").mkdir(exist_ok=True)
+    for split in ("train", "test"):
+      rows = [{"question": q, "answer": f"so\n#### {a}"} for q, a in gsm8k]
+      (tmp_path / "gsm8k" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return dataset.make(
+      train_on, test_on, hold_out, seed, str(tmp_path), str(tmp_path / "built"), fields
+    )
+
+  return make
+
+
+ROWS = [{"q": f"{i}?", "a": i, "kind": "xy"[i % 2], "how": f"it is {i}"} for i in range(20)]
+
+
+def test_columns_become_an_example(make):
+  task = make(
+    train=ROWS,
+    test_on="own",
+    test=[{"q": "held?", "a": "7", "kind": "y", "how": "out"}],
+    domain="kind",
+    worked="how",
+    difficulty="kind",
+    verifier="numeric",
+    options={"absolute": 0.1},
+  )
+  (example,) = task.test
+  assert (example.question, example.answer, example.worked) == ("held?", "7", "out")
+  assert (example.domain, example.difficulty) == ("y", "own/y")
+  check = example.check
+  assert (check.verifier, check.reference, check.options) == ("numeric", "7", {"absolute": 0.1})
+  assert len(task.train) == 20 and task.domains == ("x", "y") and task.left_out == {}
+
+
+def test_rows_are_held_out_by_the_seed_and_never_trained_on(make):
+  tasks = [make(train=ROWS, hold_out=5, seed=seed) for seed in (0, 0, 1)]
+  assert tasks[0] == tasks[1] and tasks[0].test != tasks[2].test
+  for task in tasks:
+    asked = [[e.question for e in split] for split in (task.train, task.test)]
+    assert len(asked[1]) == 5 and sorted(asked[0] + asked[1]) == sorted(r["q"] for r in ROWS)
+
+
+def test_questions_that_are_held_out_or_in_another_set_are_counted(make):
+  gsm8k = [("0?", 0), ("new?", 1), ("held?", 2)]
+  task = make(
+    train_on="own, gsm8k",
+    test_on="own",
+    train=[*ROWS[:3], ROWS[0], {"q": " held?", "a": 2}],
+    test=[{"q": "held?", "a": 2}],
+    gsm8k=gsm8k,
+  )
+  assert [e.question for e in task.train] == ["0?", "1?", "2?", "new?"]
+  assert [e.question for e in task.test] == ["held?"]
+  assert task.left_out == {
+    "own, train: repeated": 1,
+    "held out as well": 2,
+    "in another dataset as well": 1,
+  }
+
+
+@pytest.mark.parametrize("hold_out", [0, 20, 21])
+def test_holding_out_nothing_or_everything_is_refused(make, hold_out):
+  with pytest.raises(ValueError, match=f"task.test={hold_out} of 20 training rows"):
+    make(train=ROWS, hold_out=hold_out)
+
+
+def test_files_that_nothing_reads_and_columns_without_a_name_are_refused(make):
+  with pytest.raises(ValueError, match="task.own.test has files, but task.test_on does not"):
+    make(train=ROWS, test=ROWS)
+  with pytest.raises(ValueError, match="task.own.question and task.own.answer must name columns"):
+    make(train=ROWS, answer="")
+  with pytest.raises(ValueError, match="dataset own has no train split"):
+    make(test_on="own", test=ROWS)
+  with pytest.raises(ValueError, match="dataset 'gsm8' is unknown; did you mean 'gsm8k'"):
+    make(train_on="gsm8")

@@ -1,0 +1,110 @@
+"""Mixtures of reasoning-gym's generators, scored by reasoning-gym itself."""
+
+import collections
+import pickle
+
+import pytest
+import reasoning_gym as library
+
+from poise_jax.data.tasks import reasoning_gym
+from poise_jax.verifiers import verify
+
+MIXTURE = {
+  "chain_sum": {"weight": 2, "min_terms": 2, "max_terms": 2},
+  "gcd": {},
+  "letter_counting": {"weight": 1.0, "max_words": 6},
+}
+
+
+def score(example, answer):
+  return verify(pickle.loads(pickle.dumps(example.check)), answer).score  # as it travels
+
+
+@pytest.fixture(scope="module")
+def task():
+  return reasoning_gym.make(MIXTURE, 400, 40, seed=7)
+
+
+def test_weights_are_shares_and_every_generator_is_a_domain(task):
+  assert task.domains == ("chain_sum", "gcd", "letter_counting")
+  for split, total in ((task.train, 400), (task.test, 40)):
+    counts = collections.Counter(example.domain for example in split)
+    assert counts == {"chain_sum": total // 2, "gcd": total // 4, "letter_counting": total // 4}
+
+
+def test_shares_add_up_when_they_do_not_divide():
+  for train, test in ((10, 4), (11, 5), (100, 7)):
+    thirds = {"gcd": {"weight": 0.1}, "lcm": {"weight": 0.1}, "leg_counting": {"weight": 0.1}}
+    task = reasoning_gym.make(thirds, train, test, 0)
+    assert len(task.train) == train and len(task.test) == test
+
+
+def test_answers_score_one_and_settings_hold(task):
+  for example in task.train[::20]:
+    assert score(example, example.answer) == 1.0 and score(example, "nonsense") < 0.1
+    assert score(example, f"I think so.\n<answer>{example.answer}</answer>") == 1.0
+    assert example.worked == example.answer
+    for response in (example.worked, f"It is <answer>{example.answer}</answer>, I think."):
+      assert verify(example.check, response).score == 1.0
+    assert verify(example.check, "<answer>nonsense</answer>").score < 0.1
+  sums = [e.check.reference["entry"]["metadata"] for e in task.train if e.domain == "chain_sum"]
+  assert {m["num_terms"] for m in sums} == {2}
+
+
+def test_splits_are_disjoint_and_held_out_problems_differ(task):
+  held_out = [example.question for example in task.test]
+  assert len(set(held_out)) == 40 and not set(held_out) & {e.question for e in task.train}
+  few = {"gcd": {"max_numbers": 2, "min_value": 1, "max_value": 6}}  # 36 problems
+  task = reasoning_gym.make(few, 200, 10, seed=0)
+  held_out = {example.question for example in task.test}
+  assert len(held_out) == 10 and len(task.train) == 200
+  assert not held_out & {example.question for example in task.train}
+
+
+def test_the_seed_alone_decides_and_neighbouring_seeds_share_no_problem(task):
+  again = reasoning_gym.make(MIXTURE, 440, 40, seed=7)
+  assert again.test == task.test
+  assert [e for e in again.train if e.domain == "gcd"][:100] == [
+    e for e in task.train if e.domain == "gcd"
+  ]
+  other = reasoning_gym.make({"chain_sum": {"min_digits": 6, "max_digits": 6}}, 50, 50, seed=8)
+  same = reasoning_gym.make({"chain_sum": {"min_digits": 6, "max_digits": 6}}, 50, 50, seed=7)
+  questions = {e.question for e in (*other.train, *other.test)}
+  assert not questions & {e.question for e in (*same.train, *same.test)}
+
+
+def test_every_generator_works_by_its_name():
+  """All but the slow ones: a first problem with a question, scored as its own answer says."""
+  slow = {"futoshiki", "knight_swap", "zebra_puzzles"}
+  assert len(reasoning_gym.GENERATORS) > 100 and "composite" not in reasoning_gym.GENERATORS
+  for name in set(reasoning_gym.GENERATORS) - slow:
+    example = reasoning_gym.make({name: {}}, 1, 1, seed=0).train[0]
+    assert example.question.strip() and example.domain == name
+    if example.answer:
+      assert score(example, example.answer) == 1.0, name
+
+
+@pytest.mark.parametrize(
+  "generators,message",
+  [
+    ({"chainsum": {}}, "generator 'chainsum' is unknown; did you mean 'chain_sum'"),
+    ({"composite": {}}, "generator 'composite' is unknown"),
+    ({"gcd": {"max_valeu": 3}}, "gcd setting 'max_valeu' is unknown; did you mean 'max_value'"),
+    ({"gcd": {"seed": 3}}, "gcd setting 'seed' is unknown"),
+    ({"gcd": {"min_numbers": 9}}, "gcd refuses {'min_numbers': 9}"),
+    ({"gcd": {"weight": 0}}, "task.generators.gcd.weight=0 must be a number above 0"),
+    ({"gcd": {"weight": "1"}}, "gcd.weight='1'"),
+    ({"coin_flip": {"max_trials": 1, "min_trials": 1}}, "coin_flip .*too few different problems"),
+  ],
+)
+def test_what_cannot_be_drawn_is_refused(generators, message):
+  with pytest.raises(ValueError, match=message):
+    reasoning_gym.make(generators, 10, 200, 0)
+
+
+def test_no_generator_has_a_setting_called_weight():
+  import dataclasses
+
+  for name in reasoning_gym.GENERATORS:
+    fields = {field.name for field in dataclasses.fields(library.factory.DATASETS[name][1])}
+    assert "weight" not in fields

@@ -1,0 +1,384 @@
+"""Losses against log_softmax, and against an independent implementation in torch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from poise_jax.learner.losses import (
+  AGGREGATIONS,
+  IMPORTANCE_LEVELS,
+  KL_ESTIMATORS,
+  PolicyLossConfig,
+  chunk_of,
+  kl_estimate,
+  policy_loss,
+  token_logprobs,
+  token_weights,
+)
+
+B, T, D, V = 3, 5, 7, 11
+
+
+def naive(hidden, unembed, targets, temperature):
+  log_p = jax.nn.log_softmax(hidden @ unembed / temperature)
+  logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+  return logprobs, -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+def inputs(shape=(B, T, D, V), scale=1.0):
+  b, t, d, v = shape
+  keys = jax.random.split(jax.random.key(0), 5)
+  hidden = scale * jax.random.normal(keys[0], (b, t, d))
+  unembed = jax.random.normal(keys[1], (d, v))
+  targets = jax.random.randint(keys[2], (b, t), 0, v)
+  cotangents = tuple(jax.random.normal(key, (b, t)) for key in keys[3:])
+  return hidden, unembed, targets, cotangents
+
+
+# Of 15 tokens: ragged, exact, more than there are, and what memory allows.
+@pytest.mark.parametrize("chunk", [4, 15, 512, 0])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logprobs_and_their_gradients_equal_log_softmax(chunk, temperature):
+  hidden, unembed, targets, cotangents = inputs()
+  ours, ours_vjp = jax.vjp(
+    lambda h, u: token_logprobs(h, u, targets, temperature, chunk), hidden, unembed
+  )
+  theirs, theirs_vjp = jax.vjp(lambda h, u: naive(h, u, targets, temperature), hidden, unembed)
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.shape == (B, T)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  # Each output alone, so that an error in one cannot hide behind the other; then both.
+  zeros = jnp.zeros((B, T))
+  for ct in ((cotangents[0], zeros), (zeros, cotangents[1]), cotangents):
+    for a, b in zip(ours_vjp(ct), theirs_vjp(ct), strict=True):
+      assert np.abs(b).max() > 0.1
+      np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_token_logprobs_of_extreme_logits_are_finite():
+  hidden, unembed, targets, cotangents = inputs(scale=1e3)
+  outputs, vjp = jax.vjp(lambda h, u: token_logprobs(h, u, targets, 1.0, 4), hidden, unembed)
+  for x in jax.tree.leaves((outputs, vjp(cotangents))):
+    assert np.isfinite(x).all()
+  for a, b in zip(outputs, naive(hidden, unembed, targets, 1.0), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3)  # logits up to 8,000 have 5e-4 of noise
+
+
+def test_bfloat16_operands_give_float32_outputs():
+  hidden, unembed, targets, _ = inputs()
+  half = [x.astype(jnp.bfloat16) for x in (hidden, unembed)]
+  ours = token_logprobs(*half, targets)
+  theirs = naive(*[x.astype(jnp.float32) for x in half], targets, 1.0)
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=1e-5)  # products of bfloat16 are exact in float32
+
+
+def test_no_buffer_of_all_logits():
+  b, t, d, v = 4, 24, 8, 37  # no other product of sizes looks like [B, T, V] or [B * T, V]
+  hidden, unembed, targets, _ = inputs((b, t, d, v))
+
+  def compiled(f):
+    def loss(hidden, unembed):
+      logprobs, entropies = f(hidden, unembed)
+      return (logprobs * 0.3 + entropies * entropies).sum()
+
+    grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    return grad.lower(hidden, unembed).compile().as_text()
+
+  forbidden = (f"[{b},{t},{v}]", f"[{b * t},{v}]", f"[{v},{b * t}]", f"[{t},{b},{v}]")
+  ours = compiled(lambda h, u: token_logprobs(h, u, targets, 0.7, chunk=16))
+  assert not [shape for shape in forbidden if shape in ours]
+  assert f"[16,{v}]" in ours
+  theirs = compiled(lambda h, u: naive(h, u, targets, 0.7))
+  assert [shape for shape in forbidden if shape in theirs]  # the test can find what is there
+
+
+@pytest.mark.parametrize("vocab,tokens", [(151_936, 441), (151_936 // 8, 3533), (10**6, 128)])
+def test_a_chunk_is_what_256_mib_hold(vocab, tokens):
+  assert chunk_of(vocab) == tokens
+  assert tokens == 128 or tokens * vocab * 4 <= 2**28 < (tokens + 1) * vocab * 4
+
+
+def torch_policy_loss(logprobs, old, advantages, mask, config, extra=None):
+  """verl's formulas, sequence by sequence and token by token.
+
+  extra: entropies, reference_logprobs, sampler_logprobs.
+  """
+  rows = []
+  for i in range(len(logprobs)):
+    row = []
+    log_ratios = (logprobs[i] - old[i])[torch.tensor(mask[i])]
+    for t in range(logprobs.shape[1]):
+      if not mask[i, t]:
+        continue
+      a = advantages[i, t if advantages.shape[1] > 1 else 0]
+      ratio = torch.exp(logprobs[i, t] - old[i, t])
+      if config.surrogate == "gspo":
+        share = torch.exp(logprobs[i, t] - logprobs[i, t].detach())
+        ratio = log_ratios.mean().exp().detach() * share
+      bounded = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
+      loss = torch.maximum(-a * ratio, -a * bounded)
+      if config.surrogate == "cispo":
+        loss = -bounded.detach() * a * logprobs[i, t]
+      if config.dual_clip and a < 0:
+        loss = torch.minimum(loss, -a * config.dual_clip)
+      if config.importance_cap:
+        off = (old[i] - torch.tensor(extra[2][i]))[torch.tensor(mask[i])]
+        off = off.sum() if config.importance_level == "sequence" else off[t]
+        loss = loss * torch.clamp(off.exp(), max=config.importance_cap)
+      if config.kl_coef:
+        d = logprobs[i, t] - extra[1][i, t]
+        k = {"k1": d, "k2": d**2 / 2, "k3": torch.clamp(torch.exp(-d) - 1 + d, max=10)}[
+          config.kl_estimator
+        ]
+        loss = loss + config.kl_coef * k
+      if config.entropy_coef:
+        loss = loss - config.entropy_coef * extra[0][i, t]
+      row.append(loss)
+    rows.append(row)
+  spoken = [row for row in rows if row]
+  if config.aggregation == "token-mean":
+    return sum(sum(row) for row in spoken) / sum(len(row) for row in spoken)
+  if config.aggregation == "seq-mean-token-mean":
+    return sum(sum(row) / len(row) for row in spoken) / len(spoken)
+  if config.aggregation == "seq-mean-token-sum":
+    return sum(sum(row) for row in spoken) / len(spoken)
+  return sum(sum(row) for row in spoken) / mask.shape[1]
+
+
+LENGTHS = (9, 1, 0, 5, 9, 3)
+
+
+def batch(per_token=False):
+  """Log-ratios up to +-2.8, both signs of advantage, an empty response; away from the bounds, where
+  a maximum has two gradients."""
+  rng = np.random.default_rng(1)
+  shape = (len(LENGTHS), max(LENGTHS))
+  old = rng.normal(-2, 1, shape)
+  ratios = np.array([0.06, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 5.0, 16.0])
+  logprobs = old + np.log(rng.choice(ratios, shape))
+  advantages = rng.normal(0, 1, shape if per_token else (shape[0], 1))
+  advantages[3] = -np.abs(advantages[3])
+  logprobs[3, :4] = old[3, :4] + np.log([16.0, 5.0, 0.06, 1.5])  # beyond both clips and dual clips
+  mask = np.arange(shape[1]) < np.array(LENGTHS)[:, None]
+  return [np.asarray(x, np.float32) for x in (logprobs, old, advantages)] + [mask]
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def loss_and_grad(logprobs, old, advantages, mask, config, weights=None, extra=()):
+  (loss, metrics), grad = jax.value_and_grad(policy_loss, has_aux=True)(
+    logprobs, old, advantages, mask, config, weights, *extra
+  )
+  return loss, grad, metrics
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("dual_clip", [0.0, 3.0, 10.0])
+def test_policy_loss_equals_torch(aggregation, dual_clip):
+  config = PolicyLossConfig(0.2, 0.28, dual_clip, aggregation)
+  for per_token in (False, True):
+    logprobs, old, advantages, mask = batch(per_token)
+    loss, grad, metrics = loss_and_grad(logprobs, old, advantages, mask, config)
+    leaf = torch.tensor(logprobs, requires_grad=True)
+    expected = torch_policy_loss(leaf, torch.tensor(old), torch.tensor(advantages), mask, config)
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad, leaf.grad, rtol=1e-5, atol=1e-5)
+    assert not np.asarray(grad)[~mask].any()
+    if dual_clip:
+      assert metrics["policy/dual_clip_fraction"] > 0
+
+
+def extras(old):
+  """Entropies, reference log-probs and sampler log-probs; ratios around 1.5 and far below."""
+  rng = np.random.default_rng(2)
+  off = np.log(rng.choice([0.3, 0.9, 1.1, 3.0], old.shape))
+  return [
+    np.asarray(x, np.float32)
+    for x in (rng.random(old.shape), old + rng.normal(0, 0.5, old.shape), old - off)
+  ]
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(surrogate="gspo"),
+    dict(surrogate="gspo", clip_low=3e-4, clip_high=4e-4, aggregation="seq-mean-token-mean"),
+    dict(surrogate="cispo"),
+    dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),
+    *(dict(kl_coef=0.1, kl_estimator=name) for name in KL_ESTIMATORS),
+    *(dict(importance_cap=2.0, importance_level=name) for name in IMPORTANCE_LEVELS),
+    dict(entropy_coef=0.01, dual_clip=3.0),
+    dict(surrogate="cispo", kl_coef=0.1, entropy_coef=0.1, importance_cap=2.0),
+  ],
+  ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_other_surrogates_and_terms_equal_torch(changes):
+  config = PolicyLossConfig(**{"clip_high": 0.28, **changes})
+  for per_token in (False, True):
+    logprobs, old, advantages, mask = batch(per_token)
+    extra = extras(old)
+    loss, grad, metrics = loss_and_grad(logprobs, old, advantages, mask, config, None, extra)
+    leaf = torch.tensor(logprobs, requires_grad=True)
+    expected = torch_policy_loss(
+      leaf, torch.tensor(old), torch.tensor(advantages), mask, config, extra
+    )
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad, leaf.grad, rtol=1e-5, atol=1e-5)
+    assert np.abs(grad).max() > 1e-3
+    assert ("policy/reference_kl" in metrics) == bool(config.kl_coef)
+    assert ("rollout/importance_weight" in metrics) == bool(config.importance_cap)
+
+
+def test_the_entropy_bonus_has_a_gradient():
+  """Through the entropies, which are an output of token_logprobs beside the log-probs."""
+  logprobs, old, advantages, mask = batch()
+  config = PolicyLossConfig(entropy_coef=0.5)
+  grad = jax.grad(lambda e: policy_loss(logprobs, old, advantages, mask, config, None, e)[0])
+  np.testing.assert_allclose(grad(extras(old)[0]), -0.5 * mask / mask.sum(), rtol=1e-6)
+
+
+def test_kl_estimates_are_unbiased_and_have_the_gradient_of_the_kl():
+  """By summing over a vocabulary of 5."""
+  rng = np.random.default_rng(0)
+  logits, reference = rng.normal(size=5), jax.nn.log_softmax(rng.normal(size=5))
+
+  def kl(logits):
+    log_p = jax.nn.log_softmax(logits)
+    return (jnp.exp(log_p) * (log_p - reference)).sum()
+
+  def estimate(logits, name):  # of tokens sampled from a policy that gradients do not see
+    log_p = jax.nn.log_softmax(logits)
+    p = jax.lax.stop_gradient(jnp.exp(log_p))
+    return (p * kl_estimate(log_p[None], reference[None], name)[0]).sum()
+
+  for name in ("k1", "k3"):
+    np.testing.assert_allclose(estimate(logits, name), kl(logits), rtol=1e-5)
+  assert abs(estimate(logits, "k2") / kl(logits) - 1) > 0.01
+  np.testing.assert_allclose(jax.grad(estimate)(logits, "k1"), 0.0, atol=1e-6)
+  exact = jax.grad(kl)(logits)
+  np.testing.assert_allclose(jax.grad(estimate)(logits, "k2"), exact, rtol=1e-4)
+  assert np.abs(jax.grad(estimate)(logits, "k3") - exact).max() > 0.01
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo"])
+def test_what_stands_outside_of_the_mask_is_harmless(aggregation, surrogate):
+  config = PolicyLossConfig(
+    dual_clip=3.0 * (surrogate == "ppo"),
+    aggregation=aggregation,
+    surrogate=surrogate,
+    kl_coef=0.1,
+    entropy_coef=0.1,
+    importance_cap=2.0,
+    importance_level="sequence",
+  )
+  logprobs, old, advantages, mask = batch(per_token=True)
+  arrays = (logprobs, old, advantages, *extras(old))
+
+  def results(arrays):
+    return jax.tree.leaves(loss_and_grad(*arrays[:3], mask, config, None, arrays[3:]))
+
+  clean = results(arrays)
+  for bad in (np.nan, np.inf, -np.inf):
+    dirty = [np.where(mask, x, bad).astype(np.float32) for x in arrays]
+    for a, b in zip(clean, results(dirty), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_an_empty_batch_has_no_loss_and_no_gradient():
+  logprobs, old, advantages, mask = batch()
+  for aggregation in AGGREGATIONS:
+    config = PolicyLossConfig(aggregation=aggregation)
+    loss, grad, metrics = loss_and_grad(logprobs, old, advantages, mask & False, config)
+    assert not any(np.any(x) for x in jax.tree.leaves((loss, grad, metrics)))
+
+
+@pytest.mark.parametrize(
+  "advantage,ratio,loss,slope",
+  [  # slope: d loss / d log-prob; the bounds are 0.8 and 1.28
+    (1.0, 2.0, -1.28, 0.0),  # good and already likelier: stop
+    (1.0, 0.5, -0.5, -0.5),  # good but less likely: the ratio counts
+    (-1.0, 0.5, 0.8, 0.0),  # bad and already less likely: stop
+    (-1.0, 2.0, 2.0, 2.0),  # bad but likelier: min(r A, clip(r) A), the ratio counts, unclipped
+    (-1.0, 5.0, 3.0, 0.0),  # dual clip at 3
+    (1.0, 5.0, -1.28, 0.0),  # dual clip is for negative advantages alone
+  ],
+)
+def test_the_sign_of_the_advantage_decides_which_bound_holds(advantage, ratio, loss, slope):
+  config = PolicyLossConfig(0.2, 0.28, 3.0)
+  old = np.full((1, 1), -1.0, np.float32)
+  logprob = old + np.log(np.float32(ratio))
+  mask = np.ones((1, 1), bool)
+  got, grad, metrics = loss_and_grad(
+    logprob, old, np.full((1, 1), advantage, np.float32), mask, config
+  )
+  np.testing.assert_allclose(got, loss, rtol=1e-5)
+  np.testing.assert_allclose(grad[0, 0], slope, rtol=1e-5, atol=1e-6)
+  stopped = (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
+  assert float(metrics["policy/clip_fraction"]) == stopped
+  assert float(metrics["policy/dual_clip_fraction"]) == (loss == 3.0)
+  np.testing.assert_allclose(metrics["policy/kl"], ratio - 1 - np.log(ratio), rtol=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_losses_of_parts_sum_up_to_the_loss_of_the_whole(aggregation):
+  config = PolicyLossConfig(0.2, 0.28, 3.0, aggregation)
+  arrays = batch()
+  whole, grad, _ = loss_and_grad(*arrays, config)
+  weights = token_weights(arrays[-1], aggregation)
+  assert not np.asarray(weights)[~arrays[-1]].any()
+  for size in (1, 2, 3):
+    parts = [
+      loss_and_grad(*[x[i : i + size] for x in arrays], config, weights[i : i + size])
+      for i in range(0, len(LENGTHS), size)
+    ]
+    np.testing.assert_allclose(sum(p[0] for p in parts), whole, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([p[1] for p in parts]), grad, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_of_each_aggregation():
+  mask = np.arange(4) < np.array([4, 1, 0])[:, None]
+  expected = {
+    "token-mean": [1 / 5, 1 / 5, 0],
+    "seq-mean-token-mean": [1 / 8, 1 / 2, 0],  # the empty response does not count
+    "seq-mean-token-sum": [1 / 2, 1 / 2, 0],
+    "seq-mean-token-sum-norm": [1 / 4, 1 / 4, 0],
+  }
+  assert set(expected) == set(AGGREGATIONS)
+  for aggregation, values in expected.items():
+    weights = token_weights(jnp.asarray(mask), aggregation)
+    np.testing.assert_allclose(weights, mask * np.array(values)[:, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    (dict(aggregation="token-sum"), "train.loss.aggregation='token-sum'.*token-mean"),
+    (dict(clip_low=1.1), "train.loss.clip_low=1.1"),
+    (dict(clip_low=-0.1), "train.loss.clip_low=-0.1"),
+    (dict(clip_high=-0.1), "train.loss.clip_high=-0.1"),
+    (dict(dual_clip=1.0), "train.loss.dual_clip=1.0"),
+    (dict(dual_clip=-3.0), "train.loss.dual_clip=-3.0"),
+    (dict(dual_clip=3.0, surrogate="gspo"), "train.loss.dual_clip=3.0.*'ppo', not to 'gspo'"),
+    (dict(surrogate="dpo"), "train.loss.surrogate='dpo'.*ppo, gspo, cispo"),
+    (dict(kl_estimator="k4"), "train.loss.kl_estimator='k4'.*k1, k2, k3"),
+    (dict(importance_level="batch"), "train.loss.importance_level='batch'.*token, sequence"),
+    (dict(kl_coef=-1.0), "train.loss.kl_coef=-1.0"),
+    (dict(importance_cap=-1.0), "train.loss.importance_cap=-1.0"),
+  ],
+)
+def test_bad_options_are_named(change, message):
+  with pytest.raises(ValueError, match=message):
+    PolicyLossConfig(**change)
+
+
+def test_an_unknown_aggregation_of_weights_is_named():
+  with pytest.raises(ValueError, match="'sum'.*token-mean"):
+    token_weights(jnp.ones((1, 1), bool), "sum")

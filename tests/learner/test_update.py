@@ -1,0 +1,413 @@
+"""One update: what it may not depend on, and what it must do.
+
+Adam's first step is the learning rate times about the sign of each gradient, so rounding noise in a
+gradient near zero moves its parameter by up to twice the learning rate, and no tolerance on
+parameters tells that from an error. Updates are therefore compared by their gradients, which the
+optimizer keeps as its first moment (mu = (1 - b1) gradient after one step), everywhere, within 1e-5
+of the gradient's norm; and by their parameters where the gradient is well above that noise.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from poise_jax import models, rollout
+from poise_jax.learner import update
+from poise_jax.learner.losses import PolicyLossConfig
+from poise_jax.learner.update import UpdateConfig
+from poise_jax.rollout import RolloutConfig
+from poise_jax.types import Prompts
+
+MODEL = models.ModelConfig(
+  "qwen3", 67, 32, 48, 2, 4, 2, 8, qk_norm=True, tie_word_embeddings=True, rope_theta=1e5
+)
+P, N, TP, T = 4, 2, 5, 6
+SAMPLING = RolloutConfig(n=N, max_new_tokens=T, temperature=0.7, eos_ids=tuple(range(12)), pad_id=5)
+BASE = UpdateConfig(
+  loss=PolicyLossConfig(0.2, 0.28, 10.0),
+  minibatch_size=8,
+  microbatch_size=8,
+  temperature=0.7,
+  learning_rate=1e-4,
+  max_grad_norm=0.0,
+  logprob_chunk=16,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.tree.map(lambda x: 3 * x, models.init(MODEL, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def rollouts(params):
+  tokens = jax.random.randint(jax.random.key(1), (P, TP), 12, MODEL.vocab_size)
+  mask = jnp.arange(TP) >= jnp.array([2, 0, 3, 1])[:, None]
+  out = rollout.sample(
+    MODEL, params, Prompts(tokens=tokens, mask=mask), jax.random.key(2), SAMPLING
+  )
+  lengths = np.asarray(out.mask.sum(-1))
+  assert lengths.min() < 3 and lengths.max() == T  # ragged, or the denominators are not tested
+  return out
+
+
+@pytest.fixture(scope="module")
+def advantages():
+  return jax.random.normal(jax.random.key(3), (P, N))
+
+
+def run(params, rollouts, advantages, age=None, groups=None, **changes):
+  """One update from fresh optimizer moments. `step` donates its state, so it gets a copy."""
+  config = dataclasses.replace(BASE, **changes)
+  state = update.init(jax.tree.map(jnp.copy, params), config)
+  state, metrics = update.step(MODEL, state, rollouts, advantages, config, age=age, groups=groups)
+  return state, {k: float(v) for k, v in metrics.items()}
+
+
+def adam(state):
+  return optax.tree_utils.tree_get(state.opt_state, "ScaleByAdamState")
+
+
+def gradients(state):
+  assert int(state.step) == 1
+  return jax.tree.map(lambda mu: np.asarray(mu) / (1 - BASE.adam_b1), adam(state).mu)
+
+
+def assert_same_update(a, b):
+  """(state, metrics) of two single optimizer steps."""
+  compared, total = 0, 0
+  noise = 1e-5 * b[1]["policy/grad_norm"]
+  for g, h, x, y in zip(
+    *map(jax.tree.leaves, (gradients(a[0]), gradients(b[0]), a[0].params, b[0].params)), strict=True
+  ):
+    np.testing.assert_allclose(g, h, atol=noise)
+    large = np.abs(h) > 10 * noise
+    compared, total = compared + large.sum(), total + large.size
+    np.testing.assert_allclose(np.asarray(x)[large], np.asarray(y)[large], atol=1e-5)
+  assert compared > 0.3 * total
+  assert set(a[1]) == set(b[1])
+  for name in a[1]:
+    assert abs(a[1][name] - b[1][name]) < 1e-5 * max(1, abs(b[1][name])), name
+
+
+def sequence_logprobs(params, rollouts, config=BASE):
+  """[P * n, T] under `params`, by log_softmax of all logits: an oracle of its own."""
+  out = models.forward(
+    MODEL,
+    params,
+    jnp.concatenate(
+      [jnp.repeat(rollouts.prompts.tokens, N, 0), rollouts.tokens.reshape(-1, T)], axis=1
+    ),
+    jnp.concatenate(
+      [jnp.repeat(rollouts.prompts.mask, N, 0), rollouts.mask.reshape(-1, T)], axis=1
+    ),
+  )
+  log_p = jax.nn.log_softmax(out.logits[:, -T - 1 : -1] / config.temperature)
+  return jnp.take_along_axis(log_p, rollouts.tokens.reshape(-1, T, 1), axis=-1)[..., 0]
+
+
+@pytest.fixture(scope="module")
+def whole(params, rollouts, advantages):
+  return run(params, rollouts, advantages)
+
+
+def test_metrics_of_an_update_are_what_their_names_say(rollouts, advantages, whole):
+  mask = np.asarray(rollouts.mask)
+  tokens = mask.sum()
+  metrics = whole[1]
+  # With a ratio of one the token-mean loss is minus the mean advantage of the tokens.
+  expected = -(mask * np.asarray(advantages)[..., None]).sum() / tokens
+  assert metrics["policy/loss"] == pytest.approx(expected, abs=1e-5)
+  entropy = np.asarray(rollouts.entropies)[mask].mean()
+  assert metrics["policy/entropy"] == pytest.approx(entropy, abs=1e-4)
+  norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients(whole[0]))))
+  assert norm > 0.1
+  assert metrics["policy/grad_norm"] == pytest.approx(norm, rel=1e-5)
+  assert metrics["policy/clip_fraction"] == metrics["policy/dual_clip_fraction"] == 0
+  assert abs(metrics["policy/kl"]) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_any_microbatch_size_gives_the_same_update(params, rollouts, advantages, whole, size):
+  assert_same_update(run(params, rollouts, advantages, microbatch_size=size), whole)
+
+
+def test_an_empty_response_in_a_microbatch_of_its_own(params, rollouts, advantages):
+  empty = rollouts.replace(mask=rollouts.mask.at[1, 0].set(False))
+  a, b = (run(params, empty, advantages, microbatch_size=size) for size in (1, 8))
+  assert_same_update(a, b)
+
+
+def test_sampler_logprobs_serve_as_old_logprobs(params, rollouts, advantages, whole):
+  assert_same_update(run(params, rollouts, advantages, old_logprobs="sampler"), whole)
+
+
+def test_old_logprobs_are_those_from_before_the_first_optimizer_step(params, rollouts, advantages):
+  changes = dict(minibatch_size=4, microbatch_size=2, learning_rate=3e-3)
+  wrong = rollouts.replace(logprobs=rollouts.logprobs - 0.3)  # what the sampler says is not asked
+  state, metrics = run(params, wrong, advantages, **changes)
+  assert int(state.step) == int(adam(state).count) == 2
+  assert 1e-4 < metrics["policy/kl"]  # the second mini-batch is not on-policy any more
+  # The same with old log-probs that were computed here, from the weights before the update.
+  old = sequence_logprobs(params, rollouts).reshape(P, N, T)
+  manual = rollouts.replace(logprobs=old)
+  _, expected = run(params, manual, advantages, old_logprobs="sampler", **changes)
+  for name in set(metrics) - {"rollout/mismatch_kl"}:
+    assert metrics[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+
+
+def test_two_minibatches_are_two_updates_in_order(params, rollouts, advantages):
+  """Each half alone, one after the other, with the same old log-probs."""
+  changes = dict(minibatch_size=4, microbatch_size=2, learning_rate=3e-3, old_logprobs="sampler")
+  both, both_metrics = run(params, rollouts, advantages, **changes)
+  config = dataclasses.replace(BASE, **changes)
+  state, metrics = update.init(jax.tree.map(jnp.copy, params), config), []
+  for half in (slice(0, P // 2), slice(P // 2, P)):
+    part = jax.tree.map(lambda x, half=half: x[half], rollouts)
+    state, m = update.step(MODEL, state, part, advantages[half], config)
+    metrics.append(m)
+  for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  first, second = ({k: float(v) for k, v in m.items()} for m in metrics)
+  assert second["rollout/mismatch_kl"] > 10 * first["rollout/mismatch_kl"]
+  for name, value in both_metrics.items():
+    mean = (first[name] + second[name]) / 2
+    expected = first[name] if name == "rollout/mismatch_kl" else mean
+    assert value == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+
+
+def test_an_advantage_a_token_is_that_of_its_sequence_if_all_are_equal(
+  params, rollouts, advantages, whole
+):
+  tokens = jnp.broadcast_to(advantages[..., None], (P, N, T))
+  assert_same_update(run(params, rollouts, tokens), whole)
+  other = tokens.at[:, :, 1].add(1.0)
+  assert run(params, rollouts, other)[1]["policy/grad_norm"] != whole[1]["policy/grad_norm"]
+
+
+def test_old_groups_keep_the_logprobs_of_the_policy_that_sampled_them(
+  params, rollouts, advantages, whole
+):
+  """Half of the groups come from another policy: their ratios are to that one."""
+  age = jnp.array([0, 2, 0, 1])
+  told = rollouts.replace(logprobs=rollouts.logprobs - 0.1 * (age > 0)[:, None, None])
+  _, metrics = run(params, told, advantages, age=age)
+  mask = np.asarray(rollouts.mask)
+  share = mask[[1, 3]].sum() / mask.sum()
+  expected = share * (np.exp(0.1) - 1 - 0.1)  # k3 of a log-ratio of 0.1 there and 0 elsewhere
+  assert metrics["policy/kl"] == pytest.approx(expected, rel=1e-3)
+  assert_same_update(run(params, rollouts, advantages, age=0 * age), whole)
+
+
+def test_minibatches_of_padding_are_left_out(params, rollouts, advantages):
+  changes = dict(minibatch_size=4, microbatch_size=2)
+  empty = rollouts.replace(mask=rollouts.mask.at[P // 2 :].set(False))
+  state, metrics = run(params, empty, advantages, groups=P // 2 - 1, **changes)
+  part = jax.tree.map(lambda x: x[: P // 2], rollouts)
+  expected, expected_metrics = run(params, part, advantages[: P // 2], **changes)
+  assert int(state.step) == 1
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert metrics == pytest.approx(expected_metrics)
+
+
+def test_mismatch_kl_sees_weights_that_differ(params, rollouts, advantages, whole):
+  assert abs(whole[1]["rollout/mismatch_kl"]) < 1e-6
+  keys = iter(jax.random.split(jax.random.key(4), 100))
+  other = jax.tree.map(lambda x: x + 0.01 * jax.random.normal(next(keys), x.shape), params)
+  _, metrics = run(other, rollouts, advantages)
+  mask = np.asarray(rollouts.mask).reshape(-1, T)
+  new = np.asarray(sequence_logprobs(other, rollouts), np.float64)
+  d = (new - np.asarray(rollouts.logprobs).reshape(-1, T))[mask]
+  expected = (np.exp(d) - 1 - d).mean()
+  assert expected > 1e-3
+  assert metrics["rollout/mismatch_kl"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_buffer_of_all_logits(params, rollouts, advantages):
+  v = MODEL.vocab_size
+
+  def lowered(**changes):
+    config = dataclasses.replace(BASE, microbatch_size=4, **changes)
+    state = update.init(params, config)
+    batch = update.response_batch(rollouts) | {"advantages": advantages.reshape(-1, 1)}
+    return update.minibatch_step.lower(MODEL, config, state, batch, N)
+
+  forbidden = []
+  for batch in (4, 8):
+    for time in (T, T + 1, TP + T):
+      forbidden += [f"[{batch},{time},{v}]", f"[{batch * time},{v}]", f"[{v},{batch * time}]"]
+  text = lowered().compile().as_text()
+  assert not [shape for shape in forbidden if shape in text]
+  assert f"[{BASE.logprob_chunk},{v}]" in text
+  # One chunk of all tokens is what the test forbids. (Not compiled: that takes seconds.)
+  assert f"tensor<{4 * T}x{v}xf32>" in lowered(logprob_chunk=4 * T).as_text()
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_does_not_change_the_update(params, rollouts, advantages, whole, remat):
+  assert_same_update(run(params, rollouts, advantages, remat=remat), whole)
+
+
+def test_prompts_and_samples_are_counted_in_sequences(params, rollouts, advantages, whole):
+  """[P * n, 1] of the same sequences is the same batch."""
+  flat = jax.tree.map(lambda x: x.reshape(P * N, 1, *x.shape[2:]), rollouts.replace(prompts=None))
+  flat = flat.replace(prompts=jax.tree.map(lambda x: jnp.repeat(x, N, 0), rollouts.prompts))
+  assert_same_update(run(params, flat, advantages.reshape(-1, 1)), whole)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_advantage_moves_its_response_its_way(params, rollouts, sign):
+  advantages = jnp.zeros((P, N)).at[2, 1].set(sign)
+  state, _ = run(params, rollouts, advantages)
+  row = 2 * N + 1
+  mask = np.asarray(rollouts.mask).reshape(-1, T)[row]
+  before = np.asarray(sequence_logprobs(params, rollouts))[row][mask].sum()
+  after = np.asarray(sequence_logprobs(state.params, rollouts))[row][mask].sum()
+  assert sign * (after - before) > 1e-3
+
+
+def test_warm_up_and_weight_decay_reach_the_parameters(params, rollouts):
+  """Without advantages there is no gradient, and decay is all that moves a parameter."""
+  rate, decay = 0.1, 0.5
+  state, _ = run(
+    params, rollouts, jnp.zeros((P, N)), learning_rate=rate, weight_decay=decay, warmup_steps=4
+  )
+  for new, old in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    np.testing.assert_allclose(new, old * (1 - rate / 4 * decay), rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps,expected", [(0, [1, 1, 1]), (1, [1, 1, 1]), (4, [1, 2, 3, 4, 4])])
+def test_warm_up_is_linear_and_then_constant(steps, expected):
+  """Adam's step for a constant gradient is the learning rate."""
+  config = UpdateConfig(learning_rate=0.5, warmup_steps=steps)
+  optimizer, w = update.optimizer(config), jnp.ones(3)
+  state, moved = optimizer.init(w), []
+  for _ in expected:
+    delta, state = optimizer.update(jnp.full(3, -0.1), state, w)
+    moved.append(float(delta[0]))
+  np.testing.assert_allclose(moved, 0.5 * np.array(expected) / max(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("limit,scale", [(0.0, 1.0), (10.0, 1.0), (1.0, 1 / 5)])
+def test_gradients_are_clipped_by_their_global_norm(limit, scale):
+  grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+  optimizer = update.optimizer(UpdateConfig(max_grad_norm=limit))
+  _, state = optimizer.update(grads, optimizer.init(grads), grads)
+  mu = optax.tree_utils.tree_get(state, "mu")
+  np.testing.assert_allclose([mu["a"][0], mu["b"][0]], 0.1 * scale * np.array([3, 4]), rtol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused(params, rollouts, advantages):
+  with pytest.raises(ValueError, match="4 prompts x 2 samples are 8 .*train.minibatch_size=3"):
+    run(params, rollouts, advantages, minibatch_size=3, microbatch_size=3)
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    (dict(old_logprobs="both"), "train.old_logprobs='both'.*sampler, recompute"),
+    (dict(minibatch_size=8, microbatch_size=3), "minibatch_size=8.*microbatch_size=3"),
+  ],
+)
+def test_bad_options_are_named(change, message):
+  with pytest.raises(ValueError, match=message):
+    UpdateConfig(**change)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(microbatch_size=0),
+    dict(minibatch_size=-8, microbatch_size=8),
+    dict(remat="everything"),
+    dict(dtype="float31"),
+    dict(logprob_chunk=-1),
+  ],
+)
+def test_impossible_options_are_a_value_error(change):
+  with pytest.raises(ValueError, match=f"train.{next(iter(change))}"):
+    UpdateConfig(**change)
+
+
+def test_the_kl_pulls_towards_the_reference(params, rollouts):
+  """Without advantages nothing else moves; the reference itself is left alone and not donated."""
+  reference = jax.tree.map(lambda x: 1.1 * x, params)
+  loss = PolicyLossConfig(kl_coef=1.0, kl_estimator="k2")
+  config = dataclasses.replace(BASE, loss=loss)
+  state, distances = update.init(jax.tree.map(jnp.copy, params), config), []
+  for _ in range(4):
+    state, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config, reference)
+    distances.append(float(metrics["policy/reference_kl"]))
+    norm = float(metrics["policy/grad_norm"])
+  assert distances[0] > 1e-3 and distances == sorted(distances, reverse=True)
+  assert distances[-1] < 0.9 * distances[0]
+  state = update.init(jax.tree.map(jnp.copy, params), config)
+  _, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config, params)
+  assert float(metrics["policy/reference_kl"]) < 1e-10
+  assert float(metrics["policy/grad_norm"]) < 1e-3 * norm
+
+
+def test_the_entropy_bonus_raises_entropy(params, rollouts):
+  config = dataclasses.replace(BASE, loss=PolicyLossConfig(entropy_coef=1.0), learning_rate=1e-3)
+  state, entropies = update.init(jax.tree.map(jnp.copy, params), config), []
+  for _ in range(3):
+    state, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config)
+    entropies.append(float(metrics["policy/entropy"]))
+  assert entropies[0] < entropies[1] < entropies[2]
+
+
+def test_importance_sampling_bounds_what_the_sampler_got_wrong(params, rollouts, advantages):
+  """The sampler claims to have been e times less likely to say what it said: weight min(e, cap)."""
+  off = rollouts.replace(logprobs=jnp.where(rollouts.mask, rollouts.logprobs - 1.0, 0.0))
+  norms = {}
+  for cap in (0.0, 2.0, 9.0):
+    config = dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=cap))
+    state = update.init(jax.tree.map(jnp.copy, params), config)
+    _, metrics = update.step(MODEL, state, off, advantages, config)
+    norms[cap] = float(metrics["policy/grad_norm"])
+  np.testing.assert_allclose(norms[2.0] / norms[0.0], 2.0, rtol=1e-4)
+  np.testing.assert_allclose(norms[9.0] / norms[0.0], np.e, rtol=1e-3)
+
+
+def test_importance_sampling_of_the_samplers_own_log_probs_is_refused():
+  with pytest.raises(ValueError, match="importance_cap=2.0 .*old_logprobs='recompute'"):
+    dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=2.0), old_logprobs="sampler")
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(params, rollouts, advantages):
+  """Two mini-batches, each in turn with a NaN, and then both: the rest goes on as if alone."""
+  changes = dict(minibatch_size=4, microbatch_size=2, old_logprobs="sampler")
+  config = dataclasses.replace(BASE, **changes)
+  half = P // 2
+  for bad, value in ((0, jnp.nan), (1, jnp.inf)):
+    broken = advantages.at[bad * half, 0].set(value)
+    state = update.init(jax.tree.map(jnp.copy, params), config)
+    state, metrics = update.step(MODEL, state, rollouts, broken, config)
+    alone = update.init(jax.tree.map(jnp.copy, params), config)
+    good = slice((1 - bad) * half, (2 - bad) * half)
+    part = jax.tree.map(lambda x, good=good: x[good], rollouts)
+    alone, expected = update.step(MODEL, alone, part, advantages[good], config)
+    for a, b in zip(
+      jax.tree.leaves((state.step, state.params, state.opt_state)),
+      jax.tree.leaves((alone.step, alone.params, alone.opt_state)),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(a, b)
+    assert int(state.skipped) == int(metrics["policy/skipped_updates"]) == 1
+    assert int(state.skipped_in_a_row) == bad  # the second one was taken, or was not
+    assert float(metrics["policy/loss"]) == float(expected["policy/loss"])
+  before = jax.tree.map(jnp.copy, state)
+  state, metrics = update.step(MODEL, state, rollouts, advantages * jnp.nan, config)
+  for a, b in zip(
+    jax.tree.leaves((state.step, state.params, state.opt_state)),
+    jax.tree.leaves((before.step, before.params, before.opt_state)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  assert int(state.skipped) == int(state.skipped_in_a_row) == 3
+  assert np.isnan(metrics["policy/loss"])

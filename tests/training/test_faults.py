@@ -1,0 +1,226 @@
+"""Each fault for real: a message, nothing lost, and the same command goes on when it is mended."""
+
+import errno
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import lines, tiny
+
+from experiments import cli
+from poise_jax import models
+from poise_jax.differences import differences
+from poise_jax.models.io import run_checkpoint
+from poise_jax.training import post_mortem as faults
+from poise_jax.training import train as train_lib
+from poise_jax.training.checkpoints import DAMAGED
+
+
+@pytest.fixture
+def planted(monkeypatch):
+  """planted(first, last): a NaN among what the first prompt's answers earn in those steps."""
+  token_rewards, made = train_lib.rewards.token_rewards, []
+
+  def plant(first, last):
+    def poisoned(*args):
+      made.append(1)
+      earned = token_rewards(*args)
+      return earned.at[0, 0, 0].set(jnp.nan) if first <= len(made) <= last else earned
+
+    monkeypatch.setattr(train_lib.rewards, "token_rewards", poisoned)
+
+  yield plant
+  monkeypatch.undo()
+
+
+def test_a_step_with_a_nan_is_skipped_and_counted(tmp_path, planted, capsys):
+  planted(2, 2)
+  train_lib.train(tiny(), str(tmp_path / "run"))
+  rows = lines(tmp_path / "run" / "metrics.jsonl")
+  # Two mini-batches a step; the NaN is in the first.
+  assert [row.get("policy/skipped_updates") for row in rows] == [None, 0, 1, 1]
+  assert "max_skipped_updates" not in capsys.readouterr().out  # the second was taken
+  assert np.isfinite([row["policy/loss"] for row in rows[1:]]).all()
+  checkpoint = run_checkpoint.find(tmp_path / "run")
+  for item in ("params", "rest"):  # neither the policy nor the probe's buffer has seen it
+    for leaf in jax.tree.leaves(run_checkpoint.read(checkpoint, item, None)):
+      assert np.isfinite(np.asarray(leaf, np.float32)).all()
+  assert rows[3]["probe/active"] == 1
+
+
+def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(straight, tmp_path, planted, capsys):
+  folder = tmp_path / "run"
+  planted(2, 9)
+  # One mini-batch a step: both of the steps 2 and 3 are skipped as a whole.
+  config = tiny(max_skipped_updates=2, train__minibatch_size=8, train__microbatch_size=8)
+  with pytest.raises(FloatingPointError, match="2 optimizer steps in a row, up to step 3") as error:
+    train_lib.train(config, str(folder))
+  assert str(folder / "post_mortem" / "step_3.txt") in str(error.value)
+  out = capsys.readouterr().out
+  assert "step 2: loss or gradient not finite" in out
+  rows = lines(folder / "metrics.jsonl")
+  assert "policy/loss" not in rows[2] and rows[2]["policy/skipped_updates"] == 1
+  _, good = models.load(folder / "checkpoints" / "1")
+  _, kept = models.load(folder / "checkpoints" / "2")
+  for x, y in zip(jax.tree.leaves(good), jax.tree.leaves(kept), strict=True):
+    np.testing.assert_array_equal(x, y)  # the skipped step changed nothing
+  assert run_checkpoint.steps_of(folder)[-2:] == [1, 2]
+  batch = np.load(folder / "post_mortem" / "step_3.npz")
+  assert np.isnan(batch["experience.token_rewards"][0, 0, 0])
+  assert batch["experience.rollouts.tokens"].shape == (4, 2, 10)
+  text = (folder / "post_mortem" / "step_3.txt").read_text()
+  assert "experience.token_rewards (4, 2, 10): 1 values are not finite, first (0, 0, 0)" in text
+  assert text.count('"question"') == 8  # every answer of the batch
+  planted(9, 9)
+  train_lib.train(config, str(folder))  # mended, it goes on
+  assert lines(folder / "metrics.jsonl")[-1]["policy/skipped_updates"] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A disk of 12 MB."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True
+  )
+  if mounted.returncode:
+    pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+  yield folder
+  subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+  """Writes until nothing more goes onto the disk; returns the file to delete."""
+  path = disk / "filler"
+  with pytest.raises(OSError) as full, path.open("wb", buffering=0) as file:
+    while True:
+      file.write(bytes(4096))
+  assert full.value.errno == errno.ENOSPC
+  return path
+
+
+@pytest.mark.parametrize("phase", ["step 2: saving", "step 2: updating"])
+def test_a_full_disk(straight, small_disk, monkeypatch, phase):
+  """Who notices first, the checkpoint in the background or the metrics, is a matter of time."""
+  workdir, show = small_disk / "run", train_lib.Logger.phase
+
+  def fill_there(self, name):
+    show(self, name)
+    if name == phase:
+      while 1 not in run_checkpoint.steps_of(workdir):  # it is written in the background
+        time.sleep(0.01)
+      fill(small_disk)
+
+  monkeypatch.setattr(train_lib.Logger, "phase", fill_there)
+  with pytest.raises(OSError, match="could not .*space.*goes on after (the last|step 1)"):
+    train_lib.train(tiny(), str(workdir))
+  assert run_checkpoint.steps_of(workdir)[-1] == 1
+  monkeypatch.setattr(train_lib.Logger, "phase", show)
+  (small_disk / "filler").unlink()
+  train_lib.train(tiny(), str(workdir))
+  assert differences(workdir, straight) == []
+  assert not (workdir / DAMAGED).exists()  # nothing half-written counted as a checkpoint
+
+
+def test_a_read_only_workdir(straight, small_disk):
+  def remount(mode):
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
+
+  subprocess.run(["cp", "-r", str(straight), str(small_disk / "run")], check=True)
+  for path in (small_disk / "run" / "checkpoints").iterdir():
+    if path.name == "3":
+      subprocess.run(["rm", "-r", str(path)], check=True)
+  before = {p: p.is_file() and p.read_bytes() for p in small_disk.rglob("*")}
+  remount("ro")
+  try:
+    for workdir in ("run", "other"):
+      with pytest.raises(OSError, match=f"could not .*{workdir}.*(R|r)ead-only file system"):
+        train_lib.train(tiny(), str(small_disk / workdir))
+  finally:
+    remount("rw")
+  assert {p: p.is_file() and p.read_bytes() for p in small_disk.rglob("*")} == before
+  train_lib.train(tiny(), str(small_disk / "run"))
+  assert differences(small_disk / "run", straight) == []
+
+
+# Limits are a whole process's, pytest's output included: these two have one of their own.
+@pytest.mark.parametrize("name", ["test_the_size_of_files", "test_too_little_memory"])
+def test_a_limit_of_the_process(name):
+  command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow", __file__]
+  done = subprocess.run([*command, "-k", name], capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.slow  # runs in the test above
+def test_the_size_of_files(copy, monkeypatch):
+  """What a quota does."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  show = train_lib.Logger.phase
+
+  def limit_there(self, name):
+    show(self, name)
+    if name == "step 4: saving":
+      resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+  monkeypatch.setattr(train_lib.Logger, "phase", limit_there)
+  try:
+    with pytest.raises(OSError, match="could not .*[Ff]ile too large.*goes on after step 3"):
+      train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+  train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  assert run_checkpoint.steps_of(copy)[-1] == 4
+
+
+@pytest.mark.slow  # runs in the test above
+def test_too_little_memory(tmp_path):
+  """A buffer of 16 GB where there is room for 2."""
+  size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+  soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+  config = tiny(warm_start__steps=0, probe__buffer_rows=2**26)
+  resource.setrlimit(resource.RLIMIT_AS, (size + 2**31, hard))
+  try:
+    with pytest.raises((MemoryError, jax.errors.JaxRuntimeError)) as error:
+      train_lib.train(config, str(tmp_path / "run"))
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+  assert cli.sentence(error.value).startswith("out of memory; lower train.microbatch_size")
+
+
+def test_other_errors_are_not_the_disks_fault():
+  missing = FileNotFoundError(errno.ENOENT, "No such file", "weights")
+  with pytest.raises(FileNotFoundError) as error, faults.disk_explained(pathlib.Path("run")):
+    raise missing
+  assert error.value is missing
+
+
+def test_verifiers_that_die(copy, monkeypatch):
+  """Their process is killed, again and again: what was saved stays, and the run goes on."""
+  show = train_lib.Logger.phase
+
+  def no_python(self, name):
+    show(self, name)
+    if name == "step 4: sampling":
+      children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+      for pid in children:
+        if b"poise_jax.verifiers" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+          os.kill(int(pid), signal.SIGKILL)
+      monkeypatch.setattr(sys, "executable", "/bin/false")  # and no new one starts
+
+  monkeypatch.setattr(train_lib.Logger, "phase", no_python)
+  with pytest.raises(OSError, match="the verifiers' process"):
+    train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  monkeypatch.undo()
+  assert run_checkpoint.steps_of(copy)[-1] == 3
+  train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  assert run_checkpoint.steps_of(copy)[-1] == 4

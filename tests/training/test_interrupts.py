@@ -1,0 +1,82 @@
+"""Signals: one saves and stops, the second stops at once."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from tiny_run import lines, tiny
+
+from poise_jax.differences import differences
+from poise_jax.models.io import run_checkpoint
+from poise_jax.training import train as train_lib
+from poise_jax.training.interrupts import Interrupts
+
+
+@pytest.mark.parametrize(
+  "number,phase,code,saved",
+  [
+    (signal.SIGTERM, "step 2: sampling", 143, 1),  # nothing was learned yet: sampled again
+    (signal.SIGINT, "step 2: updating", 130, 2),
+    (signal.SIGTERM, "evaluating", 143, 0),
+  ],
+)
+def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
+  straight, tmp_path, monkeypatch, capfd, number, phase, code, saved
+):
+  folder, handlers = tmp_path / "run", [signal.getsignal(s) for s in Interrupts.SIGNALS]
+  show = train_lib.Logger.phase
+
+  def interrupt(self, name):
+    show(self, name)
+    if name == phase:
+      os.kill(os.getpid(), number)
+
+  monkeypatch.setattr(train_lib.Logger, "phase", interrupt)
+  with pytest.raises(SystemExit) as stopped:
+    train_lib.train(tiny(), str(folder))
+  assert stopped.value.code == code
+  assert run_checkpoint.steps_of(folder)[-1] == saved
+  said = capfd.readouterr()
+  assert f"{number.name}: saving and stopping; a second one stops at once" in said.err
+  assert f"step {saved} is saved" in said.out
+  assert [signal.getsignal(s) for s in Interrupts.SIGNALS] == handlers
+
+  monkeypatch.setattr(train_lib.Logger, "phase", show)
+  train_lib.train(tiny(), str(folder))
+  assert differences(folder, straight) == []
+  assert [row["step"] for row in lines(folder / "provenance.jsonl")] == [0, saved]
+
+
+@pytest.mark.parametrize("first,second", [("SIGTERM", "SIGTERM"), ("SIGTERM", "SIGINT")])
+def test_a_second_signal_stops_at_once(first, second):
+  code = f"""
+import os, signal
+from poise_jax.training.interrupts import Interrupts
+with Interrupts() as interrupts:
+  os.kill(os.getpid(), signal.{first})
+  print(interrupts.exit_code, flush=True)
+  os.kill(os.getpid(), signal.{second})
+  print("still here")
+"""
+  root = pathlib.Path(__file__).parents[2]
+  done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+  assert done.returncode == 128 + getattr(signal, second)
+  assert done.stdout == "143\n"
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+  seen = []
+
+  def work():
+    with Interrupts() as interrupts:
+      seen.append((signal.getsignal(signal.SIGTERM), interrupts.signal))
+
+  before = signal.getsignal(signal.SIGTERM)
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [(before, None)]

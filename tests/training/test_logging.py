@@ -1,0 +1,222 @@
+"""Every sink of a run's numbers: what stands there after a run that was cut off and resumed."""
+
+import collections
+import io
+import json
+import struct
+import sys
+import time
+
+import pytest
+import rich.console
+from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event
+
+from poise_jax.training import logging as metrics
+
+
+def config(loggers=(), steps=6):
+  return ConfigDict(
+    dict(
+      algorithm="poise",
+      seed=0,
+      steps=steps,
+      rollouts=4,
+      log_samples=1,
+      rollout=dict(n=1),
+      model=dict(source=""),
+      loggers=loggers,
+    )
+  )
+
+
+def open_logger(folder, start, loggers=(), steps=6):
+  (folder / "config.json").write_text(config(loggers, steps).to_json())
+  return metrics.Logger(folder, config(loggers, steps), start, time.perf_counter())
+
+
+def log(logger, steps):
+  for step in steps:
+    logger.samples([sample(step), sample(step)])
+    logger.log(step, {"reward/mean": step / 10, "probe/mae": float("nan")})
+
+
+def sample(step):
+  numbers = dict(reward=1.0, baseline=0.5, advantage=0.5)
+  return dict(step=step, question="?", answer="!", difficulty="1", response="é\ud800", **numbers)
+
+
+def rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_no_step_stands_twice_in_the_files_of_a_resumed_run(tmp_path):
+  with open_logger(tmp_path, 0) as logger:
+    log(logger, range(4))
+  before = rows(tmp_path / "metrics.jsonl")
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 4, "reward/me')
+  with open_logger(tmp_path, 2) as logger:
+    assert rows(tmp_path / "metrics.jsonl") == before[:3]
+    log(logger, range(3, 6))
+  written = rows(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in written] == list(range(6))
+  assert [row["reward/mean"] for row in written] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+  assert not any("probe/mae" in row for row in written)  # was not measured
+  steps = [row["step"] for row in rows(tmp_path / "samples.jsonl")]
+  assert steps == [step for step in range(6) for _ in range(2)]
+
+
+def test_a_run_without_a_checkpoint_begins_with_step_0_again(tmp_path):
+  for _ in range(2):
+    with open_logger(tmp_path, -1) as logger:
+      log(logger, range(2))
+  assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [0, 1]
+  assert len(rows(tmp_path / "samples.jsonl")) == 4
+
+
+def test_tensorboard_shows_every_step_once(tmp_path):
+  for start, steps in ((0, range(4)), (2, range(3, 6))):
+    with open_logger(tmp_path, start, ["tensorboard"]) as logger:
+      log(logger, steps)
+    time.sleep(1.1)  # the files' names have seconds in them
+  shown = {}
+  for path in sorted((tmp_path / "tensorboard").iterdir()):
+    for event in events(path):
+      if event.HasField("session_log"):  # as TensorBoard reads it: what follows replaces
+        shown = {step: count for step, count in shown.items() if step < event.step}
+      for value in event.summary.value:
+        if value.tag == "reward/mean":
+          assert value.simple_value == pytest.approx(event.step / 10)
+          shown[event.step] = shown.get(event.step, 0) + 1
+  assert shown == dict.fromkeys(range(6), 1)
+
+
+def events(path):
+  """The records of an event file: length, its checksum, the message, its checksum."""
+  data, place = path.read_bytes(), 0
+  while place < len(data):
+    (length,) = struct.unpack_from("<Q", data, place)
+    yield Event.FromString(data[place + 12 : place + 12 + length])
+    place += 16 + length
+
+
+def test_weights_and_biases_offline_gets_every_step_once_under_one_id(tmp_path, monkeypatch):
+  pytest.importorskip("wandb", reason="python -m pip install wandb")
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  monkeypatch.setenv("WANDB_SILENT", "true")
+  monkeypatch.setenv("WANDB_PROJECT", "probes")
+  for start, steps in ((0, range(4)), (2, range(3, 6))):
+    with open_logger(tmp_path, start, ["wandb"]) as logger:
+      log(logger, steps)
+  sent, ids = collections.Counter(), set()
+  for path in sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb")):
+    for record in wandb_records(path.read_bytes()):
+      if record.HasField("run"):
+        ids.add((record.run.run_id, record.run.project, record.run.display_name))
+      items = {(i.key or "/".join(i.nested_key)): i.value_json for i in record.history.item}
+      if "reward/mean" in items:
+        assert float(items["reward/mean"]) == int(items["_step"]) / 10
+        sent[int(items["_step"])] += 1
+  assert sent == dict.fromkeys(range(6), 1)
+  known = json.loads((tmp_path / "wandb.json").read_text())
+  assert ids == {(known["id"], "probes", tmp_path.name)}
+
+
+def wandb_records(data):
+  """The records of an offline run: LevelDB's log, blocks of 32 KiB after a header of 7 bytes."""
+  from wandb.proto import wandb_internal_pb2
+
+  place, whole = 7, b""
+  while place + 7 <= len(data):
+    left = 32768 - place % 32768
+    if left < 7:
+      place += left
+      continue
+    length, kind = struct.unpack_from("<HB", data, place + 4)
+    whole += data[place + 7 : place + 7 + length]
+    place += 7 + length
+    if kind in (1, 4):  # a whole record, or the last part of one
+      yield wandb_internal_pb2.Record.FromString(whole)
+      whole = b""
+
+
+def test_weights_and_biases_that_does_not_start_says_the_way_out(tmp_path, monkeypatch):
+  wandb = pytest.importorskip("wandb", reason="python -m pip install wandb")
+
+  def refuse(**_):
+    raise wandb.Error("No API key configured")
+
+  monkeypatch.setattr(wandb, "init", refuse)
+  with pytest.raises(ValueError, match="No API key configured.*WANDB_MODE=offline"):
+    open_logger(tmp_path, 0, ["wandb"])
+
+
+def test_loggers_are_checked_and_wandb_is_imported_only_if_it_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
+  metrics.check_loggers(("tensorboard",))
+  with open_logger(tmp_path, 0, ["tensorboard"]) as logger:
+    log(logger, range(1))
+  with pytest.raises(ValueError, match="not installed: python -m pip install wandb"):
+    metrics.check_loggers(("tensorboard", "wandb"))
+  with pytest.raises(ValueError, match="'mlflow' is none of tensorboard, wandb"):
+    metrics.check_loggers(("mlflow",))
+
+
+def test_the_time_left_does_not_count_compilation():
+  screen = metrics.Console(rich.console.Console(file=io.StringIO()), steps=100, start=0)
+  assert screen.left(0, 1000.0) == ""
+  assert screen.left(1, 1050.0) == "1:22:30 left"  # all that is known
+  assert screen.left(2, 1052.0) == "0:03:16 left"
+  assert screen.left(3, 1058.0) == "0:06:28 left"  # the mean of 2 and 6 seconds
+  assert screen.left(100, 1060.0) == ""
+  resumed = metrics.Console(rich.console.Console(file=io.StringIO()), steps=100, start=50)
+  assert resumed.left(51, 0.0) == ""
+  assert resumed.left(52, 10.0) == "0:08:00 left"
+
+
+def test_a_line_a_step_in_a_file_and_a_bar_in_a_terminal():
+  for is_terminal in (False, True):
+    out = io.StringIO()
+    console = rich.console.Console(
+      file=out, force_terminal=is_terminal, width=120, soft_wrap=True, highlight=False
+    )
+    screen = metrics.Console(console, steps=3, start=0)
+    screen.phase("evaluating")
+    for step in range(4):
+      screen.log(step, {"reward/mean": step / 4, "time/step": 1.5})
+    screen.close()
+    text = out.getvalue()
+    assert ("\x1b" in text) == is_terminal
+    if is_terminal:
+      assert "━" in text and "3/3" in text and "evaluating" in text
+    else:
+      lines = text.splitlines()
+      assert len(lines) == 4 and "━" not in text
+      assert lines[1].startswith("step    1/3  reward 0.250  1.5 s  0:00:0")
+      assert lines[1].endswith("left") and lines[3] == "step    3/3  reward 0.750  1.5 s"
+
+
+def test_the_report_is_written_at_evaluations_and_at_every_end(tmp_path):
+  page = tmp_path / "report.html"
+  with pytest.raises(KeyboardInterrupt):
+    with open_logger(tmp_path, 0) as logger:
+      logger.log(0, {"eval/accuracy": 0.25})
+      first = page.read_text()
+      logger.log(1, {"reward/mean": 0.625})
+      assert page.read_text() == first
+      raise KeyboardInterrupt
+  assert "0.250" in first and "0.625" not in first
+  assert "0.625" in page.read_text()
+
+
+def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+  def fail(_):
+    raise RuntimeError("[no] ink")
+
+  monkeypatch.setattr(metrics.report, "write", fail)
+  with open_logger(tmp_path, 0) as logger:
+    logger.log(0, {"eval/accuracy": 0.25})
+    logger.log(1, {"reward/mean": 0.5})
+  assert "report.html could not be written (RuntimeError: [no] ink)" in capsys.readouterr().out
+  assert len(rows(tmp_path / "metrics.jsonl")) == 2

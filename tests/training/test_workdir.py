@@ -1,0 +1,81 @@
+"""Whose folder it is, what may change, and how a run is started again."""
+
+import json
+
+import pytest
+from tiny_run import tiny
+
+from poise_jax.training.workdir import open_workdir
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A folder with a config, a checkpoint and metrics."""
+  folder = tmp_path / "run"
+  assert open_workdir(folder, tiny()) == []
+  (folder / "checkpoints" / "3").mkdir(parents=True)
+  (folder / "metrics.jsonl").write_text("{}\n")
+  return folder
+
+
+def content(folder):
+  return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def test_the_same_configuration_is_welcome(run):
+  before = content(run)
+  assert open_workdir(run, tiny()) == []
+  assert content(run) == before
+
+
+def test_another_configuration_is_refused_with_what_differs(run):
+  before = content(run)
+  with pytest.raises(ValueError, match="train.learning_rate: 0.0002 -> 0.5") as error:
+    open_workdir(run, tiny(train__learning_rate=0.5))
+  assert "rollouts" not in str(error.value)  # only what differs
+  assert "--allow_config_change" in str(error.value) and "--overwrite=run" in str(error.value)
+  assert content(run) == before
+
+
+def test_another_configuration_that_is_allowed_is_not_written_before_it_works(run):
+  before = content(run)
+  assert open_workdir(run, tiny(steps=9, seed=1), allow_config_change=True) == [
+    "seed: 2 -> 1",
+    "steps: 3 -> 9",
+  ]
+  assert content(run) == before
+
+
+def test_overwrite_asks_for_the_folder_by_name(run):
+  before = content(run)
+  for name in ("yes", "runs", str(run)):
+    with pytest.raises(ValueError, match="is not the name of .*--overwrite=run") as error:
+      open_workdir(run, tiny(), overwrite=name)
+    assert name in str(error.value)
+  assert content(run) == before
+  assert open_workdir(run, tiny(seed=1), overwrite="run") == []
+  assert [path.name for path in run.iterdir()] == ["config.json"]
+  assert json.loads((run / "config.json").read_text())["seed"] == 1
+
+
+def test_a_folder_of_something_else_is_refused_even_by_name(tmp_path):
+  (tmp_path / "thesis.tex").write_text("years of work")
+  for overwrite in ("", tmp_path.name):
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+      open_workdir(tmp_path, tiny(), overwrite=overwrite)
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+  (tmp_path / "config.partial").write_text('{"see')  # of a process killed while it wrote
+  assert open_workdir(tmp_path, tiny()) == []
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_damaged_configuration_is_named(run):
+  (run / "config.json").write_text('{"see')
+  with pytest.raises(ValueError, match="config.json is not valid JSON"):
+    open_workdir(run, tiny())
+  with pytest.raises(ValueError, match="is not valid JSON .*--overwrite=run"):
+    open_workdir(run, tiny(), allow_config_change=True)
+  assert open_workdir(run, tiny(), overwrite="run") == []
