@@ -9,7 +9,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from poise_jax.errors import unknown
+from poise_jax.errors import unknown_name
 from poise_jax.estimators import CriticConfig, ProbeConfig
 from poise_jax.estimators.probe import PRESETS
 from poise_jax.evaluation.answer import EvalConfig
@@ -101,10 +101,10 @@ def default(algorithm: str) -> ConfigDict:
   """The configuration of an algorithm, locked: what it does not have cannot be set.
 
   Raises:
-    ValueError: the name is unknown; lists all.
+    UserError: the name is unknown; lists all.
   """
   if algorithm not in ALGORITHMS:
-    raise unknown("algorithm", algorithm, ALGORITHMS)
+    raise unknown_name("algorithm", algorithm, ALGORITHMS)
   choice = dict(ALGORITHMS[algorithm])
   config = ConfigDict()
   config.algorithm = algorithm  # the name behind --config=FILE.py: that these values are of

@@ -1,12 +1,19 @@
-"""One sentence for a name that nobody knows."""
+"""Errors that a user can mend."""
 
 import difflib
 from collections.abc import Iterable
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
-  """The error for a name that is not in a table: it names the nearest one and lists all."""
-  known = sorted(known)
-  near = difflib.get_close_matches(name, known, 1)
-  hint = f"; did you mean {near[0]!r}?" if near else "."
-  return ValueError(f"{what} {name!r} is unknown{hint} Known are {', '.join(known)}")
+class UserError(ValueError):
+  """What is wrong and the way out, in one sentence, for the person at the keyboard.
+
+  The command line prints the sentence. Every other exception is a bug or a failure of the system.
+  """
+
+
+def unknown_name(what: str, name: str, choices: Iterable[str]) -> UserError:
+  """The error for a name that is not in a table: suggests the nearest one and lists them all."""
+  choices = sorted(choices)
+  nearest = difflib.get_close_matches(name, choices, 1)
+  hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+  return UserError(f"unknown {what} {name!r}; {hint}choose from {', '.join(choices)}")

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+from poise_jax.errors import UserError
+
 
 def claim(
   folder: pathlib.Path,
@@ -25,7 +27,7 @@ def claim(
     otherwise: what else can be done about another content.
 
   Raises:
-    ValueError: the folder holds a thing with another content, or something else altogether.
+    UserError: the folder holds a thing with another content, or something else altogether.
   """
   path = folder / file
   content = json.loads(json.dumps(content))
@@ -33,16 +35,16 @@ def claim(
     try:
       before = json.loads(path.read_text())
     except ValueError as error:
-      raise ValueError(f"{path} is not valid JSON ({error}); choose another {flag}") from error
+      raise UserError(f"{path} is not valid JSON ({error}); choose another {flag}") from error
     if changed := differences(before, content):
-      raise ValueError(
+      raise UserError(
         f"{folder} holds {thing} with another configuration ({'; '.join(changed)}); "
         f"choose another {flag}, or {otherwise}"
       )
     return
   partial = path.with_suffix(".partial")  # may be left of a process that died here
   if folder.exists() and any(item != partial for item in folder.iterdir()):
-    raise ValueError(
+    raise UserError(
       f"{folder} is not empty and holds no {thing.split()[-1]}; choose another {flag}"
     )
   folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from rich.progress import track
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.data.tasks import Task
 from poise_jax.distributed import processes
+from poise_jax.errors import UserError
 from poise_jax.reports import run_log as runs
 
 SLOW = 50_000  # prompts from which on counting their tokens shows a progress bar
@@ -36,7 +37,7 @@ def fit(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
     drop_long: longer ones are left out, and counted in task.left_out.
 
   Raises:
-    ValueError: a prompt is longer and drop_long is off, or all of a split's in a domain are.
+    UserError: a prompt is longer and drop_long is off, or all of a split's in a domain are.
   """
   sets, left_out = {}, dict(task.left_out)
   for split, examples in (("test", task.test), ("train", task.train)):
@@ -51,7 +52,7 @@ def fit(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
     kept = Counter(example.domain for example in sets[split])
     for domain, count in sorted(Counter(example.domain for example in examples).items()):
       if not kept[domain]:
-        raise ValueError(
+        raise UserError(
           f"every {split} prompt of domain {domain} is longer than "
           f"task.max_prompt_length={encoder.max_length}"
         )
@@ -66,7 +67,7 @@ def remember(task: Task, workdir: pathlib.Path) -> None:
   a position in another order would train on other prompts.
 
   Raises:
-    ValueError: it is not.
+    UserError: it is not.
   """
   digest = hashlib.sha256()
   for example in (*task.train, *task.test):
@@ -87,7 +88,7 @@ def _write_or_compare(path, now):
     return
   before = json.loads(path.read_text())
   if before["sha256"] != now["sha256"]:
-    raise ValueError(
+    raise UserError(
       f"the data is not what this run began with ({before['train']} + {before['test']} examples in "
       f"{path}, {now['train']} + {now['test']} now, or other ones); restore it, or choose another "
       "--workdir"

@@ -6,6 +6,7 @@ import numpy as np
 
 from poise_jax.data.tasks import Example
 from poise_jax.data.templates import resolve
+from poise_jax.errors import UserError
 from poise_jax.types import Prompts
 
 
@@ -21,7 +22,7 @@ class PromptEncoder:
     max_length: Tp, in tokens.
     """
     if system and not chat:
-      raise ValueError("task.system is a turn of a chat, but task.chat is off")
+      raise UserError("task.system is a turn of a chat, but task.chat is off")
     self.tokenizer, self.chat, self.system = tokenizer, chat, system
     self.template = resolve(template)
     self.max_length = max_length
@@ -48,11 +49,11 @@ class PromptEncoder:
     """Token ids of one prompt.
 
     Raises:
-      ValueError: it is longer than the limit; a truncated question would be another question.
+      UserError: it is longer than the limit; a truncated question would be another question.
     """
     ids = self.ids(example)
     if len(ids) > self.max_length:
-      raise ValueError(
+      raise UserError(
         f"a prompt has {len(ids)} tokens, more than task.max_prompt_length={self.max_length}; "
         f"raise it, or set task.drop_long to leave such prompts out: {self.text(example)[:60]!r}"
       )

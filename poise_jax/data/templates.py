@@ -1,6 +1,6 @@
 """The wordings that a question is put in."""
 
-from poise_jax.errors import unknown
+from poise_jax.errors import UserError, unknown_name
 
 # DAPO's prompt (arXiv 2503.14476; verbatim from the rows of DAPO-Math-17K), which POISE trains and
 # evaluates with: a number is only comparable under the same words.
@@ -22,12 +22,12 @@ def resolve(template: str) -> str:
   """The wording of that name, or the text itself if it has a place for the question.
 
   Raises:
-    ValueError: it is neither.
+    UserError: it is neither.
   """
   if "{question}" in template:
     return template
   if template in TEMPLATES:
     return TEMPLATES[template]
   if template.isidentifier():
-    raise unknown("task.template", template, TEMPLATES)
-  raise ValueError(f"task.template={template!r} does not contain {{question}}")
+    raise unknown_name("task.template", template, TEMPLATES)
+  raise UserError(f"task.template={template!r} does not contain {{question}}")

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from poise_jax.errors import UserError
+
 # A process whose machine is gone is missed after this time: well within a minute, and longer than
 # a machine under load keeps still.
 HEARTBEAT = 25  # seconds
@@ -38,7 +40,7 @@ def started(where: str, sentence: Callable[[Exception], str] = str) -> Iterator[
     sentence: what to tell a user of an error.
 
   Raises:
-    ValueError: `where` is none of these, or no environment is found.
+    UserError: `where` is none of these, or no environment is found.
   """
   where = where or ("auto" if "JAX_COORDINATOR_ADDRESS" in os.environ else "")
   if not where:
@@ -79,25 +81,25 @@ def _connect(where):
   if where != "auto":
     address, *numbers = where.split(",")
     if ":" not in address or len(numbers) != 2 or not all(x.isdecimal() for x in numbers):
-      raise ValueError(
+      raise UserError(
         f"--distributed={where} is neither auto nor ADDRESS:PORT,COUNT,INDEX, such as "
         "10.0.0.1:1234,4,0 on the first of four processes"
       )
     count, index = map(int, numbers)
     if not index < count:
-      raise ValueError(f"--distributed={where}: the last number counts from 0 to {count - 1}")
+      raise UserError(f"--distributed={where}: the last number counts from 0 to {count - 1}")
     arguments = dict(coordinator_address=address, num_processes=count, process_id=index)
   try:
     jax.distributed.initialize(
       **arguments, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN
     )
   except (ValueError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f"--distributed=auto finds no cluster here ({error}); say which process this is: "
       "--distributed=ADDRESS:PORT,COUNT,INDEX"
     ) from error
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
+    raise UserError(
       f"--distributed={where}: the processes did not find each other ({error}); each must be "
       "started, and reach the first one's address"
     ) from error
@@ -146,10 +148,10 @@ def on_first(work: Callable[..., Any], *args, **kwargs) -> Any:
 
 
 def check_alike(what: str, value: Any):
-  """Raises ValueError, naming the process, where `value` is not the first process's."""
+  """Raises UserError, naming the process, where `value` is not the first process's."""
   there = gather(value)
   if different := [i for i, other in enumerate(there) if other != there[0]]:
-    raise ValueError(f"{what} is not the same in process {different[0]} as in process 0")
+    raise UserError(f"{what} is not the same in process {different[0]} as in process 0")
 
 
 def wait_for_all():

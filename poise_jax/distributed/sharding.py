@@ -15,6 +15,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from poise_jax.errors import UserError
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # mesh axes that split the batch
 
@@ -39,7 +41,7 @@ def make_mesh(
   shardings, but nothing can be compiled. One size may be -1: what is left.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices.
   """
   sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
   devices = jax.devices() if devices is None else devices
@@ -48,14 +50,14 @@ def make_mesh(
   known = math.prod(size for size in sizes.values() if size != -1)
   for axis, size in sizes.items():
     if size < 1 and size != -1:
-      raise ValueError(f"mesh.{axis}={size} must be positive, or -1 for what is left")
+      raise UserError(f"mesh.{axis}={size} must be positive, or -1 for what is left")
   if len(free) > 1:
-    raise ValueError(f"only one mesh axis can be -1, got {' and '.join(free)}")
+    raise UserError(f"only one mesh axis can be -1, got {' and '.join(free)}")
   if free and count % known == 0:
     sizes[free[0]] = count // known
   if math.prod(sizes.values()) != count:
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-    raise ValueError(f"mesh {shape} does not fit {count} devices; the sizes must multiply to it")
+    raise UserError(f"mesh {shape} does not fit {count} devices; the sizes must multiply to it")
   kinds = (AxisType.Auto,) * len(AXES)
   if isinstance(devices, int):
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=kinds)
@@ -86,14 +88,14 @@ def param_shardings(mesh: Mesh, shapes: Any, logical_axes: Any, rules: dict = RU
   """NamedShardings for a parameter tree.
 
   Raises:
-    ValueError: a dimension does not divide its mesh axis; names parameter, dimension and axis.
+    UserError: a dimension does not divide its mesh axis; names parameter, dimension and axis.
   """
 
   def one(path, shape, names):
     for size, name in zip(shape.shape, names, strict=True):
       axis = rules[name]
       if axis is not None and size % mesh.shape[axis]:
-        raise ValueError(
+        raise UserError(
           f"parameter {jax.tree_util.keystr(path)} {tuple(shape.shape)}: its {name!r} size {size} "
           f"is not a multiple of mesh.{axis}={mesh.shape[axis]}"
         )
@@ -168,11 +170,11 @@ def put_rows(mesh: Mesh, size: int, rows: Callable[[list[int]], Any]) -> Any:
     rows: numbers of rows -> NumPy arrays of these, [rows, ...].
 
   Raises:
-    ValueError: the size does not divide.
+    UserError: the size does not divide.
   """
   shards = batch_shards(mesh)
   if size % shards:
-    raise ValueError(
+    raise UserError(
       f"a batch of {size} does not divide over the {shards} batch shards of the mesh "
       f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
     )

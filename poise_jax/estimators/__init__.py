@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from poise_jax.errors import UserError
 from poise_jax.estimators import critic, probe, tracker
 from poise_jax.estimators.critic import CriticConfig, gae
 from poise_jax.estimators.group import (
@@ -63,13 +64,13 @@ def make(name: str, setting: Setting) -> Estimator:
   all as independent of y_i as the states alone: it stays unbiased, and RLOO is a special case.
 
   Raises:
-    ValueError: the name is unknown, or n does not fit it.
+    UserError: the name is unknown, or n does not fit it.
   """
   n = setting.rollout.n
   if name not in NAMES:
-    raise ValueError(f"estimator {name!r} is unknown; known are {', '.join(NAMES)}")
+    raise UserError(f"estimator {name!r} is unknown; known are {', '.join(NAMES)}")
   if n < 2 and name in ("poise", "poise_sibling", *GROUP):
-    raise ValueError(f"{name} needs sibling rollouts: rollout.n={n} must be at least 2")
+    raise UserError(f"{name} needs sibling rollouts: rollout.n={n} must be at least 2")
   if name in ("poise", "poise_sibling"):
     return _poise(name, setting)
   if name in GROUP:
@@ -82,7 +83,7 @@ def make(name: str, setting: Setting) -> Estimator:
     )
   if name == "spo":
     if n != 1:
-      raise ValueError(f"spo takes one response a prompt: rollout.n={n} must be 1")
+      raise UserError(f"spo takes one response a prompt: rollout.n={n} must be 1")
     length = setting.rollout.max_new_tokens
     functions = tracker.spo(setting.prompts, length, setting.model, setting.update)
     return Estimator(*functions, priorities=lambda state: tracker.priorities(state.tracker))
@@ -93,7 +94,7 @@ def make(name: str, setting: Setting) -> Estimator:
 def _poise(name, setting):
   features = feature_size(setting.model, setting.rollout)
   if not features:
-    raise ValueError(f"{name} reads hidden states: rollout.feature_layers must not be empty")
+    raise UserError(f"{name} reads hidden states: rollout.feature_layers must not be empty")
   reads_reward, domains = name == "poise_sibling", setting.domains
   config = setting.probe
   config = dataclasses.replace(config, scalars=config.scalars + reads_reward)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from poise_jax.errors import UserError
 from poise_jax.estimators.group import whiten
 from poise_jax.learner import update as policy_update
 from poise_jax.learner.losses import token_weights
@@ -27,7 +28,7 @@ from poise_jax.types import Experience, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-  """Options of the critics; raises ValueError on construction for values without a meaning."""
+  """Options of the critics; raises UserError on construction for values without a meaning."""
 
   learning_rate: float = 1e-5  # AdamW's, with the policy's other options
   warmup_steps: int = 0  # optimizer steps of linear warm-up
@@ -42,10 +43,10 @@ class CriticConfig:
   def __post_init__(self):
     for name in ("gamma", "lam", "value_lam"):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"critic.{name}={getattr(self, name)} must be in [0, 1]")
+        raise UserError(f"critic.{name}={getattr(self, name)} must be in [0, 1]")
     for name in ("learning_rate", "warmup_steps", "pretrain_steps", "length_alpha", "value_clip"):
       if getattr(self, name) < 0:
-        raise ValueError(f"critic.{name}={getattr(self, name)} must not be negative")
+        raise UserError(f"critic.{name}={getattr(self, name)} must not be negative")
 
 
 def gae(

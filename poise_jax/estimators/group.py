@@ -4,6 +4,8 @@ prompt."""
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from poise_jax.errors import UserError
+
 STD_EPSILON = 1e-6  # verl's; TRL has 1e-4
 
 
@@ -11,7 +13,7 @@ def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   """(r - mean) / (std + 1e-6) of the group, std with ddof=1 (DeepSeekMath, arXiv 2402.03300).
 
   Raises:
-    ValueError: groups of one have no standard deviation.
+    UserError: groups of one have no standard deviation.
   """
   return _centred("grpo", rewards) / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
 
@@ -21,7 +23,7 @@ def dr_grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   of RLOO's advantage.
 
   Raises:
-    ValueError: in groups of one every advantage would be zero.
+    UserError: in groups of one every advantage would be zero.
   """
   return _centred("dr_grpo", rewards)
 
@@ -30,7 +32,7 @@ def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   """r minus the mean of the group's other rewards (RLOO, arXiv 2402.14740 eq. 6); unbiased.
 
   Raises:
-    ValueError: groups of one have no other rewards.
+    UserError: groups of one have no other rewards.
   """
   _check_group("rloo", rewards)
   n = rewards.shape[1]
@@ -48,7 +50,7 @@ def reinforce_pp(
       verl, so that the advantages of a token-mean loss are centred. None: over responses.
 
   Raises:
-    ValueError: a batch of one response has no standard deviation.
+    UserError: a batch of one response has no standard deviation.
   """
   return whiten(rewards, lengths)
 
@@ -60,7 +62,7 @@ def reinforce_pp_baseline(
   baseline variant of REINFORCE++, arXiv 2501.03262). `lengths` as for `reinforce_pp`.
 
   Raises:
-    ValueError: groups of one have nothing to compare.
+    UserError: groups of one have nothing to compare.
   """
   return whiten(_centred("reinforce_pp_baseline", rewards), lengths)
 
@@ -75,10 +77,10 @@ def whiten(values: Array, weights: Array | None = None) -> Array:
   """Mean 0 and standard deviation (ddof=1) 1 over all entries; each counts `weights` times.
 
   Raises:
-    ValueError: there is nothing to compare.
+    UserError: there is nothing to compare.
   """
   if values.size < 2:
-    raise ValueError("whitening compares the answers of a batch: rollouts must be at least 2")
+    raise UserError("whitening compares the answers of a batch: rollouts must be at least 2")
   weights = jnp.ones_like(values) if weights is None else weights
   total = jnp.maximum(weights.sum(), 2)
   centred = values - (weights * values).sum() / total
@@ -88,4 +90,4 @@ def whiten(values: Array, weights: Array | None = None) -> Array:
 
 def _check_group(name, rewards):
   if rewards.shape[1] < 2:
-    raise ValueError(f"{name} compares the answers of a group: rollout.n must be at least 2, not 1")
+    raise UserError(f"{name} compares the answers of a group: rollout.n must be at least 2, not 1")

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from poise_jax.errors import UserError
 from poise_jax.estimators.probe_models import logistic, mlp
 from poise_jax.estimators.ridge import matmul, principal_components, ridge
 
@@ -28,7 +29,7 @@ MODELS = ("ridge", "logistic", "mlp")
 class ProbeConfig:
   """What the probe is and how much it remembers. Hashable: a static argument under jit.
 
-  Raises ValueError on a value out of range.
+  Raises UserError on a value out of range.
   """
 
   model: str = "ridge"  # ridge, or as an ablation logistic or mlp
@@ -47,7 +48,7 @@ class ProbeConfig:
 
   def __post_init__(self):
     if not (math.isfinite(self.alpha) and self.alpha > 0):
-      raise ValueError(f"probe.alpha must be a positive finite number, got {self.alpha}")
+      raise UserError(f"probe.alpha must be a positive finite number, got {self.alpha}")
     for name, least in (
       ("pca_prompt", 0),
       ("pca_response", 0),
@@ -58,13 +59,13 @@ class ProbeConfig:
     ):
       value = getattr(self, name)
       if not isinstance(value, int) or value < least:
-        raise ValueError(f"probe.{name} must be an integer of at least {least}, got {value!r}")
+        raise UserError(f"probe.{name} must be an integer of at least {least}, got {value!r}")
     if self.model not in MODELS:
-      raise ValueError(f"probe.model={self.model!r} must be one of {', '.join(MODELS)}")
+      raise UserError(f"probe.model={self.model!r} must be one of {', '.join(MODELS)}")
     if not self.mlp_widths or min(self.mlp_widths) < 1:
-      raise ValueError(f"probe.mlp_widths={self.mlp_widths} must be the widths of hidden layers")
+      raise UserError(f"probe.mlp_widths={self.mlp_widths} must be the widths of hidden layers")
     if not self.reads or set(self.reads) - set(PARTS):
-      raise ValueError(
+      raise UserError(
         f"probe.reads={tuple(self.reads)} must name some of {', '.join(PARTS)}, and nothing else"
       )
 
@@ -110,16 +111,16 @@ class State:
 
 
 def _check_shapes(config: ProbeConfig, rows: int, num_features: int) -> int:
-  """Returns the width of the prompt block; raises ValueError when config and shapes disagree."""
+  """Returns the width of the prompt block; raises UserError when config and shapes disagree."""
   width, odd = divmod(num_features - config.scalars, 2)
   if odd or width < 0 or num_features < 1:
-    raise ValueError(
+    raise UserError(
       f"a row of {num_features} features is not two equal blocks and {config.scalars} scalars"
     )
   for name in ("pca_prompt", "pca_response"):
     components = getattr(config, name)
     if components > min(rows, width):
-      raise ValueError(
+      raise UserError(
         f"probe.{name}={components} exceeds min(rows, block width) = min({rows}, {width})"
       )
   return width
@@ -148,7 +149,7 @@ def fit(
     weights: [N] 0 or 1; a row with 0 (an empty buffer slot) has no influence. None: all 1.
 
   Raises:
-    ValueError: F does not fit config.scalars, or more components than min(N, block width).
+    UserError: F does not fit config.scalars, or more components than min(N, block width).
   """
   width = _check_shapes(config, *features.shape)
   features = jnp.asarray(features, jnp.float32)
@@ -213,9 +214,9 @@ def predict(state: ProbeState, features: Float[Array, "*rows F"]) -> Float[Array
 
 
 def _check_samples(n: int) -> None:
-  """Raises ValueError when a rollout has no siblings."""
+  """Raises UserError when a rollout has no siblings."""
   if n < 2:
-    raise ValueError(f"POISE needs siblings, at least n=2 samples a prompt, got n={n}")
+    raise UserError(f"POISE needs siblings, at least n=2 samples a prompt, got n={n}")
 
 
 def leave_one_out_targets(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
@@ -224,7 +225,7 @@ def leave_one_out_targets(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   Sums the others rather than subtracting r_i from the total, so that not even rounding lets r_i in.
 
   Raises:
-    ValueError: n < 2.
+    UserError: n < 2.
   """
   n = rewards.shape[1]
   _check_samples(n)
@@ -240,7 +241,7 @@ def cross_rollout_advantages(
   normalised: dividing by a statistic of the batch would make it depend on y_i after all.
 
   Raises:
-    ValueError: n < 2.
+    UserError: n < 2.
   """
   return rewards - leave_one_out_targets(predictions)
 
@@ -255,12 +256,12 @@ def init(config: ProbeConfig, n: int, num_features: int, num_domains: int = 1) -
     num_domains: K; domains are the integers 0 .. K-1.
 
   Raises:
-    ValueError: n < 2, a buffer smaller than one group, or shapes that `fit` would refuse.
+    UserError: n < 2, a buffer smaller than one group, or shapes that `fit` would refuse.
   """
   _check_samples(n)
   groups = config.buffer_rows // n
   if groups < 1:
-    raise ValueError(f"probe.buffer_rows={config.buffer_rows} holds no group of n={n} rollouts")
+    raise UserError(f"probe.buffer_rows={config.buffer_rows} holds no group of n={n} rollouts")
   _check_shapes(config, groups * n, num_features)
   return State(
     buffer=Buffer(
@@ -342,7 +343,7 @@ def estimate(
     advantages really used (0 if all rewards are equal).
 
   Raises:
-    ValueError: n < 2.
+    UserError: n < 2.
   """
   active = (state.step >= config.bootstrap_steps) & state.fitted[domains]
   rows = jnp.broadcast_to(active[:, None], rewards.shape)
@@ -387,7 +388,7 @@ def update(
   counts as unfitted: it runs on RLOO, and probe/active says so.
 
   Raises:
-    ValueError: n < 2.
+    UserError: n < 2.
   """
   buffer = insert(state.buffer, features, leave_one_out_targets(rewards), domains)
   step = state.step + 1

@@ -20,6 +20,7 @@ from poise_jax.data import order as data
 from poise_jax.data import tasks
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.distributed.sharding import fetch, put_rows
+from poise_jax.errors import UserError
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.rollout import RolloutConfig
 from poise_jax.verifiers.vote import vote
@@ -33,7 +34,7 @@ HELD_OUT = "held_out"  # name of the test set of config.task
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """How held-out problems are answered; raises ValueError for values without a meaning."""
+  """How held-out problems are answered; raises UserError for values without a meaning."""
 
   n: int = 1  # answers a prompt, at most 1000
   k: tuple[int, ...] = ()  # of pass@k and maj@k, none above n; none: 1, 2, 4 ... and n
@@ -45,15 +46,15 @@ class EvalConfig:
 
   def __post_init__(self):
     if not 1 <= self.n <= 1000:
-      raise ValueError(f"eval.n={self.n} must be in [1, 1000]")
+      raise UserError(f"eval.n={self.n} must be in [1, 1000]")
     for k in self.k:
       if not 1 <= k <= self.n:
-        raise ValueError(
+        raise UserError(
           f"eval.k={self.k} has {k}, but {self.n} answers a prompt say nothing about {k}; raise "
           "eval.n or leave it out"
         )
     if self.n > 1 and self.temperature == 0:
-      raise ValueError(
+      raise UserError(
         f"eval.n={self.n} answers at eval.temperature=0 would all be the same; set "
         "eval.temperature, or eval.n=1"
       )
@@ -78,7 +79,7 @@ class EvalConfig:
         feature_layers=(),
       )
     except ValueError as error:
-      raise ValueError(str(error).replace("rollout.", "eval.")) from error
+      raise UserError(str(error).replace("rollout.", "eval.")) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def make_sets(config: ConfigDict, tokenizer) -> list[EvalSet]:
   """The test sets of config.eval.tasks, or that of config.task if there are none.
 
   Raises:
-    ValueError: a field that config.task does not have, an empty set, or a prompt too long.
+    UserError: a field that config.task does not have, an empty set, or a prompt too long.
   """
   sections = {HELD_OUT: config.task}
   if config.eval.tasks:
@@ -114,7 +115,7 @@ def make_sets(config: ConfigDict, tokenizer) -> list[EvalSet]:
         for field, value in changes.items():
           section[field] = value
       except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"eval.tasks.{name}: {error.args[0]}") from error
+        raise UserError(f"eval.tasks.{name}: {error.args[0]}") from error
   sets = []
   for name, section in sections.items():
     encoder = PromptEncoder.of(section, tokenizer)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from poise_jax.errors import UserError
+
 RIGHT = 1 - 1e-6  # an answer with this reward or more counts as right
 
 
@@ -18,11 +20,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
   estimate of pass@k (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
   Raises:
-    ValueError: k is not in [1, n] or c is not in [0, n].
+    UserError: k is not in [1, n] or c is not in [0, n].
   """
   _check_k(n, k)
   if not 0 <= c <= n:
-    raise ValueError(f"c={c} right answers of n={n} cannot be")
+    raise UserError(f"c={c} right answers of n={n} cannot be")
   if n - c < k:
     return 1.0
   return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
@@ -41,7 +43,7 @@ def maj_at_k(votes: Sequence[str | None], scores: Sequence[float], k: int) -> fl
     k: the size of a subset.
 
   Raises:
-    ValueError: k is not in [1, n].
+    UserError: k is not in [1, n].
   """
   _check_k(len(votes), k)
   groups = defaultdict(list)
@@ -100,4 +102,4 @@ def standard_error(values: np.ndarray) -> float:
 
 def _check_k(n, k):
   if not 1 <= k <= n:
-    raise ValueError(f"k={k} is not in [1, {n}]: k of n={n} answers are drawn, none of them twice")
+    raise UserError(f"k={k} is not in [1, {n}]: k of n={n} answers are drawn, none of them twice")

@@ -21,6 +21,7 @@ from poise_jax import files as folders
 from poise_jax import models
 from poise_jax.data import tasks
 from poise_jax.distributed import processes, sharding
+from poise_jax.errors import UserError
 from poise_jax.evaluation import answer as evaluate
 from poise_jax.evaluation import table as scorecard
 from poise_jax.evaluation.judge import Judge, VerifierConfig
@@ -44,7 +45,7 @@ def load(checkpoint: str, mesh: Mesh):
     and the questions that it was trained on as far as that is known.
 
   Raises:
-    ValueError, OSError: there is no such checkpoint, or it is broken.
+    UserError, OSError: there is no such checkpoint, or it is broken.
   """
   step, trained = None, set()
   if found := run_checkpoint.find(pathlib.Path(checkpoint)):
@@ -78,7 +79,7 @@ def run(
     score: (checks, responses) -> verdicts, one each; None: workers, as config.verifier says.
 
   Raises:
-    ValueError, OSError: what was asked for cannot work, or `out` belongs to something else.
+    UserError, OSError: what was asked for cannot work, or `out` belongs to something else.
   """
   out = pathlib.Path(out)
   other = scorecard.read(pathlib.Path(against)) if against else None
@@ -88,7 +89,7 @@ def run(
   mesh = sharding.make_mesh(**config.mesh)
   batch, shards = config.eval_batch, sharding.batch_shards(mesh)
   if batch < 1 or batch % shards:
-    raise ValueError(f"eval_batch={batch} is not a positive multiple of the batch shards={shards}")
+    raise UserError(f"eval_batch={batch} is not a positive multiple of the batch shards={shards}")
   model, params, tokenizer, identity, trained = load(checkpoint, mesh)
   sets = evaluate.make_sets(config, tokenizer)
   base = RolloutConfig(

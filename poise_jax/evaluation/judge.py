@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from poise_jax.distributed import processes
+from poise_jax.errors import UserError
 from poise_jax.verifiers.base import STATUSES, Check, Verdict
 from poise_jax.verifiers.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifierConfig:
-  """How answers are judged; raises ValueError on construction for values without a meaning.
+  """How answers are judged; raises UserError on construction for values without a meaning.
 
   score = (1 - format_weight - function_weight) * the task's check
           + format_weight * format + function_weight * function, which stays in [0, 1].
@@ -27,24 +28,24 @@ class VerifierConfig:
 
   def __post_init__(self):
     if self.workers < 0 or not 0 < self.time_limit < 1e6:
-      raise ValueError(
+      raise UserError(
         f"verifier.workers={self.workers} must not be negative and "
         f"verifier.time_limit={self.time_limit} must be positive"
       )
     try:
       re.compile(self.format)
     except re.error as error:
-      raise ValueError(
+      raise UserError(
         f"verifier.format={self.format!r} is no regular expression: {error}"
       ) from None
     weights = [self.format_weight, self.function_weight if self.function else 0.0]
     if min(*weights, self.function_weight) < 0 or sum(weights) > 1:
-      raise ValueError(
+      raise UserError(
         f"verifier.format_weight={self.format_weight} and verifier.function_weight="
         f"{self.function_weight} must not be negative, and 1 at most together"
       )
     if bool(self.format) != bool(self.format_weight):
-      raise ValueError(
+      raise UserError(
         f"verifier.format={self.format!r} and verifier.format_weight={self.format_weight}: "
         "one without the other does nothing"
       )
@@ -82,13 +83,13 @@ class Judge:
   ) -> list[Verdict]:
     """As Pool.score, of the answers to tasks' checks. Those of training are counted.
 
-    Raises ValueError if the verifier crashed on every one of them: that is no reward to learn from.
+    Raises UserError if the verifier crashed on every one of them: that is no reward to learn from.
     """
     judged = [self.config.check(check, training) for check in checks]
     verdicts = processes.divided(self.pool.score, judged, responses)
     crashed = [verdict.note for verdict in verdicts if verdict.status == "crashed"]
     if crashed and len(crashed) == len(verdicts):
-      raise ValueError(
+      raise UserError(
         f"the verifier crashed on all {len(verdicts)} answers; on the last with {crashed[-1]}"
       )
     if training:

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from poise_jax.errors import UserError
 from poise_jax.evaluation.answer import by_group, in_order, per_prompt, standard_error
 from poise_jax.files import differences
 from poise_jax.reports.run_log import describe
@@ -36,15 +37,15 @@ def read(path: pathlib.Path) -> Evaluation:
   """Reads an evaluation's folder.
 
   Raises:
-    ValueError: it holds none, or one that is not finished, or a file in it is broken.
+    UserError: it holds none, or one that is not finished, or a file in it is broken.
   """
   if not (path / PROTOCOL).is_file():
-    raise ValueError(f"{path} holds no evaluation: it has no {PROTOCOL}")
+    raise UserError(f"{path} holds no evaluation: it has no {PROTOCOL}")
   protocol = _json(path / PROTOCOL, "", (path / PROTOCOL).read_text())
   rows, starts = (_lines(path / name) for name in (ANSWERS, STARTS))
   expected = sum(t["prompts"] for t in protocol["tasks"].values()) * protocol["sampling"]["n"]
   if len(rows) != expected:
-    raise ValueError(
+    raise UserError(
       f"{path} has {len(rows)} of its {expected} answers; the command that began it goes on"
     )
   return Evaluation(path, protocol, in_order(rows), starts)
@@ -60,7 +61,7 @@ def _json(path, where, text):
   try:
     return json.loads(text)
   except ValueError as error:
-    raise ValueError(f"{path}{where} is not valid JSON ({error})") from error
+    raise UserError(f"{path}{where} is not valid JSON ({error})") from error
 
 
 def results(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def against(ours: Evaluation, theirs: Evaluation, ks: Sequence[int]) -> str:
   evaluations' errors are added in quadrature.
 
   Raises:
-    ValueError: they have no number in common.
+    UserError: they have no number in common.
   """
   groups, others = by_group(ours.rows), by_group(theirs.rows)
   lines = [
@@ -169,7 +170,7 @@ def against(ours: Evaluation, theirs: Evaluation, ks: Sequence[int]) -> str:
         f"{difference:+.3f} ± {error:.3f}{' (paired)' * paired} | {ratio} |"
       )
   if len(lines) == 2:
-    raise ValueError(f"{ours.path} and {theirs.path} have no number in common")
+    raise UserError(f"{ours.path} and {theirs.path} have no number in common")
   changed = differences(theirs.protocol, ours.protocol)
   text = "; ".join(f"`{change}`" for change in changed) or "nothing: it is the same evaluation"
   return "\n".join([f"What differs from {theirs.path.name}: {text}.", "", *lines])
@@ -209,7 +210,7 @@ def report(path: pathlib.Path, ks: Sequence[int], other: Evaluation | None = Non
     other: an evaluation to compare with.
 
   Raises:
-    ValueError: see `read` and `against`.
+    UserError: see `read` and `against`.
   """
   ours = read(path)
   found = results(ours.rows, ks)

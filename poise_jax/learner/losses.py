@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.distributed.sharding import BATCH, batch_shards
+from poise_jax.errors import UserError
 
 AGGREGATIONS = (
   "token-mean",
@@ -28,7 +29,7 @@ IMPORTANCE_LEVELS = ("token", "sequence")
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLossConfig:
-  """Options of `policy_loss`; raises ValueError on construction for values without a meaning."""
+  """Options of `policy_loss`; raises UserError on construction for values without a meaning."""
 
   clip_low: float = 0.2  # ratios below 1 - clip_low stop counting (PPO, arXiv 1707.06347)
   clip_high: float = 0.2  # ratios above 1 + clip_high stop counting (DAPO's clip-higher: 0.28)
@@ -49,22 +50,22 @@ class PolicyLossConfig:
       ("importance_level", IMPORTANCE_LEVELS),
     ):
       if getattr(self, name) not in known:
-        raise ValueError(
+        raise UserError(
           f"train.loss.{name}={getattr(self, name)!r} is unknown; known are {', '.join(known)}"
         )
     if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
-      raise ValueError(
+      raise UserError(
         f"train.loss.clip_low={self.clip_low} must be in [0, 1] (1: no lower bound) and "
         f"train.loss.clip_high={self.clip_high} >= 0"
       )
     if self.dual_clip and (self.dual_clip <= 1 or self.surrogate != "ppo"):
-      raise ValueError(
+      raise UserError(
         f"train.loss.dual_clip={self.dual_clip} must be above 1, or 0 for off, and belongs to "
         f"surrogate 'ppo', not to {self.surrogate!r}"
       )
     for name in ("kl_coef", "importance_cap"):
       if getattr(self, name) < 0:
-        raise ValueError(f"train.loss.{name}={getattr(self, name)} must not be negative")
+        raise UserError(f"train.loss.{name}={getattr(self, name)} must not be negative")
 
 
 def token_logprobs(
@@ -188,7 +189,7 @@ def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B
     return mask / sequences
   if aggregation == "seq-mean-token-sum-norm":
     return mask / mask.shape[-1]
-  raise ValueError(f"aggregation {aggregation!r} is unknown; known are {', '.join(AGGREGATIONS)}")
+  raise UserError(f"aggregation {aggregation!r} is unknown; known are {', '.join(AGGREGATIONS)}")
 
 
 def kl_estimate(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from poise_jax.distributed.sharding import batch_shards, constrain
+from poise_jax.errors import UserError
 from poise_jax.learner.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
 from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.models.transformer import REMAT_POLICIES
@@ -20,14 +21,14 @@ OLD_LOGPROBS = ("sampler", "recompute")
 
 
 def check_dtype(field: str, dtype: str):
-  """Raises ValueError if `dtype` is not one that a policy computes in."""
+  """Raises UserError if `dtype` is not one that a policy computes in."""
   if dtype not in DTYPES:
-    raise ValueError(f"{field}={dtype!r} is unknown; known are {', '.join(DTYPES)}")
+    raise UserError(f"{field}={dtype!r} is unknown; known are {', '.join(DTYPES)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateConfig:
-  """Options of `step`; raises ValueError on construction for values that cannot work."""
+  """Options of `step`; raises UserError on construction for values that cannot work."""
 
   loss: PolicyLossConfig = PolicyLossConfig()  # what is minimised
   minibatch_size: int = 64  # sequences an optimizer step, whatever n is
@@ -48,17 +49,17 @@ class UpdateConfig:
 
   def __post_init__(self):
     if self.old_logprobs not in OLD_LOGPROBS:
-      raise ValueError(
+      raise UserError(
         f"train.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
       )
     if self.loss.importance_cap and self.old_logprobs == "sampler":
-      raise ValueError(
+      raise UserError(
         f"train.loss.importance_cap={self.loss.importance_cap} corrects recomputed log-probs for "
         "the sampler's; it needs train.old_logprobs='recompute'"
       )
     for name in ("minibatch_size", "microbatch_size"):
       if getattr(self, name) < 1:
-        raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
     for name in (
       "learning_rate",
       "warmup_steps",
@@ -67,17 +68,17 @@ class UpdateConfig:
       "logprob_chunk",
     ):
       if not 0 <= getattr(self, name) < math.inf:
-        raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
+        raise UserError(f"train.{name}={getattr(self, name)} must not be negative")
     for name in ("adam_b1", "adam_b2"):
       if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
+        raise UserError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
     if self.remat not in REMAT_POLICIES:
-      raise ValueError(
+      raise UserError(
         f"train.remat={self.remat!r} is unknown; known are {', '.join(REMAT_POLICIES)}"
       )
     check_dtype("train.dtype", self.dtype)
     if self.minibatch_size % self.microbatch_size:
-      raise ValueError(
+      raise UserError(
         f"train.minibatch_size={self.minibatch_size} is not a multiple of "
         f"train.microbatch_size={self.microbatch_size}"
       )
@@ -239,7 +240,7 @@ def step(
     that are seen before the first optimizer step.
 
   Raises:
-    ValueError: the sequences do not divide into mini-batches.
+    UserError: the sequences do not divide into mini-batches.
   """
   size, n = config.minibatch_size, rollouts.tokens.shape[1]
   batch, count = learning_batch(
@@ -263,7 +264,7 @@ def learning_batch(
   p, n, _ = rollouts.tokens.shape
   size = config.minibatch_size
   if (p * n) % size:
-    raise ValueError(
+    raise UserError(
       f"{p} prompts x {n} samples are {p * n} sequences, "
       f"not a multiple of train.minibatch_size={size}"
     )

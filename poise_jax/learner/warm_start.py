@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 
+from poise_jax.errors import UserError
 from poise_jax.learner.losses import token_weights
 from poise_jax.learner.update import UpdateConfig, response_logprobs
 
@@ -21,7 +22,7 @@ class WarmStartConfig:
 
   def __post_init__(self):
     if self.steps < 0 or self.batch_size < 1:
-      raise ValueError(
+      raise UserError(
         f"warm_start.steps={self.steps} must not be negative, and "
         f"warm_start.batch_size={self.batch_size} must be at least 1"
       )
@@ -44,7 +45,7 @@ def warm_start(model, params, encoder, examples, response_length, config, seed, 
     The trained parameters.
 
   Raises:
-    ValueError: see `worked_ids`.
+    UserError: see `worked_ids`.
   """
   warm_up = config.steps // 10
   rate = config.learning_rate
@@ -76,11 +77,11 @@ def worked_ids(tokenizer, example, length):
   """Token ids of a worked answer with its end.
 
   Raises:
-    ValueError: they are more than the response length.
+    UserError: they are more than the response length.
   """
   ids = [*tokenizer.encode(example.worked), tokenizer.eos_ids[0]]
   if len(ids) > length:
-    raise ValueError(
+    raise UserError(
       f"the worked answer {example.worked!r} has {len(ids)} tokens with its end, "
       f"more than rollout.max_new_tokens={length}"
     )

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
 from poise_jax.distributed import sharding
-from poise_jax.errors import unknown
+from poise_jax.errors import UserError, unknown_name
 from poise_jax.models.kv_cache import KVCache
 
 NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
@@ -28,13 +28,13 @@ def resolve(name: str, platform: str) -> str:
   """The implementation that train.attention=`name` means on a jax.Device's `platform`.
 
   Raises:
-    ValueError: the name is unknown, or its kernel does not run on this platform.
+    UserError: the name is unknown, or its kernel does not run on this platform.
   """
   if name not in ("auto", *IMPLEMENTATIONS):
-    raise unknown("train.attention", name, ("auto", *IMPLEMENTATIONS))
+    raise unknown_name("train.attention", name, ("auto", *IMPLEMENTATIONS))
   best = BEST.get(platform, "xla")
   if name not in ("auto", "xla", best):
-    raise ValueError(
+    raise UserError(
       f"train.attention={name!r} does not run on {platform} devices; use 'auto' or 'xla'"
     )
   return best if name == "auto" else name

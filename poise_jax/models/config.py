@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from poise_jax.errors import UserError
+
 # Families that one Transformer covers; each is a set of the options below.
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
@@ -27,7 +29,7 @@ class RopeScaling:
 class ModelConfig:
   """A Llama, Qwen2 or Qwen3 decoder. Field names are Hugging Face's; all sizes are in elements.
 
-  Raises ValueError on construction if the sizes do not fit each other.
+  Raises UserError on construction if the sizes do not fit each other.
   """
 
   model_type: str  # a key of ARCHITECTURES: llama, qwen2 or qwen3
@@ -51,24 +53,24 @@ class ModelConfig:
   def __post_init__(self):
     if self.model_type not in ARCHITECTURES:
       near = difflib.get_close_matches(self.model_type, ARCHITECTURES, 1)
-      raise ValueError(
+      raise UserError(
         f"model_type {self.model_type!r} is not supported"
         + (f" (did you mean {near[0]!r}?)" if near else "")
         + f"; supported are {', '.join(ARCHITECTURES)}"
       )
     if self.num_attention_heads % self.num_key_value_heads:
-      raise ValueError(
+      raise UserError(
         f"num_attention_heads {self.num_attention_heads} is not a multiple of "
         f"num_key_value_heads {self.num_key_value_heads}"
       )
     if self.head_dim % 2:
-      raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
+      raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
 
   def check_is(self, expected: Mapping[str, Any]):
-    """Raises ValueError for a field that differs from the `expected` one, by its name."""
+    """Raises UserError for a field that differs from the `expected` one, by its name."""
     for name, value in expected.items():
       if getattr(self, name) != value:
-        raise ValueError(
+        raise UserError(
           f"config.model.shape.{name}={value!r}, but the model of config.model.source has "
           f"{getattr(self, name)!r}; correct the shape, or name the other model"
         )
@@ -78,22 +80,22 @@ class ModelConfig:
     """Reads a config.json of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
 
     Raises:
-      ValueError: the architecture, or an option of it, is one that this decoder does not have.
+      UserError: the architecture, or an option of it, is one that this decoder does not have.
     """
     model_type = hf.get("model_type")
     if model_type not in ARCHITECTURES:
-      raise ValueError(
+      raise UserError(
         f"architecture {model_type or hf.get('architectures')!r} is not supported; "
         f"supported are {', '.join(ARCHITECTURES)}"
       )
     if hf.get("hidden_act", "silu") != "silu":
-      raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
+      raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
     if hf.get("use_sliding_window") or "sliding_attention" in (hf.get("layer_types") or ()):
-      raise ValueError("sliding-window attention (use_sliding_window) is not supported")
+      raise UserError("sliding-window attention (use_sliding_window) is not supported")
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-      raise ValueError(f"rope_type {kind!r} is not supported; supported are 'default' and 'llama3'")
+      raise UserError(f"rope_type {kind!r} is not supported; supported are 'default' and 'llama3'")
     scaling = None
     if kind == "llama3":
       scaling = RopeScaling(

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import jax
 from jaxlib import _hlo, _jax
 
+from poise_jax.errors import UserError
+
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16}
 BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
 
@@ -144,7 +146,7 @@ class Program:
       stride += sum(map(_constant, constants))
       value = next(x for x in operands if x.opcode != "constant")
     if value.opcode != "get-tuple-element" or not stride:
-      raise ValueError(f"cannot tell how often a loop runs: {loop.text[:200]}")
+      raise UserError(f"cannot tell how often a loop runs: {loop.text[:200]}")
     return stride
 
   def flops(self, computation: str = "") -> float:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from poise_jax import models
 from poise_jax.distributed import sharding
-from poise_jax.errors import unknown
+from poise_jax.errors import UserError, unknown_name
 from poise_jax.learner.losses import chunk_of
 from poise_jax.learner.update import samples_together
 from poise_jax.planning import flops as costs
@@ -58,17 +58,17 @@ def parse(topology: str) -> tuple[str, int]:
   """Name and number of the chips of a topology such as v5p:4x4x4 or h100:8.
 
   Raises:
-    ValueError: it is none that is known.
+    UserError: it is none that is known.
   """
   found = re.fullmatch(r"([a-z]\w*):(\d+(?:x\d+)*)", topology)
   if not found:
-    raise ValueError(
+    raise UserError(
       f"--topology={topology!r} is no topology; write CHIP:SHAPE, such as v5e:8x8, v5p:4x4x4 or "
       f"h100:8, with a chip out of {', '.join(CHIPS)}"
     )
   chip, shape = found.groups()
   if chip not in CHIPS:
-    raise unknown("chip in --topology", chip, CHIPS)
+    raise unknown_name("chip in --topology", chip, CHIPS)
   return chip, math.prod(map(int, shape.split("x")))
 
 
@@ -76,7 +76,7 @@ def devices(topology: str) -> list | int:
   """jax.Devices to compile for, one a chip; of GPUs, which are not compiled for, their number.
 
   Raises:
-    ValueError: there is no such topology, or libtpu is not installed.
+    UserError: there is no such topology, or libtpu is not installed.
   """
   chip, count = parse(topology)
   if chip == "h100":
@@ -88,16 +88,16 @@ def devices(topology: str) -> list | int:
   except Exception as error:  # which one depends on what is missing
     text = " ".join(str(error).split())
     if "opology" in text and "layout" in text:
-      raise ValueError(
+      raise UserError(
         f"--topology={topology}: there is no such slice ({text}); v4 and v5p have three sizes, "
         "such as v5p:2x2x4, v5e and v6e two, such as v5e:4x8"
       ) from error
-    raise ValueError(
+    raise UserError(
       "compiling for TPUs needs libtpu, which needs no TPU: pip install "
       f"'jax[tpu]=={jax.__version__}' into an environment of its own ({text[:200]})"
     ) from error
   if len(found) != count:
-    raise ValueError(f"--topology={topology} has {len(found)} devices instead of {count}")
+    raise UserError(f"--topology={topology} has {len(found)} devices instead of {count}")
   return list(found)
 
 
@@ -108,11 +108,11 @@ def programs(config: ConfigDict, topology: str) -> train.Programs:
   prompts: neither changes a shape that matters.
 
   Raises:
-    ValueError: config.model.shape is not whole, or something does not fit the mesh.
+    UserError: config.model.shape is not whole, or something does not fit the mesh.
   """
   needed = {"model_type", "vocab_size", "hidden_size", "num_hidden_layers"}
   if missing := needed - set(config.model.shape):
-    raise ValueError(
+    raise UserError(
       f"config.model.shape lacks {', '.join(sorted(missing))}; compiling needs the whole shape, as "
       "configs/qwen3_4b_dapo_math.py has it, and no weights"
     )
@@ -140,7 +140,7 @@ def report(
     roofline says of time, and arrays that should not be there.
 
   Raises:
-    ValueError: see `devices` and `programs`.
+    UserError: see `devices` and `programs`.
   """
   run = programs(config, topology)
   name, _ = parse(topology)
@@ -217,7 +217,7 @@ def measured(run, step, read: dict[str, hlo.Program]) -> dict[str, Any]:
   sampler = read["the sampler"]
   loops = [x for where, x in sampler.loops() if where == sampler.entry and not sampler.trips(x)]
   if len(loops) != len(decoding):
-    raise ValueError(f"the sampler has {len(loops)} decode loops instead of {len(decoding)}")
+    raise UserError(f"the sampler has {len(loops)} decode loops instead of {len(decoding)}")
   for stage, loop in zip(decoding, loops, strict=True):
     body = loop.attribute("body")
     stage |= {"bytes": sampler.traffic(body), "flops": sampler.flops(body)}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from poise_jax import files as folders
+from poise_jax.errors import UserError
 from poise_jax.evaluation.at_k import RIGHT
 from poise_jax.reports import html as page
 from poise_jax.reports import run_log as runs
@@ -52,7 +53,7 @@ def grouped(all_runs: list[Run]) -> dict[str, list[Run]]:
   "poise train.learning_rate=1e-05"; where that is too long, the names of their folders do.
 
   Raises:
-    ValueError: two runs differ in nothing.
+    UserError: two runs differ in nothing.
   """
   by_name = collections.defaultdict(list)
   for run in all_runs:
@@ -76,7 +77,7 @@ def grouped(all_runs: list[Run]) -> dict[str, list[Run]]:
     members.sort(key=lambda run: run.seed)
     for one, other in zip(members, members[1:], strict=False):
       if one.seed == other.seed:
-        raise ValueError(
+        raise UserError(
           f"{one.path} and {other.path} have both configuration and seed in common; "
           "name one of them"
         )
@@ -224,13 +225,13 @@ def report(paths: list[pathlib.Path], out: pathlib.Path, samples_shown: int = 0)
     the table, in Markdown.
 
   Raises:
-    ValueError: one of the paths holds no evaluated run, or two runs have configuration and seed in
+    UserError: one of the paths holds no evaluated run, or two runs have configuration and seed in
       common.
   """
   all_runs = [runs.read(path) for path in paths]
   for run in all_runs:
     if not any("eval/accuracy" in row for row in run.rows):
-      raise ValueError(f"{run.path} has not been evaluated yet; wait for its step 0")
+      raise UserError(f"{run.path} has not been evaluated yet; wait for its step 0")
   groups = grouped(all_runs)
   out.mkdir(parents=True, exist_ok=True)
   named = {f"{name}-{run.seed}": run for name, group in groups.items() for run in group}

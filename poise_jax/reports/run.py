@@ -62,7 +62,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
   """Writes report.html (a reader sees the old one or the new one) and returns its path.
 
   Raises:
-    ValueError: `workdir` holds no run.
+    UserError: `workdir` holds no run.
   """
   run = runs.read(workdir)
   path = workdir / "report.html"

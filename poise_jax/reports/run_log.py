@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from poise_jax.errors import UserError
+
 # What a run is measured against -> the axis' label.
 AXES = {
   "steps": "step",
@@ -92,13 +94,13 @@ def read(path: pathlib.Path) -> Run:
   """Reads a run's workdir, finished or not.
 
   Raises:
-    ValueError: there is no run.
+    UserError: there is no run.
   """
   if not (path / "config.json").exists():
-    raise ValueError(f"{path} holds no run: it has no config.json")
+    raise UserError(f"{path} holds no run: it has no config.json")
   config = json.loads((path / "config.json").read_text())
   if "algorithm" not in config:  # a model's folder has such a file too
-    raise ValueError(f"{path} holds no run: its config.json names no algorithm")
+    raise UserError(f"{path} holds no run: its config.json names no algorithm")
   metrics, provenance = path / "metrics.jsonl", path / "provenance.jsonl"
   rows = [json.loads(line) for _, _, line in whole_rows(metrics)] if metrics.exists() else []
   starts = provenance.read_text().splitlines() if provenance.exists() else []

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from poise_jax.errors import unknown
+from poise_jax.errors import UserError, unknown_name
 from poise_jax.models.kv_cache import CACHE_DTYPES
 
 
@@ -10,7 +10,7 @@ from poise_jax.models.kv_cache import CACHE_DTYPES
 class RolloutConfig:
   """Sampling options; a static argument of the sampler, so each new value compiles once.
 
-  Raises ValueError on construction for values that no sampler could honour.
+  Raises UserError on construction for values that no sampler could honour.
   """
 
   n: int = 2  # responses a prompt
@@ -31,19 +31,19 @@ class RolloutConfig:
   def __post_init__(self):
     for name in ("n", "max_new_tokens", "feature_window"):
       if getattr(self, name) < 1:
-        raise ValueError(f"rollout.{name}={getattr(self, name)} must be at least 1")
+        raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
     if self.temperature < 0:
-      raise ValueError(f"rollout.temperature={self.temperature} must not be negative")
+      raise UserError(f"rollout.temperature={self.temperature} must not be negative")
     if not 0 < self.top_p <= 1:
-      raise ValueError(f"rollout.top_p={self.top_p} must be in (0, 1]")
+      raise UserError(f"rollout.top_p={self.top_p} must be in (0, 1]")
     if self.top_k < 0:
-      raise ValueError(f"rollout.top_k={self.top_k} must not be negative; 0 keeps all tokens")
+      raise UserError(f"rollout.top_k={self.top_k} must not be negative; 0 keeps all tokens")
     if self.cache_dtype not in CACHE_DTYPES:
-      raise unknown("rollout.cache_dtype", self.cache_dtype, CACHE_DTYPES)
+      raise unknown_name("rollout.cache_dtype", self.cache_dtype, CACHE_DTYPES)
     if self.prefill_chunk < 0:
-      raise ValueError(
+      raise UserError(
         f"rollout.prefill_chunk={self.prefill_chunk} must not be negative; 0 is the whole prompt"
       )
     layers = self.feature_layers
     if not all(isinstance(layer, int) for layer in layers) or list(layers) != sorted(set(layers)):
-      raise ValueError(f"rollout.feature_layers={layers} must be whole numbers that increase")
+      raise UserError(f"rollout.feature_layers={layers} must be whole numbers that increase")

@@ -11,6 +11,7 @@ response.
 import jax
 import jax.numpy as jnp
 
+from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, hidden_states
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.types import Rollouts
@@ -25,10 +26,10 @@ def feature_size(config: ModelConfig, rollout: RolloutConfig) -> int:
 
 
 def check_layers(config: ModelConfig, rollout: RolloutConfig):
-  """Raises ValueError if a feature layer does not exist."""
+  """Raises UserError if a feature layer does not exist."""
   for layer in rollout.feature_layers:
     if not 0 <= layer < config.num_hidden_layers:
-      raise ValueError(
+      raise UserError(
         f"rollout.feature_layers has {layer}, but the model's blocks are 0 to "
         f"{config.num_hidden_layers - 1}"
       )
@@ -81,10 +82,10 @@ def features_of(config: ModelConfig, params, rollouts: Rollouts, rollout: Rollou
   outlives its layer. `params` in the training layout.
 
   Raises:
-    ValueError: a feature layer does not exist, or none is configured.
+    UserError: a feature layer does not exist, or none is configured.
   """
   if not rollout.feature_layers:
-    raise ValueError("rollout.feature_layers is empty: there are no features to compute")
+    raise UserError("rollout.feature_layers is empty: there are no features to compute")
   check_layers(config, rollout)
   p, n, t = rollouts.tokens.shape
   prompt_mask = jnp.repeat(rollouts.prompts.mask, n, axis=0)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from poise_jax.distributed.sharding import constrain
+from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, kv_cache, sampling_params, unembedding
 from poise_jax.models.attention import attention, decode_attention, xla
 from poise_jax.models.transformer import Block, RMSNorm, positions_of, rope
@@ -58,11 +59,11 @@ def sample(
     rollout: sampling options.
 
   Raises:
-    ValueError: a feature layer does not exist, or there are no prompts.
+    UserError: a feature layer does not exist, or there are no prompts.
   """
   check_layers(config, rollout)
   if not prompts.tokens.size:
-    raise ValueError(f"no prompts to sample from: tokens have shape {prompts.tokens.shape}")
+    raise UserError(f"no prompts to sample from: tokens have shape {prompts.tokens.shape}")
   return _sample(config, params, prompts, key, rollout)
 
 

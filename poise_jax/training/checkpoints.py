@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from poise_jax.distributed import processes
+from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.io.run_checkpoint import ABOUT, FOLDER, PARAMS, REST
 
@@ -104,7 +105,7 @@ class Checkpoints:
         mesh than the one that saved.
 
     Raises:
-      ValueError: it is whole, but of another model or algorithm.
+      UserError: it is whole, but of another model or algorithm.
       OSError: there is none that can be read.
     """
     params, rest = _parts(like)
@@ -183,7 +184,7 @@ def _check_fits(checkpoint, there, here):
   wrong = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
   if wrong:
     name = wrong[0]
-    raise ValueError(
+    raise UserError(
       f"checkpoint {checkpoint} is of another model or algorithm: {len(wrong)} arrays differ, "
       f"such as {name} ({there.get(name, 'missing')} there, {here.get(name, 'missing')} by the "
       "config); take the config that it was made with, or another --workdir"

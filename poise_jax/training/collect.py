@@ -18,12 +18,13 @@ import jax
 import numpy as np
 
 from poise_jax.distributed import sharding
+from poise_jax.errors import UserError
 from poise_jax.types import Experience, Prompts, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-  """Options of `collect`; raises ValueError on construction for values without a meaning."""
+  """Options of `collect`; raises UserError on construction for values without a meaning."""
 
   dynamic_sampling: bool = False  # DAPO's: train on groups whose answers differ in score
   max_generations: int = 10  # batches that may be sampled for one step; then it takes what there is
@@ -31,9 +32,9 @@ class CollectConfig:
 
   def __post_init__(self):
     if not 0 <= self.greso_target < 1:
-      raise ValueError(f"collect.greso_target={self.greso_target} must be in [0, 1); 0 is off")
+      raise UserError(f"collect.greso_target={self.greso_target} must be in [0, 1); 0 is off")
     if self.max_generations < 1:
-      raise ValueError(f"collect.max_generations={self.max_generations} must be at least 1")
+      raise UserError(f"collect.max_generations={self.max_generations} must be at least 1")
 
 
 @flax.struct.dataclass

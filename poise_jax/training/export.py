@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from poise_jax import models
+from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
 
 CARD = """---
@@ -39,7 +40,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
   """Writes `out` and returns the step it is of.
 
   Raises:
-    ValueError, OSError: there is no such run or step, its checkpoint is damaged, or `out` holds
+    UserError, OSError: there is no such run or step, its checkpoint is damaged, or `out` holds
       something else than a model.
   """
   if not (steps := run_checkpoint.steps_of(workdir)):
@@ -47,14 +48,14 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
   newest = run_checkpoint.about(run_checkpoint.path_of(workdir, steps[-1]))
   chosen = {"last": steps[-1], "best": newest["best"]["step"]}.get(step, step)
   if str(chosen) not in map(str, steps):
-    raise ValueError(
+    raise UserError(
       f"--step={step}: there is no checkpoint of step {chosen} in {workdir}; there are "
       f"{', '.join(map(str, steps))}"
     )
   checkpoint = run_checkpoint.path_of(workdir, chosen)
   about = run_checkpoint.about(checkpoint)
   if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
-    raise ValueError(f"{out} is not empty and holds no model; choose another --out")
+    raise UserError(f"{out} is not empty and holds no model; choose another --out")
   config, params = models.load(checkpoint)
   out.mkdir(parents=True, exist_ok=True)
   models.save_tokenizer(checkpoint, out)

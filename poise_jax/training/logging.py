@@ -18,6 +18,7 @@ import rich.progress
 import tensorboardX
 from ml_collections import ConfigDict
 
+from poise_jax.errors import UserError
 from poise_jax.reports import run as report
 from poise_jax.reports import run_log as runs
 
@@ -238,7 +239,7 @@ class WandB:
         settings=wandb.Settings(console="off"),  # the console has a progress bar on it
       )
     except wandb.Error as error:
-      raise ValueError(
+      raise UserError(
         f"Weights & Biases did not start ({error}); set WANDB_MODE=offline, log in with `wandb "
         "login`, or take 'wandb' out of loggers"
       ) from error
@@ -264,12 +265,12 @@ LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}  # those that config.logg
 
 
 def check_loggers(loggers: tuple[str, ...]):
-  """Raises ValueError for a logger that there is not, or whose package is missing."""
+  """Raises UserError for a logger that there is not, or whose package is missing."""
   for name in loggers:
     if name not in LOGGERS:
-      raise ValueError(f"loggers={tuple(loggers)}: {name!r} is none of {', '.join(LOGGERS)}")
+      raise UserError(f"loggers={tuple(loggers)}: {name!r} is none of {', '.join(LOGGERS)}")
   if "wandb" in loggers and not importlib.util.find_spec("wandb"):
-    raise ValueError(
+    raise UserError(
       "loggers has 'wandb', which is not installed: python -m pip install wandb, or take it out"
     )
 

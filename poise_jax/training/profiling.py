@@ -4,13 +4,15 @@ import pathlib
 
 import jax
 
+from poise_jax.errors import UserError
+
 
 def check_profile_steps(profile_steps: tuple[int, ...], steps: int):
-  """Raises ValueError unless there is nothing to trace, or a first and a last step of the run."""
+  """Raises UserError unless there is nothing to trace, or a first and a last step of the run."""
   if not profile_steps:
     return
   if len(profile_steps) != 2 or not 1 <= profile_steps[0] <= profile_steps[1] <= steps:
-    raise ValueError(
+    raise UserError(
       f"profile_steps={tuple(profile_steps)} must be the first and the last step to trace, both "
       f"from 1 to steps={steps}, or empty for no trace; step 1 is mostly compilation"
     )

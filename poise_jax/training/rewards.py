@@ -5,12 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from poise_jax.errors import UserError
 from poise_jax.learner.losses import KL_ESTIMATORS, kl_estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-  """Options of `token_rewards`; raises ValueError on construction for values without a meaning."""
+  """Options of `token_rewards`; raises UserError on construction for values without a meaning."""
 
   overlong_buffer: int = 0  # last tokens over which DAPO's soft overlong punishment grows; 0: off
   overlong_penalty: float = 1.0  # what that punishment reaches at the limit
@@ -21,9 +22,9 @@ class RewardConfig:
   def __post_init__(self):
     for name in ("overlong_buffer", "overlong_penalty", "kl_coef"):
       if getattr(self, name) < 0:
-        raise ValueError(f"reward.{name}={getattr(self, name)} must not be negative")
+        raise UserError(f"reward.{name}={getattr(self, name)} must not be negative")
     if self.kl_estimator not in KL_ESTIMATORS:
-      raise ValueError(
+      raise UserError(
         f"reward.kl_estimator={self.kl_estimator!r} is unknown; "
         f"known are {', '.join(KL_ESTIMATORS)}"
       )

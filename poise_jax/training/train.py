@@ -28,6 +28,7 @@ from poise_jax.data import order as data
 from poise_jax.data import tasks, templates
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.distributed import processes, sharding
+from poise_jax.errors import UserError
 from poise_jax.evaluation.answer import HELD_OUT, EvalConfig, EvalSet, evaluate, make_sets
 from poise_jax.evaluation.judge import Judge, VerifierConfig
 from poise_jax.learner import update
@@ -92,11 +93,11 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
     abstract: parameters that would be random are shapes only, which cost no memory.
 
   Raises:
-    ValueError, OSError: one sentence that names the value that cannot work and the way out.
+    UserError, OSError: one sentence that names the value that cannot work and the way out.
   """
   for name in ("seed", "log_samples", "checkpoint_every", "reference_every"):
     if config[name] < 0:
-      raise ValueError(f"{name}={config[name]} must not be negative")
+      raise UserError(f"{name}={config[name]} must not be negative")
   check_loggers(config.loggers)
   check_profile_steps(config.profile_steps, config.steps)
   mesh = sharding.make_mesh(**config.mesh)
@@ -178,7 +179,7 @@ def programs(
     prompts: of its training set.
 
   Raises:
-    ValueError: one sentence that names the value that cannot work and the way out.
+    UserError: one sentence that names the value that cannot work and the way out.
   """
   # Of a mesh that is imagined only, nothing but shapes is asked.
   platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
@@ -227,7 +228,7 @@ def abstract_params(mesh: Mesh, model: models.ModelConfig) -> Any:
   """The parameters' shapes with the shardings of the training layout: no memory.
 
   Raises:
-    ValueError: a dimension does not divide over the mesh.
+    UserError: a dimension does not divide over the mesh.
   """
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -237,7 +238,7 @@ def abstract_params(mesh: Mesh, model: models.ModelConfig) -> Any:
 
 
 def _check_sizes(config, mesh, update_config):
-  """Raises ValueError for batch sizes that do not divide, before an hour of compute finds out."""
+  """Raises UserError for batch sizes that do not divide, before an hour of compute finds out."""
   n, shards = config.rollout.n, sharding.batch_shards(mesh)
   for name, size, divisor_name, divisor in (
     ("rollouts", config.rollouts, "rollout.n", n),
@@ -251,47 +252,47 @@ def _check_sizes(config, mesh, update_config):
   ):
     if size < 1 or size % divisor:
       what = f"the mesh's {divisor_name}" if divisor_name == "batch shards" else divisor_name
-      raise ValueError(f"{name}={size} is not a positive multiple of {what}={divisor}")
+      raise UserError(f"{name}={size} is not a positive multiple of {what}={divisor}")
   if config.rollout.temperature == 0:
-    raise ValueError("rollout.temperature=0 explores nothing; training needs it above 0")
+    raise UserError("rollout.temperature=0 explores nothing; training needs it above 0")
   truncates = config.rollout.top_p < 1 or config.rollout.top_k
   if truncates and update_config.old_logprobs == "sampler":
-    raise ValueError(
+    raise UserError(
       "train.old_logprobs='sampler' needs rollout.top_p=1 and rollout.top_k=0: the loss's ratio is "
       "of the full distribution; use 'recompute'"
     )
 
 
 def _check_together(config, reward, collecting):
-  """Raises ValueError for options that would silently do something else than they say."""
+  """Raises UserError for options that would silently do something else than they say."""
   for option in ("dynamic_sampling", "greso_target"):
     if getattr(collecting, option) and config.estimator not in estimators.GROUP:
-      raise ValueError(
+      raise UserError(
         f"collect.{option} leaves out groups for having no difference within; estimator "
         f"{config.estimator!r} learns from those as well. It works with "
         f"{', '.join(estimators.GROUP)}"
       )
   if config.estimator == "sppo" and (reward.kl_coef or reward.overlong_buffer):
-    raise ValueError(
+    raise UserError(
       "sppo's critic is a probability: its rewards must be in [0, 1], so reward.kl_coef and "
       "reward.overlong_buffer must be 0"
     )
   if config.probe.model == "logistic" and (reward.kl_coef or reward.overlong_buffer):
-    raise ValueError(
+    raise UserError(
       "a logistic probe predicts a probability: its rewards must be in [0, 1], so reward.kl_coef "
       "and reward.overlong_buffer must be 0"
     )
   if not 0 < config.reference_n:
-    raise ValueError(f"reference_n={config.reference_n} must be at least 1")
+    raise UserError(f"reference_n={config.reference_n} must be at least 1")
 
 
 def _check_held_out(task, sets):
-  """Raises ValueError for a test set that is trained on."""
+  """Raises UserError for a test set that is trained on."""
   trained = {example.question for example in task.train}
   for test in sets:
     known = [e.question for e in test.examples if e.question in trained]
     if known:
-      raise ValueError(
+      raise UserError(
         f"eval.tasks.{test.name}: {len(known)} of its {len(test.examples)} questions are in the "
         f"training set too, such as {known[0][:60]!r}; evaluate another task or seed"
       )
@@ -319,7 +320,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
     overwrite: the workdir's name, to delete the run in it and start again.
 
   Raises:
-    ValueError, OSError: before training, see `setup`, `open_workdir` and `Checkpoints.restore`.
+    UserError, OSError: before training, see `setup`, `open_workdir` and `Checkpoints.restore`.
     FloatingPointError: config.max_skipped_updates optimizer steps in a row were not finite.
     OSError: the disk was full, or verifiers died. What was saved before stays as it is.
     SystemExit: a signal asked to stop; 128 + its number. The run was saved.

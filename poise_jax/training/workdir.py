@@ -7,6 +7,7 @@ import shutil
 from ml_collections import ConfigDict
 
 from poise_jax import files as folders
+from poise_jax.errors import UserError
 from poise_jax.reports import run_log as runs
 
 CONFIG = "config.json"
@@ -28,13 +29,13 @@ def open_workdir(
     What has changed, "field: before -> now"; empty without a change or a run.
 
   Raises:
-    ValueError: the folder holds a run with another configuration, or something else altogether, or
+    UserError: the folder holds a run with another configuration, or something else altogether, or
       `overwrite` is not its name.
   """
   path, content, name = workdir / CONFIG, json.loads(config.to_json()), workdir.absolute().name
   again = f"start again with --overwrite={name}"
   if overwrite and overwrite != name:
-    raise ValueError(
+    raise UserError(
       f"--overwrite={overwrite} is not the name of the folder {workdir}; nothing was deleted. "
       f"--overwrite={name} deletes the run in it and starts again"
     )
@@ -44,7 +45,7 @@ def open_workdir(
     try:
       return folders.differences(json.loads(path.read_text()), content)
     except ValueError as error:
-      raise ValueError(f"{path} is not valid JSON ({error}); bring it back, or {again}") from error
+      raise UserError(f"{path} is not valid JSON ({error}); bring it back, or {again}") from error
   otherwise = f"go on in this one with --allow_config_change, or {again}"
   folders.claim(workdir, CONFIG, content, "a run", "--workdir", otherwise)
   return []

@@ -7,6 +7,7 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 
+from poise_jax.errors import UserError
 from poise_jax.verifiers.base import STATUSES, Check, UnusableError, Verdict
 
 _HERE = "poise_jax.verifiers"
@@ -54,13 +55,13 @@ def verify(check: Check, response: str) -> Verdict:
 
   Raises:
     UnusableError: the check cannot judge any answer.
-    ValueError: a user's function returned something else than a number in [0, 1] or a Verdict.
+    UserError: a user's function returned something else than a number in [0, 1] or a Verdict.
   """
   said = load(check.verifier)(check.reference, response, **check.options)
   if not isinstance(said, Verdict):
     said = Verdict(float(said))
   if not 0 <= said.score <= 1 or said.status not in STATUSES:
-    raise ValueError(f"verifier {check.verifier!r} gave {said}; scores are numbers in [0, 1]")
+    raise UserError(f"verifier {check.verifier!r} gave {said}; scores are numbers in [0, 1]")
   return said
 
 

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from poise_jax.errors import UserError
+
 STATUSES = ("ok", "unparsable", "timed_out", "crashed")
 
 
-class UnusableError(ValueError):
+class UnusableError(UserError):
   """A check that cannot judge any answer: a mistake in a task or config, or a missing library or
   privilege. Raised instead of giving every answer a zero."""
 

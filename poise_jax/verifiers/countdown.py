@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from poise_jax.errors import UserError
 from poise_jax.verifiers.base import Verdict
 from poise_jax.verifiers.extract import answer
 
@@ -49,7 +50,7 @@ def countdown(
   try:
     left = given.translate(_PLAIN).split("=")[0].strip()
     if len(left) > 500:
-      raise ValueError("longer than any expression of a few numbers")
+      raise UserError("longer than any expression of a few numbers")
     value = _value(ast.parse(left, mode="eval").body, used)
   except ZeroDivisionError:
     return Verdict(0.0)
@@ -69,4 +70,4 @@ def _value(node, used):
     return _OPERATORS[type(node.op)](_value(node.left, used), _value(node.right, used))
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
     return -_value(node.operand, used)
-  raise ValueError(f"{type(node).__name__} is no whole number and none of + - * /")
+  raise UserError(f"{type(node).__name__} is no whole number and none of + - * /")

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from poise_jax.data.sources import files
 from poise_jax.data.sources.sources import SOURCES, Source
-from poise_jax.errors import unknown
+from poise_jax.errors import UserError, unknown_name
 
 TEXTS = ("question", "answer", "worked", "domain", "difficulty", "reference")
 STRUCTURED = ("code", "structure", "constraints", "tool_call", "reasoning_gym", "countdown")
@@ -74,7 +74,7 @@ class Problems(tfds.core.GeneratorBasedBuilder):
     if not counts["kept"]:
       read = f"{counts['rows']} rows, none of use: {dict(counts)}" if counts["rows"] else "no row"
       where = ", ".join(str(path) for _, path in named)
-      raise ValueError(f"the {split} split of {source.name} is empty: {where} held {read}")
+      raise UserError(f"the {split} split of {source.name} is empty: {where} held {read}")
 
 
 def load(
@@ -94,12 +94,12 @@ def load(
     by reason.
 
   Raises:
-    ValueError: there is no such split; a file's checksum is not the expected one; a row is broken,
+    UserError: there is no such split; a file's checksum is not the expected one; a row is broken,
       has no such column, no answer or no text, or repeats an id (with file and line).
     OSError: a file is neither there nor to be fetched.
   """
   if split not in source.files:
-    raise ValueError(
+    raise UserError(
       f"dataset {source.name} has no {split} split; it has {', '.join(source.files)}"
     )
   paths = _local(source, folder)
@@ -120,7 +120,7 @@ def load(
 def find(name: str) -> Source:
   """The dataset of that name; ValueError for an unknown one, listing all."""
   if name not in SOURCES:
-    raise unknown("dataset", name, SOURCES)
+    raise unknown_name("dataset", name, SOURCES)
   return SOURCES[name]
 
 
@@ -141,7 +141,7 @@ def kept(source: Source, split: str, named, counts: Counter) -> Iterator[dict]:
       example, id = _example(source, place, row)
       if id is not None:
         if id in ids:
-          raise ValueError(f"{place}: the id {id!r} stands in {ids[id]} already; ids must differ")
+          raise UserError(f"{place}: the id {id!r} stands in {ids[id]} already; ids must differ")
         ids[id] = place
       if not source.keep(example["question"]):
         counts["another language"] += 1
@@ -161,17 +161,17 @@ def _example(source, place, row):
   get = functools.partial(_field, source, place, row)
   question, answer = get("question"), get("answer")
   if not isinstance(question, str):
-    raise ValueError(
+    raise UserError(
       f"{place}: the question in column {_column(source, 'question')!r} is {question!r:.60}, a "
       f"{type(question).__name__} where text is needed"
     )
   if answer is None or (isinstance(answer, str) and not answer.strip()):
-    raise ValueError(f"{place}: the answer in column {_column(source, 'answer')!r} is missing")
+    raise UserError(f"{place}: the answer in column {_column(source, 'answer')!r} is missing")
   if not question.strip():
-    raise ValueError(f"{place}: the question in column {_column(source, 'question')!r} is empty")
+    raise UserError(f"{place}: the question in column {_column(source, 'question')!r} is empty")
   if source.verifier not in STRUCTURED:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-      raise ValueError(
+      raise UserError(
         f"{place}: the answer in column {_column(source, 'answer')!r} is {answer!r:.60}, where "
         f"verifier {source.verifier!r} needs text or a number"
       )
@@ -188,7 +188,7 @@ def _example(source, place, row):
   }
   for name in ("worked", "domain"):
     if not isinstance(example[name], str):
-      raise ValueError(
+      raise UserError(
         f"{place}: the {name} in column {_column(source, name)!r} is {example[name]!r:.60}, not "
         "text"
       )
@@ -211,7 +211,7 @@ def _field(source, place, row, name):
     elif isinstance(value, dict) and part in value:
       value = value[part]
     else:
-      raise ValueError(
+      raise UserError(
         f"{place} has no column {column!r} for the {name}; its columns are {', '.join(row)}"
       )
   convert = source.columns[name]
@@ -220,7 +220,7 @@ def _field(source, place, row, name):
   try:
     return convert[1](value)
   except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f"{place}: column {column!r} holds no {name}: {error}") from error
+    raise UserError(f"{place}: column {column!r} holds no {name}: {error}") from error
 
 
 def _local(source, folder):
@@ -230,7 +230,7 @@ def _local(source, folder):
     return None
   names = [name for names in source.files.values() for name in names]
   if known and not folder:
-    raise ValueError(
+    raise UserError(
       f"dataset {source.name} has no known address to be fetched from; put it into "
       f"FOLDER/{source.name}/ as {', '.join(names)} and set task.folder=FOLDER"
     )
@@ -261,7 +261,7 @@ def _checked(source, name, path):
   """The file's checksum.
 
   Raises:
-    ValueError: the source, or a SHA256SUMS beside the file, says another one.
+    UserError: the source, or a SHA256SUMS beside the file, says another one.
   """
   found, expected, by = files.sha256(path), source.sha256.get(name), "its definition"
   sums = path.with_name("SHA256SUMS")
@@ -271,7 +271,7 @@ def _checked(source, name, path):
     if path.name in listed:
       expected, by = listed[path.name], str(sums)
   if expected and found != expected.lower():
-    raise ValueError(
+    raise UserError(
       f"{path} has the SHA-256 checksum {found}, but {by} says {expected}: it is damaged or "
       "another version; fetch it again"
     )

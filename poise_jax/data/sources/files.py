@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import pyarrow
 import pyarrow.parquet
 
+from poise_jax.errors import UserError
+
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 csv.field_size_limit(2**30)  # a field may hold a whole table or a program's tests
 
@@ -25,15 +27,15 @@ def rows(path: pathlib.Path, form: str) -> Iterator[tuple[str, dict]]:
     form: one of FORMATS; the file's own name may say less.
 
   Raises:
-    ValueError: the format is unknown, or the file or one of its rows is broken.
+    UserError: the format is unknown, or the file or one of its rows is broken.
     OSError: the file cannot be read.
   """
   readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
   if form not in readers:
-    raise ValueError(f"{path} ends in {form!r}; readable are {', '.join(FORMATS)}")
+    raise UserError(f"{path} ends in {form!r}; readable are {', '.join(FORMATS)}")
   for place, row in readers[form](path):
     if not isinstance(row, dict):
-      raise ValueError(f"{place}: a row is an object with named columns, not {row!r:.60}")
+      raise UserError(f"{place}: a row is an object with named columns, not {row!r:.60}")
     yield place, row
 
 
@@ -52,9 +54,9 @@ def _jsonl(path):
       try:
         yield place, json.loads(line)
       except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 ({error.reason})") from error
+        raise UserError(f"{place} is not UTF-8 ({error.reason})") from error
       except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
 
 
 def _text(path):
@@ -63,7 +65,7 @@ def _text(path):
     return content.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     line = content[: error.start].count(b"\n") + 1
-    raise ValueError(f"{path}, line {line} is not UTF-8 ({error.reason})") from error
+    raise UserError(f"{path}, line {line} is not UTF-8 ({error.reason})") from error
 
 
 def _json(path):
@@ -72,9 +74,9 @@ def _json(path):
   except json.JSONDecodeError as error:
     where = f"line {error.lineno}, column {error.colno}"
     hint = "; one object a line is called .jsonl" if error.msg == "Extra data" else ""
-    raise ValueError(f"{path}, {where} is not JSON: {error.msg}{hint}") from error
+    raise UserError(f"{path}, {where} is not JSON: {error.msg}{hint}") from error
   if not isinstance(content, list):
-    raise ValueError(f"{path} holds no list of rows, but {content!r:.60}")
+    raise UserError(f"{path} holds no list of rows, but {content!r:.60}")
   for number, row in enumerate(content, 1):
     yield f"{path}, row {number}", row
 
@@ -85,12 +87,12 @@ def _csv(path):
     for row in reader:
       place = f"{path}, line {reader.line_num}"
       if None in row or None in row.values():
-        raise ValueError(
+        raise UserError(
           f"{place} has not as many fields as the {len(reader.fieldnames)} columns of line 1"
         )
       yield place, row
   except csv.Error as error:
-    raise ValueError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from error
+    raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from error
 
 
 def _parquet(path):
@@ -103,4 +105,4 @@ def _parquet(path):
           yield f"{path}, row {number}", row
   except pyarrow.ArrowException as error:
     reason = " ".join(str(error).split())
-    raise ValueError(f"{path} is broken or no parquet file: {reason}") from error
+    raise UserError(f"{path} is broken or no parquet file: {reason}") from error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poise_jax.data.templates import DAPO_AFTER, DAPO_BEFORE
+from poise_jax.errors import UserError
 from poise_jax.verifiers.structure import parsed
 
 # A column by its name, "a.b" for a field or "a.0" for an element inside; with a function: of what
@@ -39,7 +40,7 @@ def after_hashes(solution: str) -> str:
   """GSM8K's number behind ####, without the commas of thousands."""
   _, mark, answer = solution.rpartition("####")
   if not mark:
-    raise ValueError("there is no '####' in front of the final answer")
+    raise UserError("there is no '####' in front of the final answer")
   return answer.strip().replace(",", "")
 
 
@@ -52,7 +53,7 @@ def last_boxed(solution: str) -> str:
   r"""What the last \boxed{} or \fbox{} of a MATH solution holds, braces balanced."""
   found = list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|\s[^\s$]+)", solution))
   if not found:
-    raise ValueError(r"there is no \boxed answer")
+    raise UserError(r"there is no \boxed answer")
   if found[-1][1] != "{":
     return found[-1][1].strip()  # \boxed 3
   start = end = found[-1].end()
@@ -61,7 +62,7 @@ def last_boxed(solution: str) -> str:
     depth += {"{": 1, "}": -1}.get(solution[end], 0) * (solution[end - 1] != "\\")
     end += 1
   if depth:
-    raise ValueError(r"the braces of the last \boxed do not close")
+    raise UserError(r"the braces of the last \boxed do not close")
   return solution[start : end - 1]
 
 
@@ -82,7 +83,7 @@ def tests(ground_truth: str) -> dict:
   if "functional" in given:
     return {"tests": [given["functional"]]}
   if not {"inputs", "outputs"} <= set(given):
-    raise ValueError(f"tests are neither functional nor inputs and outputs, but {list(given)}")
+    raise UserError(f"tests are neither functional nor inputs and outputs, but {list(given)}")
   return given
 
 

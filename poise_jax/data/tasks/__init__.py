@@ -1,6 +1,6 @@
 from poise_jax.data.tasks import arithmetic, countdown
 from poise_jax.data.tasks.base import Example, Task
-from poise_jax.errors import unknown
+from poise_jax.errors import unknown_name
 
 
 def _arithmetic(config, seed):
@@ -48,11 +48,11 @@ def make(config, seed: int) -> Task:
     seed: of everything that is drawn.
 
   Raises:
-    ValueError, OSError: the name is unknown (all are listed), or the task cannot be made as its
+    UserError, OSError: the name is unknown (all are listed), or the task cannot be made as its
       fields say.
   """
   if config.name not in TASKS:
-    raise unknown("task.name", config.name, TASKS)
+    raise unknown_name("task.name", config.name, TASKS)
   return TASKS[config.name](config, seed)
 
 

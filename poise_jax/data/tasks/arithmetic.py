@@ -11,6 +11,7 @@ import re
 import numpy as np
 
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "x": lambda a, b: a * b}
@@ -70,16 +71,16 @@ def make(kinds: tuple[str, ...], train: int, test: int, seed: int, careless: flo
       habits, working and guessing, and leaves it to the reward to tell which one pays.
 
   Raises:
-    ValueError: a kind is malformed, careless is no probability, or a kind has too few problems to
+    UserError: a kind is malformed, careless is no probability, or a kind has too few problems to
       hold out its share and leave as many to train on.
   """
   for kind in kinds:
     if not re.fullmatch(r"[1-4][+x-]", str(kind)):
-      raise ValueError(
+      raise UserError(
         f"task.kinds has {kind!r}; a kind is 1 to 4 digits and one of + - x, such as '2+'"
       )
   if not 0 <= careless <= 1:
-    raise ValueError(f"task.careless={careless} is a probability: it must be in [0, 1]")
+    raise UserError(f"task.careless={careless} is a probability: it must be in [0, 1]")
   rng = np.random.default_rng(seed)
   held_out = {}
   for i in range(test if kinds else 0):
@@ -88,7 +89,7 @@ def make(kinds: tuple[str, ...], train: int, test: int, seed: int, careless: flo
     if kind[-1] == "-":
       distinct //= 2
     if 1.5 * (test * kinds.count(kind) // len(kinds) + 1) > distinct:
-      raise ValueError(
+      raise UserError(
         f"task.test={test} would hold out more than two thirds of all {kind!r} problems"
       )
     while (example := problem(rng, kind)).question in held_out:

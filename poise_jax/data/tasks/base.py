@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
 
@@ -20,7 +21,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Raises ValueError on construction if a split is empty."""
+  """Raises UserError on construction if a split is empty."""
 
   train: Sequence[Example]
   test: Sequence[Example]
@@ -29,7 +30,7 @@ class Task:
   def __post_init__(self):
     for split in ("train", "test"):
       if not getattr(self, split):
-        raise ValueError(f"the task's {split} set is empty: there is nothing to train or test on")
+        raise UserError(f"the task's {split} set is empty: there is nothing to train or test on")
 
   @property
   def domains(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ held-out problems are disjoint; what is drawn depends on the seed alone.
 import numpy as np
 
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
 
@@ -51,15 +52,15 @@ def make(train: int, test: int, seed: int, counts: tuple[int, ...], largest: int
     largest: number in a problem.
 
   Raises:
-    ValueError: a size is not 2 to 6, or there are too few different problems to hold out so many.
+    UserError: a size is not 2 to 6, or there are too few different problems to hold out so many.
   """
   if not counts or not all(2 <= count <= 6 for count in counts) or largest < 4:
-    raise ValueError(
+    raise UserError(
       f"task.countdown.counts={tuple(counts)} must be sizes of 2 to 6 numbers, and "
       f"task.countdown.largest={largest} at least 4"
     )
   if 10 * test > largest ** min(counts) * len(counts):
-    raise ValueError(
+    raise UserError(
       f"task.test={test} would hold out too much of what task.countdown.largest={largest} with "
       f"{min(counts)} numbers can be"
     )

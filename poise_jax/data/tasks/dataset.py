@@ -12,6 +12,7 @@ import numpy as np
 
 from poise_jax.data import sources as datasets
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
 OWN = "own"  # what a user's own files are called in task.train_on and task.test_on
@@ -39,16 +40,16 @@ def make(
     own: a user's own files and columns: config.task.own.
 
   Raises:
-    ValueError, OSError: see datasets.load; or there is nothing to train on or to hold out.
+    UserError, OSError: see datasets.load; or there is nothing to train on or to hold out.
   """
   train_on, test_on = _listed(train_on), _listed(test_on)
   if not train_on:
-    raise ValueError(
+    raise UserError(
       f"task.train_on is empty; name datasets out of {', '.join(datasets.SOURCES)}, or {OWN!r}"
     )
   for split, names in (("train", train_on), ("test", test_on)):
     if own[split] and OWN not in names:
-      raise ValueError(f"task.own.{split} has files, but task.{split}_on does not name {OWN!r}")
+      raise UserError(f"task.own.{split} has files, but task.{split}_on does not name {OWN!r}")
   left_out = Counter()
   held_out = _examples(test_on, "test", folder, data_dir, own, left_out)
   examples = _examples(train_on, "train", folder, data_dir, own, left_out)
@@ -63,7 +64,7 @@ def make(
     chosen.append(example)
   if not test_on:
     if not 0 < test < len(chosen):
-      raise ValueError(
+      raise UserError(
         f"task.test={test} of {len(chosen)} training rows cannot be held out; task.test_on could "
         "name a held-out set"
       )
@@ -92,7 +93,7 @@ def _listed(names):
 def _own(own):
   """The source that the fields of config.task.own describe."""
   if not own["question"] or not own["answer"]:
-    raise ValueError("task.own.question and task.own.answer must name columns")
+    raise UserError("task.own.question and task.own.answer must name columns")
   return datasets.Source(
     name=OWN,
     files={split: _listed(own[split]) for split in ("train", "test") if own[split]},

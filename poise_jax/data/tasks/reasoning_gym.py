@@ -13,7 +13,7 @@ from reasoning_gym.factory import DATASETS
 from rich.progress import track
 
 from poise_jax.data.tasks.base import Example, Task
-from poise_jax.errors import unknown
+from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers import Check
 
 GENERATORS = sorted(set(DATASETS) - {"composite"})  # this file mixes
@@ -30,18 +30,18 @@ def make(generators: Mapping[str, Mapping[str, Any]], train: int, test: int, see
     seed: of the draw of both.
 
   Raises:
-    ValueError: no generator is named, one is unknown, a setting is unknown or refused, or a
+    UserError: no generator is named, one is unknown, a setting is unknown or refused, or a
       generator has too few different problems to hold out its share.
   """
   if not generators:
-    raise ValueError(
+    raise UserError(
       "task.generators is empty; name some of reasoning-gym's, such as "
       '{"chain_sum": {"weight": 1, "max_terms": 2}}'
     )
   weights = {name: settings.get("weight", 1) for name, settings in generators.items()}
   for name, weight in weights.items():
     if not isinstance(weight, int | float) or not weight > 0:
-      raise ValueError(f"task.generators.{name}.weight={weight!r} must be a number above 0")
+      raise UserError(f"task.generators.{name}.weight={weight!r} must be a number above 0")
   sets = {"train": [], "test": []}
   shares = {split: _shares(weights, n) for split, n in (("train", train), ("test", test))}
   for name, settings in generators.items():
@@ -73,7 +73,7 @@ def _draw(name, settings, train, test, seed):
         examples.append(_example(name, entry))
     if len(held_out) == test and len(examples) == train:
       return {"train": examples, "test": list(held_out.values())}
-  raise ValueError(
+  raise UserError(
     f"reasoning-gym's {name} with {settings or 'its own settings'} has too few different problems "
     f"to hold out {test} and train on {train}; widen its settings, or lower task.test"
   )
@@ -81,18 +81,18 @@ def _draw(name, settings, train, test, seed):
 
 def _entries(name: str, settings: Mapping[str, Any], size: int, seed: int) -> Iterator[dict]:
   if name not in GENERATORS:
-    raise unknown("reasoning-gym's generator", name, GENERATORS)
+    raise unknown_name("reasoning-gym's generator", name, GENERATORS)
   kind, options = DATASETS[name]
   fields = {field.name for field in dataclasses.fields(options)} - {"seed", "size"}
   for setting in settings:
     if setting not in fields:
-      raise unknown(f"task.generators.{name} setting", setting, fields)
+      raise unknown_name(f"task.generators.{name} setting", setting, fields)
   # reasoning-gym's seed is added to a problem's number: neighbouring seeds would share problems.
   mixed = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
   try:
     drawn = kind(options(seed=mixed, size=size, **settings))
   except (AssertionError, TypeError, ValueError) as error:
-    raise ValueError(f"reasoning-gym's {name} refuses {settings}: {error}") from error
+    raise UserError(f"reasoning-gym's {name} refuses {settings}: {error}") from error
   return (drawn[i] for i in range(size))
 
 

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from poise_jax.distributed.sharding import fetch
+from poise_jax.errors import UserError
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.transformer import abstract_params
@@ -127,7 +128,7 @@ def load(
 
   Raises:
     FileNotFoundError: the folder or one of its files is missing.
-    ValueError: a file is truncated, or holds another architecture, other tensors or other shapes.
+    UserError: a file is truncated, or holds another architecture, other tensors or other shapes.
     OSError: a checkpoint is damaged.
   """
   path = local_path(source)
@@ -173,11 +174,11 @@ def save_hf(
     max_shard_bytes: a file's tensors stay below this, in bytes, unless a single one is larger.
 
   Raises:
-    ValueError: the parameters are not those of `config`.
+    UserError: the parameters are not those of `config`.
   """
   shapes = abstract_params(config)
   if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
-    raise ValueError("the parameters do not have the names and shapes that the config asks for")
+    raise UserError("the parameters do not have the names and shapes that the config asks for")
   values = jax.tree.leaves(params)
   kinds = [jax.ShapeDtypeStruct(x.shape, dtype or x.dtype) for x in values]
   shards, size = [[]], 0
@@ -244,7 +245,7 @@ def _tensors(config, values, kinds) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _check(path, config, stored, column):
-  """Raises ValueError unless `stored` has exactly the tensors of `config`."""
+  """Raises UserError unless `stored` has exactly the tensors of `config`."""
   expected = {}
   for key, leaf, names in _leaves(config, column):
     shape = leaf.shape[1:] if key.startswith("layers/") else leaf.shape
@@ -254,20 +255,20 @@ def _check(path, config, stored, column):
     return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 
   if missing := expected.keys() - stored.keys():
-    raise ValueError(
+    raise UserError(
       f"{path} lacks {len(missing)} of the {len(expected)} tensors its config asks for "
       f"({some(missing)}); the download is incomplete or the config is another model's"
     )
   harmless = {"lm_head.weight"} if config.tie_word_embeddings else set()
   extra = stored.keys() - expected.keys() - harmless
   if extra := {name for name in extra if not name.endswith("rotary_emb.inv_freq")}:
-    raise ValueError(
+    raise UserError(
       f"{path} has {len(extra)} tensors that a {config.model_type} decoder of its config does not "
       f"know ({some(extra)}); quantised, adapter and multimodal checkpoints are not supported"
     )
   for name, shape in expected.items():
     if stored[name].shape != shape:
-      raise ValueError(
+      raise UserError(
         f"{stored[name].file}: {name} has shape {stored[name].shape} where its config asks for "
         f"{shape}; the config is another model's"
       )
@@ -277,16 +278,16 @@ def _config(file, hf):
   try:
     return ModelConfig.from_hf(hf)
   except KeyError as error:
-    raise ValueError(f"{file} lacks {error}; is it the config of a language model?") from error
+    raise UserError(f"{file} lacks {error}; is it the config of a language model?") from error
   except ValueError as error:
-    raise ValueError(f"{file}: {error}") from error
+    raise UserError(f"{file}: {error}") from error
 
 
 def _json(file):
   try:
     return json.loads(file.read_text())
   except ValueError as error:
-    raise ValueError(f"{file} is not valid JSON ({error}); download or copy it again") from error
+    raise UserError(f"{file} is not valid JSON ({error}); download or copy it again") from error
 
 
 def _folder_config(folder):
@@ -315,7 +316,7 @@ def _open_folder(folder):
     try:
       handle = safetensors.safe_open(file, "np")
     except safetensors.SafetensorError as error:
-      raise ValueError(
+      raise UserError(
         f"{file} is truncated or no safetensors file ({error}); download or copy it again"
       ) from error
     for name in handle.keys():
@@ -328,7 +329,7 @@ def _open_gguf(file):
   try:
     reader = gguf.GGUFReader(file)
   except Exception as error:  # the reader trusts the file: anything can go wrong in a broken one
-    raise ValueError(
+    raise UserError(
       f"{file} is truncated or no GGUF file ({error}); download or copy it again"
     ) from error
   tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -392,7 +393,7 @@ def _llama3_scaling(file, factors, theta):
   turns = 8192 * theta ** -np.linspace(0, 1, found.size, endpoint=False) / (2 * np.pi)
   keep = np.clip((turns - 1.0) / (4.0 - 1.0), 0.0, 1.0)
   if not np.allclose(found, 1 / (keep + (1 - keep) / scaling["factor"]), rtol=1e-4):
-    raise ValueError(
+    raise UserError(
       f"{file} stretches its rotary wavelengths (rope_freqs.weight) in another way than Llama 3 "
       "does; load the model's Hugging Face folder, whose config.json says how"
     )
@@ -403,7 +404,7 @@ def _read_gguf(file, tensor, shape, heads):
   try:
     array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
   except NotImplementedError as error:
-    raise ValueError(f"{file}: {tensor.name}: {error}; take another quantisation") from error
+    raise UserError(f"{file}: {tensor.name}: {error}; take another quantisation") from error
   if heads is None:
     return array
   # llama.cpp rotates neighbours (2i, 2i + 1) where Hugging Face rotates halves (i, i + K / 2).

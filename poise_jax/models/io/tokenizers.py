@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from poise_jax.errors import UserError
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.io.huggingface import local_path
@@ -66,7 +67,7 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
 
   Raises:
     FileNotFoundError: there is no such file or folder.
-    ValueError: the file is broken, or holds a kind of tokenizer that is not supported.
+    UserError: the file is broken, or holds a kind of tokenizer that is not supported.
   """
   path = _local_path(source)
   if path.suffix == ".model":
@@ -86,7 +87,7 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
   except Exception as error:  # transformers raises whatever its parsers do
     reason = " ".join(str(error).split())
-    raise ValueError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
+    raise UserError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
   generation = path / "generation_config.json"
   ends = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
   return _wrap(path, tokenizer, ends if isinstance(ends, list) else [ends])
@@ -121,9 +122,9 @@ def _local_path(source):
 
 
 def check_fits(tokenizer: Tokenizer, config: ModelConfig) -> None:
-  """Raises ValueError if the tokenizer makes ids that the model has no embedding for."""
+  """Raises UserError if the tokenizer makes ids that the model has no embedding for."""
   if tokenizer.vocab_size > config.vocab_size:
-    raise ValueError(
+    raise UserError(
       f"the tokenizer's vocab_size {tokenizer.vocab_size} is larger than the model's vocab_size "
       f"{config.vocab_size}; they belong to different models"
     )
@@ -152,7 +153,7 @@ def _wrap(path, tokenizer, ends):
 
   def apply_chat_template(messages):
     if not tokenizer.chat_template:
-      raise ValueError(f"the tokenizer of {path} has no chat template; encode a plain prompt")
+      raise UserError(f"the tokenizer of {path} has no chat template; encode a plain prompt")
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return encode(text)  # the template has written every special token there is to be
 
@@ -167,7 +168,7 @@ def _wrap(path, tokenizer, ends):
 
   eos_ids = tuple(dict.fromkeys(i for i in [tokenizer.eos_token_id, *ends] if i is not None))
   if not eos_ids:
-    raise ValueError(f"the tokenizer of {path} names no end-of-sequence token")
+    raise UserError(f"the tokenizer of {path} names no end-of-sequence token")
   pad = tokenizer.pad_token_id
   return Tokenizer(
     encode=encode,
@@ -184,7 +185,7 @@ def _gguf(path):
   try:
     fields = gguf.GGUFReader(path).fields
   except Exception as error:  # the reader trusts the file: anything can go wrong in a broken one
-    raise ValueError(
+    raise UserError(
       f"{path} is truncated or no GGUF file ({error}); download or copy it again"
     ) from error
 
@@ -193,7 +194,7 @@ def _gguf(path):
 
   kind, pre = get("ggml.model"), get("ggml.pre", "default")
   if kind != "gpt2" or pre not in PRE_TOKENIZERS:
-    raise ValueError(
+    raise UserError(
       f"{path} has a {kind!r} tokenizer of type {pre!r} where only 'gpt2' of types "
       f"{', '.join(PRE_TOKENIZERS)} is supported; load the tokenizer from the model's Hugging Face "
       "folder instead"
@@ -237,14 +238,14 @@ def _sentencepiece(path):
   try:
     pieces.Load(str(path))
   except (OSError, RuntimeError) as error:
-    raise ValueError(f"{path} is truncated or no sentencepiece model") from error
+    raise UserError(f"{path} is truncated or no sentencepiece model") from error
 
   def apply_chat_template(messages):
-    raise ValueError(f"the sentencepiece model {path} has no chat template; encode a plain prompt")
+    raise UserError(f"the sentencepiece model {path} has no chat template; encode a plain prompt")
 
   eos = pieces.eos_id()
   if eos < 0:
-    raise ValueError(f"the sentencepiece model {path} names no end-of-sequence token")
+    raise UserError(f"the sentencepiece model {path} names no end-of-sequence token")
   return Tokenizer(
     encode=pieces.EncodeAsIds,
     decode=lambda ids: pieces.DecodeIds([int(i) for i in ids if not pieces.IsControl(int(i))]),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
+from poise_jax.errors import UserError
 from poise_jax.verifiers.base import Check, UnusableError, Verdict
 
 STARTING = 60.0  # seconds in which a process must start or load a library
@@ -47,7 +48,7 @@ class Pool:
       OSError: the workers' process cannot be started or dies again and again.
     """
     if len(checks) != len(responses):
-      raise ValueError(f"{len(checks)} checks for {len(responses)} responses")
+      raise UserError(f"{len(checks)} checks for {len(responses)} responses")
     verdicts: dict[int, Verdict] = {}
     deaths = 0
     while len(verdicts) < len(checks):
