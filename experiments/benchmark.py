@@ -19,8 +19,7 @@ from absl import flags
 from experiments import cli
 from poise_jax import models
 from poise_jax.models.io.huggingface import local_path
-from poise_jax.provenance import provenance
-from poise_jax.reports.run_log import describe
+from poise_jax.provenance import describe, provenance
 
 OUT = flags.DEFINE_string("out", None, "the folder to write README.md and results.json to")
 TORCH = flags.DEFINE_string("torch_python", "", "interpreter with torch, trl, gguf, accelerate")

@@ -16,8 +16,7 @@ from absl import flags
 
 from experiments import cli
 from poise_jax import growth
-from poise_jax.provenance import provenance
-from poise_jax.reports.run_log import describe
+from poise_jax.provenance import describe, provenance
 
 OUT = flags.DEFINE_string("out", None, "where the table goes")
 REPEATS = flags.DEFINE_integer("repeats", 3, "timed calls of every row")

@@ -1,11 +1,37 @@
-"""A folder of results belongs to one configuration: made once, gone on with, never mixed."""
+"""Files written whole or not at all, and folders that belong to one configuration."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
 from typing import Any
 
 from poise_jax.errors import UserError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def write_whole(path: pathlib.Path, text: str):
+  """Replaces a file at once: a reader sees the old one or the new one, never half of it."""
+  partial = path.with_name(f".{path.name}.partial")
+  # Half a surrogate pair cannot be UTF-8; a model may still have said it.
+  partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+  os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def disk_explained(workdir: pathlib.Path):
+  """Raises OSError with the way out where `workdir` could not be written."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _DISK:
+      raise
+    raise OSError(
+      f"could not write to {workdir} ({error}); free space or make it writable, then the same "
+      "command goes on after the last checkpoint"
+    ) from error
 
 
 def claim(

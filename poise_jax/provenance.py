@@ -45,3 +45,25 @@ def _cpu() -> str:
     return platform.processor()
   names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
   return names[0] if names else platform.processor()
+
+
+def origin(starts: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+  """Commands, and sentences on commits and machines (see poise_jax.provenance)."""
+  commands = dict.fromkeys(" ".join(start["command"]) for start in starts)
+  machines = dict.fromkeys(
+    f"{start['cpu']}, {start['cpus']} CPUs, devices {', '.join(start['devices'])}, "
+    f"Python {start['python']}, "
+    + ", ".join(f"{name} {version}" for name, version in start["libraries"].items())
+    for start in starts
+  )
+  commits = dict.fromkeys(
+    f"{start['commit']}" + " with uncommitted changes" * start["uncommitted_changes"]
+    for start in starts
+  )
+  return list(commands), [f"Commit {'; '.join(commits)}.", f"Machine: {'; '.join(machines)}."]
+
+
+def describe(starts: list[dict[str, Any]]) -> str:
+  """Commands, commits and machines in Markdown."""
+  commands, where = origin(starts)
+  return "\n".join(["```", *commands, "```", "", *where])

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from grain import MapDataset
 from rich.progress import track
 
+from poise_jax import files
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.data.tasks import Task
 from poise_jax.distributed import processes
 from poise_jax.errors import UserError
-from poise_jax.reports import run_log as runs
 
 SLOW = 50_000  # prompts from which on counting their tokens shows a progress bar
 
@@ -84,7 +84,7 @@ def remember(task: Task, workdir: pathlib.Path) -> None:
 
 def _write_or_compare(path, now):
   if not path.exists():
-    runs.write_whole(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+    files.write_whole(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
     return
   before = json.loads(path.read_text())
   if before["sha256"] != now["sha256"]:

@@ -17,8 +17,7 @@ import rich.progress
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from poise_jax import files as folders
-from poise_jax import models
+from poise_jax import files, models
 from poise_jax.data import tasks
 from poise_jax.distributed import processes, sharding
 from poise_jax.errors import UserError
@@ -115,7 +114,7 @@ def run(
     "tasks": {test.name: describe(test, trained) for test in sets},
   }
   processes.check_alike("the evaluation", json.dumps(protocol))
-  processes.on_first(folders.claim, out, scorecard.PROTOCOL, protocol, "an evaluation", "--out")
+  processes.on_first(files.claim, out, scorecard.PROTOCOL, protocol, "an evaluation", "--out")
 
   counts = [len(ids) * rollout.n for test in sets for ids, _ in test.batches(batch)]
   done = processes.on_first(keep_whole, out / scorecard.ANSWERS, counts)

@@ -17,7 +17,7 @@ import numpy as np
 from poise_jax.errors import UserError
 from poise_jax.evaluation.answer import by_group, in_order, per_prompt, standard_error
 from poise_jax.files import differences
-from poise_jax.reports.run_log import describe
+from poise_jax.provenance import describe
 
 SHOWN = ("name", "template", "chat", "system", "max_prompt_length")  # of a task in README.md
 PROTOCOL, ANSWERS, STARTS = "protocol.json", "answers.jsonl", "provenance.jsonl"

@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 from poise_jax import models
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError, unknown_name
+from poise_jax.files import write_whole
 from poise_jax.learner.losses import chunk_of
 from poise_jax.learner.update import samples_together
 from poise_jax.planning import flops as costs
 from poise_jax.planning import hlo
 from poise_jax.planning import memory as dry_run
-from poise_jax.provenance import provenance
-from poise_jax.reports.run_log import describe, write_whole
+from poise_jax.provenance import describe, provenance
 from poise_jax.rollout.sampler import stages
 from poise_jax.training import train
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from poise_jax import files as folders
+from poise_jax import files, provenance
 from poise_jax.errors import UserError
 from poise_jax.evaluation.at_k import RIGHT
 from poise_jax.reports import html as page
@@ -86,7 +86,7 @@ def grouped(all_runs: list[Run]) -> dict[str, list[Run]]:
 
 def _fields(config: dict[str, Any]) -> dict[str, str]:
   """A config's fields as {"a.b": its value in JSON}."""
-  return {name: json.dumps(value).strip('"') for name, value in folders.flat(config).items()}
+  return {name: json.dumps(value).strip('"') for name, value in files.flat(config).items()}
 
 
 def rows(groups: dict[str, list[Run]]) -> list[list[str]]:
@@ -243,20 +243,20 @@ def report(paths: list[pathlib.Path], out: pathlib.Path, samples_shown: int = 0)
   costs = list(panels(groups, ["rollouts", "tokens", "minutes"], COSTS))
   answers = {name: samples(run, samples_shown) for name, run in named.items()}
   answers = {name: told for name, told in answers.items() if told}
-  commands, where = runs.origin([start for run in all_runs for start in run.starts])
+  commands, where = provenance.origin([start for run in all_runs for start in run.starts])
 
   (out / "curves.svg").write_text(figures.picture(curves, list(groups), 2))
   (out / "costs.svg").write_text(figures.picture(costs, list(groups), 3))
   text = markdown(HEAD, [_bold(line) for line in lines])
   sections = [f"# {out.name}", text, INTERVAL, "![curves](curves.svg)", "![costs](costs.svg)"]
-  sections.append(runs.describe([start for run in all_runs for start in run.starts]))
+  sections.append(provenance.describe([start for run in all_runs for start in run.starts]))
   if told := probe_rows(named):
     sections.append(f"## Probes\n\n{markdown(PROBE_HEAD, told)}\n\n{PROBE_MEANING}")
   for name, (head, *told) in answers.items():
     sections.append(f"## Held-out answers, {name}\n\n{markdown(head, _code(told))}")
-  runs.write_whole(out / "README.md", "\n\n".join(sections) + "\n")
+  files.write_whole(out / "README.md", "\n\n".join(sections) + "\n")
   body = _body(out.name, groups, lines, curves, costs, answers, commands, where)
-  runs.write_whole(out / "report.html", page.page(f"{out.name}: comparison", body))
+  files.write_whole(out / "report.html", page.page(f"{out.name}: comparison", body))
   return text
 
 

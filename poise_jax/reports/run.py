@@ -11,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from poise_jax import files, provenance
 from poise_jax.reports import html as page
 from poise_jax.reports import run_log as runs
 from poise_jax.reports import svg as figures
@@ -66,7 +67,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
   """
   run = runs.read(workdir)
   path = workdir / "report.html"
-  runs.write_whole(path, render(run))
+  files.write_whole(path, render(run))
   return path
 
 
@@ -284,7 +285,7 @@ def _text(text):
 
 def _origin(run):
   """How to make the run again."""
-  commands, where = runs.origin(run.starts) if run.starts else ([], [])
+  commands, where = provenance.origin(run.starts) if run.starts else ([], [])
   config = json.dumps(run.config, indent=2)
   parts = ["<h2>Where it comes from</h2>"]
   if commands:

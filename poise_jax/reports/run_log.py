@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -119,38 +118,8 @@ def whole_rows(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
       start += len(line)
 
 
-def origin(starts: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-  """Commands, and sentences on commits and machines (see poise_jax.provenance)."""
-  commands = dict.fromkeys(" ".join(start["command"]) for start in starts)
-  machines = dict.fromkeys(
-    f"{start['cpu']}, {start['cpus']} CPUs, devices {', '.join(start['devices'])}, "
-    f"Python {start['python']}, "
-    + ", ".join(f"{name} {version}" for name, version in start["libraries"].items())
-    for start in starts
-  )
-  commits = dict.fromkeys(
-    f"{start['commit']}" + " with uncommitted changes" * start["uncommitted_changes"]
-    for start in starts
-  )
-  return list(commands), [f"Commit {'; '.join(commits)}.", f"Machine: {'; '.join(machines)}."]
-
-
-def describe(starts: list[dict[str, Any]]) -> str:
-  """Commands, commits and machines in Markdown."""
-  commands, where = origin(starts)
-  return "\n".join(["```", *commands, "```", "", *where])
-
-
 def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
   """The mean of `width` neighbours in the last axis; of fewer at the ends."""
   window = np.ones(min(width, values.shape[-1]))
   weight = np.convolve(np.ones(values.shape[-1]), window, "same")
   return np.convolve(values, window, "same") / weight
-
-
-def write_whole(path: pathlib.Path, text: str):
-  """Replaces a file at once: a reader sees the old one or the new one, never half of it."""
-  partial = path.with_name(f".{path.name}.partial")
-  # Half a surrogate pair cannot be UTF-8; a model may still have said it.
-  partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-  os.replace(partial, path)

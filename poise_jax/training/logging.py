@@ -18,6 +18,7 @@ import rich.progress
 import tensorboardX
 from ml_collections import ConfigDict
 
+from poise_jax import files
 from poise_jax.errors import UserError
 from poise_jax.reports import run as report
 from poise_jax.reports import run_log as runs
@@ -258,7 +259,7 @@ class WandB:
     self.run.finish()
 
   def _note(self):
-    runs.write_whole(self.path, json.dumps({"id": self.run.id, "last": self.last}) + "\n")
+    files.write_whole(self.path, json.dumps({"id": self.run.id, "last": self.last}) + "\n")
 
 
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}  # those that config.loggers chooses from

@@ -1,8 +1,5 @@
-"""What went wrong: a disk that is full, in one sentence, and a batch whose numbers are not finite,
-written down for a post-mortem."""
+"""A batch whose numbers are not finite, written down for a post-mortem."""
 
-import contextlib
-import errno
 import json
 import pathlib
 
@@ -10,21 +7,6 @@ import jax
 import numpy as np
 
 FOLDER = "post_mortem"  # in the workdir
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-
-@contextlib.contextmanager
-def disk_explained(workdir: pathlib.Path):
-  """Raises OSError with the way out where `workdir` could not be written."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in _DISK:
-      raise
-    raise OSError(
-      f"could not write to {workdir} ({error}); free space or make it writable, then the same "
-      "command goes on after the last checkpoint"
-    ) from error
 
 
 def write_post_mortem(workdir, step, experience, advantages, rows) -> pathlib.Path:

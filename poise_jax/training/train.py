@@ -23,7 +23,7 @@ import sentencepiece
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from poise_jax import estimators, models, rollout
+from poise_jax import estimators, files, models, rollout
 from poise_jax.data import order as data
 from poise_jax.data import tasks, templates
 from poise_jax.data.prompts import PromptEncoder
@@ -329,7 +329,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
   config = config.copy_and_resolve_references()
   workdir = pathlib.Path(workdir)
   run = setup(config)
-  with faults.disk_explained(workdir):
+  with files.disk_explained(workdir):
     processes.check_alike("config", config.to_json())
     changes = processes.on_first(open_workdir, workdir, config, allow_config_change, overwrite)
     processes.check_alike(f"{workdir}, which must be on a disk that all share,", workdir.is_dir())

@@ -6,9 +6,8 @@ import shutil
 
 from ml_collections import ConfigDict
 
-from poise_jax import files as folders
+from poise_jax import files
 from poise_jax.errors import UserError
-from poise_jax.reports import run_log as runs
 
 CONFIG = "config.json"
 
@@ -43,17 +42,17 @@ def open_workdir(
     _clear(workdir)
   if path.exists() and allow_config_change:
     try:
-      return folders.differences(json.loads(path.read_text()), content)
+      return files.differences(json.loads(path.read_text()), content)
     except ValueError as error:
       raise UserError(f"{path} is not valid JSON ({error}); bring it back, or {again}") from error
   otherwise = f"go on in this one with --allow_config_change, or {again}"
-  folders.claim(workdir, CONFIG, content, "a run", "--workdir", otherwise)
+  files.claim(workdir, CONFIG, content, "a run", "--workdir", otherwise)
   return []
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict):
   """config.json, whole or not at all."""
-  runs.write_whole(workdir / CONFIG, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+  files.write_whole(workdir / CONFIG, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
 def _clear(workdir):

@@ -16,10 +16,9 @@ import pytest
 from tiny_run import lines, tiny
 
 from experiments import cli
-from poise_jax import models
+from poise_jax import files, models
 from poise_jax.differences import differences
 from poise_jax.models.io import run_checkpoint
-from poise_jax.training import post_mortem as faults
 from poise_jax.training import train as train_lib
 from poise_jax.training.checkpoints import DAMAGED
 
@@ -199,7 +198,7 @@ def test_too_little_memory(tmp_path):
 
 def test_other_errors_are_not_the_disks_fault():
   missing = FileNotFoundError(errno.ENOENT, "No such file", "weights")
-  with pytest.raises(FileNotFoundError) as error, faults.disk_explained(pathlib.Path("run")):
+  with pytest.raises(FileNotFoundError) as error, files.disk_explained(pathlib.Path("run")):
     raise missing
   assert error.value is missing
 
