@@ -22,7 +22,7 @@ from poise_jax.estimators.group import whiten
 from poise_jax.learner import update as policy_update
 from poise_jax.learner.losses import token_weights
 from poise_jax.learner.update import UpdateConfig
-from poise_jax.models import ModelConfig, hidden_states
+from poise_jax.models import ModelConfig, Rows, hidden_states
 from poise_jax.types import Experience, TrainState
 
 
@@ -132,8 +132,10 @@ def _values(model, params, tokens, mask, config, **shared):
   """[B, S, D] states -> one number a position [B, S], float32."""
   body = dataclasses.replace(model, tie_word_embeddings=True)  # a critic has no unembedding
   dtype = jnp.dtype(config.dtype)
+  like = Rows(tokens, mask, **shared)
+  rows = like.replace(tokens=like.merge(tokens), mask=like.merge(mask))
   hidden, _ = hidden_states(
-    body, params["decoder"], tokens, mask, dtype, config.remat, attention=config.attention, **shared
+    body, params["decoder"], rows, dtype, config.remat, attention=config.attention
   )
   head = params["value_head"]
   return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
@@ -144,7 +146,7 @@ def token_values(
 ) -> Float[Array, "B T"]:
   """V_t, what the critic expects before token t is written; see `update.response_logprobs`."""
   length = batch["targets"].shape[1]
-  shared = dict(prompt=batch["tokens"].shape[1] - length, samples=samples)
+  shared = dict(prompt=batch["tokens"].shape[1] - length, responses=samples)
   values = _values(model, params, batch["tokens"], batch["mask"], config, **shared)
   return values[:, -length - 1 : -1]
 

@@ -12,7 +12,7 @@ import optax
 from poise_jax.distributed.sharding import batch_shards, constrain
 from poise_jax.errors import UserError
 from poise_jax.learner.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
-from poise_jax.models import ModelConfig, hidden_states, unembedding
+from poise_jax.models import ModelConfig, Rows, hidden_states, unembedding
 from poise_jax.models.transformer import REMAT_POLICIES
 from poise_jax.types import Rollouts, TrainState
 
@@ -118,17 +118,10 @@ def response_logprobs(
   """
   dtype = jnp.dtype(config.dtype)
   length = batch["targets"].shape[1]
-  hidden, _ = hidden_states(
-    model,
-    params,
-    batch["tokens"],
-    batch["mask"],
-    dtype,
-    config.remat,
-    attention=config.attention,
-    prompt=batch["tokens"].shape[1] - length,
-    samples=samples,
-  )
+  prompt = batch["tokens"].shape[1] - length
+  like = Rows(batch["tokens"], batch["mask"], prompt, samples)
+  rows = like.replace(tokens=like.merge(like.tokens), mask=like.merge(like.mask))
+  hidden, _ = hidden_states(model, params, rows, dtype, config.remat, attention=config.attention)
   hidden = hidden[:, -length - 1 : -1]  # the state before a token predicts it
   unembed = unembedding(model, params).astype(dtype)
   return token_logprobs(hidden, unembed, batch["targets"], config.temperature, config.logprob_chunk)

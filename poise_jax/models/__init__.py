@@ -7,6 +7,7 @@ from poise_jax.models.io.tokenizers import (
   save_tokenizer,
   token_texts,
 )
+from poise_jax.models.rows import Rows
 from poise_jax.models.transformer import (
   Output,
   abstract_params,
@@ -23,6 +24,7 @@ __all__ = [
   "ModelConfig",
   "Output",
   "RopeScaling",
+  "Rows",
   "Tokenizer",
   "abstract_params",
   "check_fits",

@@ -5,17 +5,20 @@ mean. Training runs the layers under one `nn.scan` (parameters stacked by layer,
 sampling runs the same Block unrolled over per-layer caches (rollout/sampler.py).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from poise_jax.distributed.sharding import constrain
 from poise_jax.models.attention import KEPT, attention
 from poise_jax.models.config import ModelConfig
-from poise_jax.models.prefix import pack, unpack
+from poise_jax.models.rows import Rows
 
 _POLICIES = jax.checkpoint_policies
 _KEPT = _POLICIES.save_only_these_names(KEPT)  # of splash attention: its results, a row's [T, H, K]
@@ -266,13 +269,11 @@ class Transformer(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   attention: str = "xla"
-  prompt: int = 0
-  samples: int = 1
 
   @nn.compact
-  def __call__(self, tokens, mask, collect=lambda x: None):
-    """Tokens and validity [B, T] -> hidden [B, T, D], and `collect` of each layer [L, ...]."""
-    c, shared = self.config, (self.prompt, self.samples)
+  def __call__(self, rows, collect=lambda x: None):
+    """Rows of B sequences -> hidden [B, T, D], and `collect` of each layer [L, ...]."""
+    c = self.config
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     embed = nn.Embed(
       c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=init, name="embed_tokens"
@@ -282,22 +283,23 @@ class Transformer(nn.Module):
       head = Dense(c.vocab_size, ("embed", "vocab"), False, self.dtype, name="lm_head")
       head(jnp.zeros((1, c.hidden_size), self.dtype))
     table = constrain(embed.embedding.astype(self.dtype), "vocab", None)
-    x = constrain(table[pack(tokens, *shared)], "batch", None, None)
-    cos, sin = rope(c, pack(positions_of(mask), *shared))
+    x = constrain(table[rows.tokens], "batch", None, None)
+    cos, sin = rope(c, rows.positions)
+    mask = rows.split(rows.mask)
 
     def attend(q, k, v):
-      q, k, v = (unpack(x, *shared) for x in (q, k, v))
+      q, k, v = (rows.split(x) for x in (q, k, v))
       # Pinned, or GSPMD may gather the heads, or the batch, where it thinks that cheaper.
       q = constrain(q, "batch", None, "heads", None)
       k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
       context = attention(q, k, v, mask, self.attention)
       context = constrain(context, "batch", None, "heads", None)
-      return pack(context, *shared), None
+      return rows.merge(context), None
 
     def layer(block, x, _):
       x, _ = block(x, cos, sin, attend)
       x = constrain(x, "batch", None, None)
-      return x, collect(unpack(x, *shared))
+      return x, collect(rows.split(x))
 
     policy = REMAT_POLICIES[self.remat]
     if policy is not None:
@@ -310,17 +312,12 @@ class Transformer(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, collected = scan(Block(c, self.dtype, name="layers"), x, None)
-    return unpack(RMSNorm(c.rms_norm_eps, name="norm")(x), *shared), collected
-
-
-def positions_of(mask: jax.Array) -> jax.Array:
-  """Positions [B, T] int32 that count from 0 at the first True of each row of mask [B, T]."""
-  return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+    return rows.split(RMSNorm(c.rms_norm_eps, name="norm")(x)), collected
 
 
 def _init_boxed(config, key):
   one = jnp.ones((1, 1), jnp.int32)
-  return Transformer(config).init(key, one, one.astype(bool))["params"]
+  return Transformer(config).init(key, Rows(one, one.astype(bool)))["params"]
 
 
 def init(config: ModelConfig, key: jax.Array) -> Any:
@@ -350,39 +347,35 @@ def unembedding(config: ModelConfig, params: Any) -> jax.Array:
 
 def hidden_states(
   config: ModelConfig,
-  params: Any,
-  tokens: jax.Array,
-  mask: jax.Array,
-  dtype: Any = jnp.float32,
+  params: PyTree[Array],
+  rows: Rows,
+  dtype: DTypeLike = jnp.float32,
   remat: str = "none",
-  collect=lambda x: None,
+  collect: Callable[[Float[Array, "B T D"]], PyTree[Array]] = lambda x: None,
   attention: str = "xla",
-  prompt: int = 0,
-  samples: int = 1,
-) -> tuple[jax.Array, Any]:
-  """Teacher-forced pass without logits: ([B, T, D] after the final norm, collected [L, ...]).
+) -> tuple[Float[Array, "B T D"], PyTree[Array]]:
+  """Teacher-forced pass without logits.
 
   Args:
     config: the decoder's shape.
-    params: training layout.
-    tokens: [B, T] int32.
-    mask: [B, T] bool, False on padding; padding may stand on either side.
-    dtype: of the computation; parameters are cast to it.
+    params: parameters in the training layout.
+    rows: tokens of B sequences; a shared prompt is computed once, except for its attention.
+    dtype: computation dtype; parameters are cast to it.
     remat: a key of REMAT_POLICIES.
     collect: applied to each layer's output [B, T, D]; its results come back stacked by layer.
-    attention: an implementation's name, see models/attention.py.
-    prompt: how many positions every `samples` rows, one after another, have in common: these are
-      computed once for all of them, but for their attention.
-    samples: see `prompt`; divides B.
+    attention: implementation, see models/attention.py.
+
+  Returns:
+    States [B, T, D] after the final norm, and what `collect` returned [L, ...].
   """
-  decoder = Transformer(config, dtype, remat, attention, prompt, samples)
-  return decoder.apply({"params": params}, tokens, mask, collect)
+  decoder = Transformer(config, dtype, remat, attention)
+  return decoder.apply({"params": params}, rows, collect)
 
 
 def forward(config: ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array) -> Output:
   """Everything a forward pass can tell, in float32. For small inputs: it holds [L, B, T, D] and
   [B, T, V]."""
-  hidden, layers = hidden_states(config, params, tokens, mask, collect=lambda x: x)
+  hidden, layers = hidden_states(config, params, Rows(tokens, mask), collect=lambda x: x)
   logits = jnp.einsum("btd,dv->btv", hidden, unembedding(config, params))
   return Output(hidden=hidden, logits=logits, layers=layers)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from poise_jax.errors import UserError
-from poise_jax.models import ModelConfig, hidden_states
+from poise_jax.models import ModelConfig, Rows, hidden_states
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.types import Rollouts
 
@@ -88,25 +88,25 @@ def features_of(config: ModelConfig, params, rollouts: Rollouts, rollout: Rollou
     raise UserError("rollout.feature_layers is empty: there are no features to compute")
   check_layers(config, rollout)
   p, n, t = rollouts.tokens.shape
-  prompt_mask = jnp.repeat(rollouts.prompts.mask, n, axis=0)
-  prompt_tokens = jnp.repeat(rollouts.prompts.tokens, n, axis=0)
-  mask = rollouts.mask.reshape(p * n, t)
-  tokens = jnp.concatenate([prompt_tokens, rollouts.tokens.reshape(p * n, t)], axis=1)
-  reasoning = reasoning_mask(rollouts.tokens, rollouts.mask, rollout.think_end)
-  flat = reasoning.reshape(p * n, t)
-  spans = jnp.stack(  # [2, B, Tp + T]
-    [
-      jnp.concatenate([prompt_mask, jnp.zeros_like(mask)], axis=1),
-      jnp.concatenate([jnp.zeros_like(prompt_mask), flat], axis=1),
-    ]
+  prompts = rollouts.prompts
+
+  def row(prompt, responses):  # [P, Tp], [P, n, T] -> [P, Tp + n T]
+    return jnp.concatenate([prompt, responses.reshape(p, n * t)], axis=1)
+
+  rows = Rows(
+    row(prompts.tokens, rollouts.tokens),
+    row(prompts.mask, rollouts.mask),
+    prompt=prompts.tokens.shape[1],
+    responses=n,
   )
-  weights = last_k(spans, rollout.feature_window)
+  reasoning = reasoning_mask(rollouts.tokens, rollouts.mask, rollout.think_end)
+  spans = [  # [P n, Tp + T] each
+    rows.split(row(prompts.mask, jnp.zeros_like(reasoning))),
+    rows.split(row(jnp.zeros_like(prompts.mask), reasoning)),
+  ]
+  weights = last_k(jnp.stack(spans), rollout.feature_window)
   _, pooled = hidden_states(
-    config,
-    params,
-    tokens,
-    jnp.concatenate([prompt_mask, mask], axis=1),
-    collect=lambda x: jnp.einsum("sbt,btd->sbd", weights, x),
+    config, params, rows, collect=lambda x: jnp.einsum("sbt,btd->sbd", weights, x)
   )
   pooled = pooled[jnp.array(rollout.feature_layers)]  # [layers, 2, P * n, D]
   pooled = pooled.reshape(len(rollout.feature_layers), 2, p, n, -1)

@@ -16,7 +16,8 @@ from poise_jax.distributed.sharding import constrain
 from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, kv_cache, sampling_params, unembedding
 from poise_jax.models.attention import attention, decode_attention, xla
-from poise_jax.models.transformer import Block, RMSNorm, positions_of, rope
+from poise_jax.models.rows import positions_of
+from poise_jax.models.transformer import Block, RMSNorm, rope
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.draw import draw
 from poise_jax.rollout.features import (

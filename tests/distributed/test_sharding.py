@@ -168,7 +168,7 @@ def layouts(params):
   ct *= mask[:, :, None, None]
 
   def loss(params, tokens, mask):
-    hidden, _ = models.hidden_states(MODEL, params, tokens, mask)
+    hidden, _ = models.hidden_states(MODEL, params, models.Rows(tokens, mask))
     logprobs, _ = losses.token_logprobs(hidden, params["lm_head"]["kernel"], tokens)
     return logprobs.sum()
 

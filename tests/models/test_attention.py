@@ -127,7 +127,7 @@ def test_the_decoder_uses_what_it_is_told(monkeypatch, compiled_quickly):
   def gradient(params, attention):
     def loss(params):
       hidden, _ = models.hidden_states(
-        config, params, tokens, mask, remat="full", attention=attention
+        config, params, models.Rows(tokens, mask), remat="full", attention=attention
       )
       return (jnp.sin(hidden) * mask[..., None]).sum()
 

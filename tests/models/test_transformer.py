@@ -92,7 +92,7 @@ def test_remat_keeps_less():
 
   def temporary(remat):
     def loss(params, tokens, mask):
-      return models.hidden_states(config, params, tokens, mask, remat=remat)[0].sum()
+      return models.hidden_states(config, params, models.Rows(tokens, mask), remat=remat)[0].sum()
 
     program = jax.jit(jax.grad(loss)).lower(params, tokens, mask).compile()
     return program.memory_analysis().temp_size_in_bytes

@@ -75,7 +75,7 @@ def test_flops_by_hand():
 @pytest.fixture(scope="module")
 def forward():
   def logits(params, tokens):
-    hidden, _ = models.hidden_states(MODEL, params, tokens, tokens >= 0)
+    hidden, _ = models.hidden_states(MODEL, params, models.Rows(tokens, tokens >= 0))
     return hidden @ models.unembedding(MODEL, params)
 
   shapes = models.abstract_params(MODEL), jax.ShapeDtypeStruct((4, 32), jnp.int32)
