@@ -1,60 +1,73 @@
-"""The values that flow through a training step. Letters: P prompts, n samples a prompt, T response
-positions, Tp prompt positions, D model width, F features, V vocabulary, L layers."""
+"""The values that flow through a training step.
 
-from typing import Any
+Letters: P prompts, n samples a prompt, T response positions, Tp prompt positions, D model width, F
+features, V vocabulary, L layers, M responses of the reference policy a prompt.
+"""
 
 import flax.struct
-import jax
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 @flax.struct.dataclass
 class Prompts:
   """Tokenised prompts, padded on the left so that every response starts at the same position."""
 
-  tokens: jax.Array  # [P, Tp] int32
-  mask: jax.Array  # [P, Tp] bool, False on padding
+  tokens: Int[Array, "P Tp"]
+  mask: Bool[Array, "P Tp"]  # False on padding
 
 
 @flax.struct.dataclass
 class Rollouts:
-  """What the policy said, and what it knew while it said it."""
+  """Sampled responses, and what the policy computed while it sampled them."""
 
   prompts: Prompts
-  tokens: jax.Array  # [P, n, T] int32, pad_id after the end
-  mask: jax.Array  # [P, n, T] bool, by position: the EOS token counts, what follows it does not
-  logprobs: jax.Array  # [P, n, T] float32, nats, of the distribution that was sampled from
-  entropies: jax.Array  # [P, n, T] float32, nats, full softmax at the sampling temperature
-  truncated: jax.Array  # [P, n] bool, no EOS within the limit
-  features: jax.Array  # [P, n, F] float32, see rollout/features.py
+  tokens: Int[Array, "P n T"]  # pad_id after the end
+  mask: Bool[Array, "P n T"]  # from positions: True up to and including the EOS token
+  logprobs: Float[Array, "P n T"]  # nats, under the distribution that was sampled from
+  entropies: Float[Array, "P n T"]  # nats, full softmax at the sampling temperature
+  truncated: Bool[Array, "P n"]  # no EOS within the limit
+  features: Float[Array, "P n F"]  # see rollout/features.py
 
 
 @flax.struct.dataclass
 class Experience:
-  """Rollouts and how they were judged: what estimators and the update learn from."""
+  """Rollouts and their rewards: what estimators and the update learn from."""
 
   rollouts: Rollouts
-  scores: jax.Array  # [P, n] float32, the verifier's verdicts in [0, 1]
-  # [P, n, T] float32, what each token earned: score and length penalty on a response's last token,
-  # a KL penalty on every token.
-  token_rewards: jax.Array
-  domains: jax.Array  # [P] int32, a prompt's place among the task's domains
-  prompt_ids: jax.Array  # [P] int32, a prompt's place in the training set
-  age: jax.Array  # [P] int32, steps since the group was sampled: 0 is this step
-  # [P, M] float32, verdicts on the reference policy's responses; () if nobody asked for them.
-  reference_scores: Any = ()
+  scores: Float[Array, "P n"]  # verdicts in [0, 1]
+  # Reward of each token: score and length penalty on a response's last token, a KL penalty on every
+  # token; 0 outside of the mask.
+  token_rewards: Float[Array, "P n T"]
+  domains: Int[Array, " P"]  # index into the task's domains
+  prompt_ids: Int[Array, " P"]  # index into the training set
+  # Steps since the group was sampled, 0 in this step; () where groups are never carried over.
+  age: Int[Array, " P"] | tuple[()] = ()
+  # Verdicts on the reference policy's responses; () unless the estimator needs them.
+  reference_scores: Float[Array, "P M"] | tuple[()] = ()
 
   @property
-  def rewards(self) -> jax.Array:
-    """[P, n] float32, what a whole response earned."""
+  def rewards(self) -> Float[Array, "P n"]:
+    """Reward of each response."""
     return self.token_rewards.sum(-1)
 
 
 @flax.struct.dataclass
-class TrainState:
-  """Everything an optimizer step reads and writes."""
+class Estimate:
+  """An estimator's advantages for one step."""
 
-  step: jax.Array  # [] int32, optimizer steps taken
-  params: Any  # float32 master weights in the training layout: stacked by layer
-  opt_state: Any
-  skipped: jax.Array  # [] int32, optimizer steps not taken: loss or gradient were not finite
-  skipped_in_a_row: jax.Array  # [] int32, those since the last one that was
+  advantages: Float[Array, "P n"] | Float[Array, "P n T"]
+  baselines: Float[Array, "P n"]  # in units of reward; shown, not learned from
+  metrics: dict[str, Float[Array, ""]]
+  aux: PyTree[Array] = ()  # what the estimator's `update` needs again, such as a critic's values
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that an optimizer step reads and writes."""
+
+  step: Int[Array, ""]  # optimizer steps taken
+  params: PyTree[Array]  # float32 master weights in the training layout: stacked by layer
+  opt_state: optax.OptState
+  skipped: Int[Array, ""]  # optimizer steps left out because loss or gradient were not finite
+  skipped_in_a_row: Int[Array, ""]  # those since the last optimizer step that was taken

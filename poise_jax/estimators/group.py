@@ -1,12 +1,51 @@
-"""Advantages from the other rewards of a group or of the batch. A group is the n responses to one
+"""Advantages from the rewards of the group or of the batch. A group is the n responses to one
 prompt."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from poise_jax.errors import UserError
+from poise_jax.estimators.base import Estimator, EstimatorContext, stateless
+from poise_jax.estimators.statistics import STD_EPSILON, whiten
+from poise_jax.types import Estimate, Experience
 
-STD_EPSILON = 1e-6  # verl's; TRL has 1e-4
+
+def make(name: str, context: EstimatorContext) -> Estimator:
+  """The estimator rloo, grpo, dr_grpo or reinforce_pp_baseline.
+
+  Raises:
+    UserError: rollout.n is 1, so that there is no group to compare.
+  """
+  if context.rollout.n < 2:
+    raise UserError(
+      f"{name} compares the responses of a group: rollout.n={context.rollout.n} must be at least 2"
+    )
+  return stateless(functools.partial(_estimate, name), needs_spread=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _estimate(name: str, experience: Experience) -> Estimate:
+  rewards = experience.rewards
+  # The baseline is what the reward is compared with before any scaling.
+  centred = rloo(rewards) if name == "rloo" else dr_grpo(rewards)
+  return Estimate(GROUP[name](rewards), rewards - centred, {})
+
+
+def make_reinforce_pp(context: EstimatorContext) -> Estimator:
+  """REINFORCE++ (arXiv 2501.03262): rewards to go, whitened over the batch's tokens."""
+  del context
+  return stateless(_rewards_to_go)
+
+
+@jax.jit
+def _rewards_to_go(experience: Experience) -> Estimate:
+  to_go = jnp.cumsum(experience.token_rewards[..., ::-1], axis=-1)[..., ::-1]
+  rewards = experience.rewards
+  baselines = jnp.full_like(rewards, rewards.mean())
+  return Estimate(whiten(to_go, experience.rollouts.mask), baselines, {})
 
 
 def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
@@ -40,13 +79,13 @@ def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
 
 
 def reinforce_pp(
-  rewards: Float[Array, "P n"], lengths: Float[Array, "P n"] | None = None
+  rewards: Float[Array, "P n"], lengths: Real[Array, "P n"] | None = None
 ) -> Float[Array, "P n"]:
   """(r - mean) / std of the whole batch (REINFORCE++, arXiv 2501.03262); n may be 1.
 
   Args:
-    rewards: of every response.
-    lengths: tokens of every response: mean and standard deviation are then over tokens, as in
+    rewards: reward of every response.
+    lengths: tokens of every response; mean and standard deviation are then over tokens, as in
       verl, so that the advantages of a token-mean loss are centred. None: over responses.
 
   Raises:
@@ -56,13 +95,13 @@ def reinforce_pp(
 
 
 def reinforce_pp_baseline(
-  rewards: Float[Array, "P n"], lengths: Float[Array, "P n"] | None = None
+  rewards: Float[Array, "P n"], lengths: Real[Array, "P n"] | None = None
 ) -> Float[Array, "P n"]:
   """r - mean of the group, divided by the standard deviation of that over the whole batch (the
   baseline variant of REINFORCE++, arXiv 2501.03262). `lengths` as for `reinforce_pp`.
 
   Raises:
-    UserError: groups of one have nothing to compare.
+    UserError: groups of one have no baseline.
   """
   return whiten(_centred("reinforce_pp_baseline", rewards), lengths)
 
@@ -73,21 +112,14 @@ def _centred(name, rewards):
   return rewards - rewards.mean(axis=1, keepdims=True)
 
 
-def whiten(values: Array, weights: Array | None = None) -> Array:
-  """Mean 0 and standard deviation (ddof=1) 1 over all entries; each counts `weights` times.
-
-  Raises:
-    UserError: there is nothing to compare.
-  """
-  if values.size < 2:
-    raise UserError("whitening compares the answers of a batch: rollouts must be at least 2")
-  weights = jnp.ones_like(values) if weights is None else weights
-  total = jnp.maximum(weights.sum(), 2)
-  centred = values - (weights * values).sum() / total
-  variance = (weights * centred**2).sum() / (total - 1)
-  return centred / (jnp.sqrt(variance) + STD_EPSILON)
-
-
 def _check_group(name, rewards):
   if rewards.shape[1] < 2:
-    raise UserError(f"{name} compares the answers of a group: rollout.n must be at least 2, not 1")
+    raise UserError(f"{name} compares the responses of a group: rollout.n=1 must be at least 2")
+
+
+GROUP = {
+  "rloo": rloo,
+  "grpo": grpo,
+  "dr_grpo": dr_grpo,
+  "reinforce_pp_baseline": reinforce_pp_baseline,
+}

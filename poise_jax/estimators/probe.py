@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from poise_jax.errors import UserError
-from poise_jax.estimators.probe_models import logistic, mlp
+from poise_jax.errors import UserError, unknown_name
+from poise_jax.estimators.regressors import logistic, mlp
 from poise_jax.estimators.ridge import matmul, principal_components, ridge
 
 PARTS = ("prompt", "response", "entropy")  # of a feature row
@@ -26,21 +26,17 @@ MODELS = ("ridge", "logistic", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
-  """What the probe is and how much it remembers. Hashable: a static argument under jit.
+class ProbeOptions:
+  """Options of the probe that a user may set; raises UserError for values out of range."""
 
-  Raises UserError on a value out of range.
-  """
-
-  model: str = "ridge"  # ridge, or as an ablation logistic or mlp
-  # Penalty on squared coefficients beside the sum (not the mean) of squared errors, as in
-  # scikit-learn; logistic: half of it beside the sum of cross-entropies; mlp: not used.
+  model: str = "ridge"  # "ridge", or as an ablation "logistic" or "mlp"
+  # penalty on squared coefficients beside the sum (not the mean) of squared errors, as in
+  # scikit-learn; logistic: half of it beside the sum of cross-entropies; mlp: not used
   alpha: float = 0.01
-  mlp_widths: tuple[int, ...] = (64,)  # of the hidden layers; the paper's ablation has 1 x 512 to 9
-  mlp_steps: int = 1000  # of Adam on the whole buffer, from the same first weights at every refit
-  pca_prompt: int = 0  # principal components kept of the prompt block; 0 keeps the raw block
-  pca_response: int = 0  # principal components kept of the response block; 0 keeps the raw block
-  scalars: int = 3  # S, trailing features that PCA leaves alone
+  mlp_widths: tuple[int, ...] = (64,)  # hidden layers; the paper ablates 1 to 9 of width 512
+  mlp_steps: int = 1000  # Adam steps on the buffer, from the same first weights at every refit
+  pca_prompt: int = 0  # principal components of the prompt block; 0: the raw block
+  pca_response: int = 0  # principal components of the response block; 0: the raw block
   buffer_rows: int = 4096  # rollouts remembered per domain, rounded down to whole groups
   bootstrap_steps: int = 16  # first steps that use RLOO while the buffer fills
   reads: tuple[str, ...] = PARTS  # ablation: which parts of a rollout's features the probe sees
@@ -48,33 +44,39 @@ class ProbeConfig:
 
   def __post_init__(self):
     if not (math.isfinite(self.alpha) and self.alpha > 0):
-      raise UserError(f"probe.alpha must be a positive finite number, got {self.alpha}")
+      raise UserError(f"probe.alpha={self.alpha} must be positive and finite")
     for name, least in (
       ("pca_prompt", 0),
       ("pca_response", 0),
-      ("scalars", 0),
       ("buffer_rows", 2),
       ("bootstrap_steps", 0),
       ("mlp_steps", 1),
     ):
       value = getattr(self, name)
       if not isinstance(value, int) or value < least:
-        raise UserError(f"probe.{name} must be an integer of at least {least}, got {value!r}")
+        raise UserError(f"probe.{name}={value!r} must be an integer of at least {least}")
     if self.model not in MODELS:
-      raise UserError(f"probe.model={self.model!r} must be one of {', '.join(MODELS)}")
+      raise unknown_name("probe.model", self.model, MODELS)
     if not self.mlp_widths or min(self.mlp_widths) < 1:
-      raise UserError(f"probe.mlp_widths={self.mlp_widths} must be the widths of hidden layers")
+      raise UserError(f"probe.mlp_widths={self.mlp_widths} must be positive widths, at least one")
     if not self.reads or set(self.reads) - set(PARTS):
       raise UserError(
         f"probe.reads={tuple(self.reads)} must name some of {', '.join(PARTS)}, and nothing else"
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig(ProbeOptions):
+  """ProbeOptions and what a run derives. Hashable: a static argument under jit."""
+
+  scalars: int = 3  # S, trailing features that PCA leaves alone
+
+
 # v2: Table 4. The paper does not say what its first probe was fitted on; here RLOO fills the buffer
 # for the 4 steps that 4096 rows take at its 512 prompts x 2. v3: Qwen3-4B in the released code.
 PRESETS = {
-  "v2": ProbeConfig(alpha=0.01, buffer_rows=4096, bootstrap_steps=4),
-  "v3": ProbeConfig(
+  "v2": ProbeOptions(alpha=0.01, buffer_rows=4096, bootstrap_steps=4),
+  "v3": ProbeOptions(
     alpha=100.0, pca_prompt=32, pca_response=64, buffer_rows=4096, bootstrap_steps=16
   ),
 }

@@ -1,57 +1,65 @@
-"""TrainState -> TrainState: one pass over a batch of rollouts, a mini-batch an optimizer step."""
+"""TrainState -> TrainState: one pass over a step's experience, an optimizer step a mini-batch."""
 
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
 
-from poise_jax.distributed.sharding import batch_shards, constrain
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, unknown_name
+from poise_jax.learner.batching import (
+  Batch,
+  accumulate,
+  flat,
+  form,
+  map_microbatches,
+  over_minibatches,
+  responses_per_row,
+)
 from poise_jax.learner.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
-from poise_jax.models import ModelConfig, Rows, hidden_states, unembedding
+from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.models.transformer import REMAT_POLICIES
-from poise_jax.types import Rollouts, TrainState
+from poise_jax.types import Experience, Rollouts, TrainState
 
 DTYPES = ("float32", "bfloat16", "float16")
 OLD_LOGPROBS = ("sampler", "recompute")
 
 
 def check_dtype(field: str, dtype: str):
-  """Raises UserError if `dtype` is not one that a policy computes in."""
+  """Raises UserError if `dtype` is not a computation dtype."""
   if dtype not in DTYPES:
-    raise UserError(f"{field}={dtype!r} is unknown; known are {', '.join(DTYPES)}")
+    raise unknown_name(field, dtype, DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateConfig:
-  """Options of `step`; raises UserError on construction for values that cannot work."""
+class UpdateOptions:
+  """Options of the update that a user may set; raises UserError for values that cannot work."""
 
-  loss: PolicyLossConfig = PolicyLossConfig()  # what is minimised
-  minibatch_size: int = 64  # sequences an optimizer step, whatever n is
+  loss: PolicyLossConfig = PolicyLossConfig()  # objective
+  minibatch_size: int = 64  # sequences an optimizer step, for any n
   microbatch_size: int = 64  # sequences in memory at once; never changes the result
-  old_logprobs: str = "recompute"  # by the trainer, or "sampler": trust what it reported
-  temperature: float = 1.0  # of the policy that is trained: the sampling temperature
-  learning_rate: float = 1e-6  # AdamW's, after the warm-up
+  # log-probs of the policy that sampled: "recompute" by the trainer, or trust the "sampler"
+  old_logprobs: str = "recompute"
+  learning_rate: float = 1e-6  # AdamW's learning rate after the warm-up
   warmup_steps: int = 0  # optimizer steps of linear warm-up; constant afterwards
-  weight_decay: float = 0.0  # decoupled (AdamW), on every parameter
-  max_grad_norm: float = 1.0  # global norm; 0 is off
+  weight_decay: float = 0.0  # decoupled decay (AdamW) of every parameter
+  max_grad_norm: float = 1.0  # global norm to which gradients are clipped; 0 is off
   adam_b1: float = 0.9  # decay of the mean of the gradients
   adam_b2: float = 0.999  # decay of the mean of their squares
-  dtype: str = "float32"  # of the computation; master weights stay float32
-  remat: str = "none"  # computed again going back: "none", "full" or "dots" (all but products)
-  # "xla", "splash" (TPU), "cudnn" (GPU, but in float32), or "auto": the last that runs here
+  dtype: str = "float32"  # computation dtype; master weights stay float32
+  # activations recomputed in the backward pass: "none", "full", or "dots" (all but products)
+  remat: str = "none"
+  # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU, except in float32), or "auto": the
+  # fastest that runs on the devices in use
   attention: str = "auto"
-  logprob_chunk: int = 0  # tokens whose logits exist at once on a device; 0: those of 256 MiB
+  logprob_chunk: int = 0  # tokens whose logits exist at once on a device; 0: what 256 MiB hold
 
   def __post_init__(self):
     if self.old_logprobs not in OLD_LOGPROBS:
-      raise UserError(
-        f"train.old_logprobs={self.old_logprobs!r} is unknown; known are {', '.join(OLD_LOGPROBS)}"
-      )
+      raise unknown_name("train.old_logprobs", self.old_logprobs, OLD_LOGPROBS)
     if self.loss.importance_cap and self.old_logprobs == "sampler":
       raise UserError(
         f"train.loss.importance_cap={self.loss.importance_cap} corrects recomputed log-probs for "
@@ -68,24 +76,29 @@ class UpdateConfig:
       "logprob_chunk",
     ):
       if not 0 <= getattr(self, name) < math.inf:
-        raise UserError(f"train.{name}={getattr(self, name)} must not be negative")
+        raise UserError(f"train.{name}={getattr(self, name)} must be finite and not negative")
     for name in ("adam_b1", "adam_b2"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
     if self.remat not in REMAT_POLICIES:
-      raise UserError(
-        f"train.remat={self.remat!r} is unknown; known are {', '.join(REMAT_POLICIES)}"
-      )
+      raise unknown_name("train.remat", self.remat, REMAT_POLICIES)
     check_dtype("train.dtype", self.dtype)
     if self.minibatch_size % self.microbatch_size:
       raise UserError(
-        f"train.minibatch_size={self.minibatch_size} is not a multiple of "
+        f"train.minibatch_size={self.minibatch_size} must be a multiple of "
         f"train.microbatch_size={self.microbatch_size}"
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig(UpdateOptions):
+  """UpdateOptions and what a run derives: a static argument of the update."""
+
+  temperature: float = 1.0  # temperature of the trained policy, which is the sampling temperature
+
+
 @functools.cache
-def optimizer(config: UpdateConfig) -> optax.GradientTransformation:
+def optimizer(config: UpdateOptions) -> optax.GradientTransformation:
   """Global-norm clipping, then AdamW with linear warm-up."""
   rate = config.learning_rate
   if config.warmup_steps:
@@ -96,7 +109,7 @@ def optimizer(config: UpdateConfig) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
 
-def init(params, config: UpdateConfig) -> TrainState:
+def init(params: PyTree[Array], config: UpdateOptions) -> TrainState:
   """The state before the first optimizer step; its optimizer moments are sharded like `params`."""
   step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # each is donated
   # Not under jit: zeros do not depend on params there, and XLA would replicate them.
@@ -105,86 +118,72 @@ def init(params, config: UpdateConfig) -> TrainState:
 
 
 def response_logprobs(
-  model: ModelConfig, params, batch: dict[str, jax.Array], config: UpdateConfig, samples: int = 1
-) -> tuple[jax.Array, jax.Array]:
-  """Log-probs and entropies [B, T] of the response under `params`; logits of prompts are not made.
+  model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  """Log-probs and entropies of the responses' tokens under `params`, in nats; B = R m.
+
+  Logits of prompts are not computed. Outside of the mask the results are meaningless.
 
   Args:
     model: the decoder's shape.
-    params: training layout.
-    batch: tokens and mask [B, Tp + T], and targets [B, T].
+    params: parameters in the training layout.
+    batch: rows, whose tokens alone are read.
     config: dtype, remat, attention, temperature and logprob_chunk.
-    samples: how many rows, one after another, have the same prompt, whose pass they share.
   """
   dtype = jnp.dtype(config.dtype)
-  length = batch["targets"].shape[1]
-  prompt = batch["tokens"].shape[1] - length
-  like = Rows(batch["tokens"], batch["mask"], prompt, samples)
-  rows = like.replace(tokens=like.merge(like.tokens), mask=like.merge(like.mask))
-  hidden, _ = hidden_states(model, params, rows, dtype, config.remat, attention=config.attention)
-  hidden = hidden[:, -length - 1 : -1]  # the state before a token predicts it
+  states, _ = hidden_states(
+    model, params, batch.rows, dtype, config.remat, attention=config.attention
+  )
   unembed = unembedding(model, params).astype(dtype)
-  return token_logprobs(hidden, unembed, batch["targets"], config.temperature, config.logprob_chunk)
+  with jax.named_scope("token_logprobs"):
+    return token_logprobs(
+      batch.before_tokens(states),
+      unembed,
+      flat(batch.tokens),
+      config.temperature,
+      config.logprob_chunk,
+    )
 
 
-@jax.jit
-def response_batch(rollouts: Rollouts) -> dict[str, jax.Array]:
-  """[P, n, ...] -> [P * n, ...]: one row a sequence, prompt and response side by side."""
-  n = rollouts.tokens.shape[1]
-  rows = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-  prompts = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rollouts.prompts)
-  return {
-    "tokens": jnp.concatenate([prompts.tokens, rows(rollouts.tokens)], axis=1),
-    "mask": jnp.concatenate([prompts.mask, rows(rollouts.mask)], axis=1),
-    "targets": rows(rollouts.tokens),
-    "response_mask": rows(rollouts.mask),
-    "sampler_logprobs": rows(rollouts.logprobs),
-  }
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def batch_logprobs(
+  model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
+) -> Float[Array, "R m T"]:
+  """Log-probs of the responses' tokens under `params`, a micro-batch at a time."""
+  rows = config.microbatch_size // batch.tokens.shape[1]
+  logprobs = map_microbatches(
+    lambda micro: response_logprobs(model, params, micro, config)[0], batch, rows
+  )
+  return logprobs.reshape(batch.tokens.shape)
 
 
-def samples_together(n: int, config: UpdateConfig, mesh: Any = None) -> int:
-  """How many of a prompt's n samples lie side by side in each micro-batch, on each device of the
-  mesh (None: the one in use). They share the prompt's pass."""
-  mesh = mesh or jax.sharding.get_abstract_mesh()
-  return math.gcd(n, config.microbatch_size // (1 if mesh.empty else batch_shards(mesh)))
-
-
-def microbatches(batch: Any, size: int) -> Any:
-  """[B, ...] -> [B / size, size, ...]; `size` divides B."""
-  split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
-  return jax.tree.map(lambda x: constrain(x, None, "batch", *[None] * (x.ndim - 2)), split)
-
-
-def accumulate(loss_fn, params, batch: Any, size: int) -> tuple[Any, Any]:
-  """Gradients and metrics of loss_fn(params, micro-batch) -> (loss, metrics), summed over all
-  micro-batches of `size` rows."""
-  parts = microbatches(batch, size)
-  gradient = jax.grad(loss_fn, has_aux=True)
-  first = jax.tree.map(lambda x: x[0], parts)
-  if len(jax.tree.leaves(batch)[0]) == size:
-    return gradient(params, first)
-
-  def add(total, micro):
-    return jax.tree.map(jnp.add, total, gradient(params, micro)), None
-
-  # From zero, not from the first micro-batch: its gradient would be compiled a second time.
-  shapes = jax.eval_shape(gradient, params, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(add, zeros, parts)[0]
+def sequence_logprobs(
+  model: ModelConfig, params: PyTree[Array], rollouts: Rollouts, config: UpdateConfig
+) -> Float[Array, "P n T"]:
+  """Log-probs of sampled responses under `params`, a micro-batch at a time. Outside of the mask
+  they are meaningless."""
+  shape = rollouts.tokens.shape
+  batch = form(rollouts, responses_per_row(shape[1], config.microbatch_size), {})
+  return batch_logprobs(model, params, batch, config).reshape(shape)
 
 
 def apply_gradients(
-  config: UpdateConfig, state: TrainState, grads: Any, loss: jax.Array | float = 0.0
+  config: UpdateOptions,
+  state: TrainState,
+  grads: PyTree[Array],
+  loss: Float[Array, ""] | float = 0.0,
 ) -> TrainState:
-  """One optimizer step; none, but for the count of those, if loss or gradient are not finite."""
-  updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
-  params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old),
-    (params, opt_state),
-    (state.params, state.opt_state),
-  )
+  """One optimizer step. Where loss or gradient are not finite, only the counts of such steps
+  change."""
+  with jax.named_scope("optimizer"):
+    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
   return TrainState(
     step=state.step + finite,
     params=params,
@@ -194,138 +193,155 @@ def apply_gradients(
   )
 
 
-def sequence_logprobs(
-  model: ModelConfig, params: Any, rollouts: Rollouts, config: UpdateConfig
-) -> jax.Array:
-  """Log-probs [P, n, T] of sampled responses under `params`, a micro-batch at a time; what stands
-  outside of the mask may be anything."""
-  shape = rollouts.tokens.shape
-  return recompute(model, params, response_batch(rollouts), config, shape[1]).reshape(shape)
-
-
 def step(
   model: ModelConfig,
-  state: TrainState,
-  rollouts: Rollouts,
-  advantages: jax.Array,
   config: UpdateConfig,
-  reference: Any = None,
-  age: jax.Array | None = None,
+  state: TrainState,
+  experience: Experience,
+  advantages: Float[Array, "P n"] | Float[Array, "P n T"],
+  reference: PyTree[Array] = (),
   groups: int | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Updates the policy once over all P * n sequences, in order, a mini-batch an optimizer step.
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+  """Updates the policy once over all P n sequences, in order, an optimizer step a mini-batch.
 
   Args:
     model: the decoder's shape.
-    state: is donated: use only what is returned.
-    rollouts: P * n sequences; their number is a multiple of config.minibatch_size.
-    advantages: [P, n], or a token [P, n, T].
-    config: static; compiles once.
+    config: static; each new value compiles once.
+    state: is donated; use only the returned one.
+    experience: P n sequences, a multiple of config.minibatch_size. Where it has an age, the old
+      log-probs of groups from earlier steps are those that the sampler reported, since the policy
+      that sampled them is gone.
+    advantages: one a sequence, or one a token.
     reference: parameters of the policy that config.loss.kl_coef keeps this one near; not donated.
-    age: [P], steps since a group was sampled. The old log-probs of an older group are what its
-      sampler reported, since the policy that said it is gone. None: all are new.
-    groups: how many of the P groups are real; mini-batches of padding alone are left out. None: P.
+    groups: number of groups, at the front, that are not padding; mini-batches of padding alone are
+      left out. None: all P.
 
   Returns:
-    The new state, and metrics averaged over the mini-batches whose loss and gradient were finite;
-    the others changed nothing, and policy/skipped_updates counts them, since training began.
-    rollout/mismatch_kl is the k3 estimate of KL(sampler || trainer) in nats a token, of the tokens
-    that are seen before the first optimizer step.
+    The new state, and metrics averaged over the mini-batches whose loss and gradient were finite.
+    The others changed nothing; policy/skipped_updates counts them since training began.
+    rollout/mismatch_kl is the k3 estimate of KL(sampler || trainer) in nats a token, over the
+    tokens of the first mini-batch.
 
   Raises:
     UserError: the sequences do not divide into mini-batches.
   """
-  size, n = config.minibatch_size, rollouts.tokens.shape[1]
-  batch, count = learning_batch(
-    model, state.params, rollouts, advantages, config, reference, age, groups
+  batch, count = policy_batch(
+    model, config, state.params, experience, advantages, reference, groups
   )
-  all_metrics = []
-  for i in range(count):
-    minibatch = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
-    state, metrics = minibatch_step(model, config, state, minibatch, n)
-    all_metrics.append(metrics)
-  mismatch = all_metrics[0]["rollout/mismatch_kl"]
-  mean = jax.tree.map(lambda *x: jnp.nanmean(jnp.stack(x)), *all_metrics)
-  counted = {"rollout/mismatch_kl": mismatch, "policy/skipped_updates": jnp.copy(state.skipped)}
-  return state, {**mean, **counted}
+  rows = config.minibatch_size // batch.tokens.shape[1]
+  optimizer_step = functools.partial(minibatch_step, model, config)
+  state, history = over_minibatches(optimizer_step, state, batch, rows, count)
+  return state, _over_history(history, state.skipped)
 
 
-def learning_batch(
-  model, params, rollouts, advantages, config, reference=None, age=None, groups=None
-) -> tuple[dict[str, jax.Array], int]:
-  """What the mini-batches of `step` are cut from [P * n, ...], and how many they are."""
-  p, n, _ = rollouts.tokens.shape
-  size = config.minibatch_size
-  if (p * n) % size:
+@jax.jit
+def _over_history(history, skipped):
+  """Metrics of a step from those of its mini-batches. The count is copied: its state is donated."""
+  mean = jax.tree.map(lambda *x: jnp.nanmean(jnp.stack(x)), *history)
+  mismatch = history[0]["rollout/mismatch_kl"]
+  return {**mean, "rollout/mismatch_kl": mismatch, "policy/skipped_updates": jnp.copy(skipped)}
+
+
+def policy_batch(
+  model: ModelConfig,
+  config: UpdateConfig,
+  params: PyTree[Array],
+  experience: Experience,
+  advantages: Float[Array, "P n"] | Float[Array, "P n T"],
+  reference: PyTree[Array] = (),
+  groups: int | None = None,
+) -> tuple[Batch, int]:
+  """The rows that `step` cuts into mini-batches, and the number of mini-batches; see `step`."""
+  p, n, _ = experience.rollouts.tokens.shape
+  if (p * n) % config.minibatch_size:
     raise UserError(
       f"{p} prompts x {n} samples are {p * n} sequences, "
-      f"not a multiple of train.minibatch_size={size}"
+      f"not a multiple of train.minibatch_size={config.minibatch_size}"
     )
-  batch = response_batch(rollouts)
-  batch["advantages"] = advantages.reshape(p * n, -1)
-  count = -(-(p if groups is None else groups) * n // size)
+  batch, stale = _form(experience, advantages, responses_per_row(n, config.microbatch_size))
+  tokens = batch.replace(fields={})  # all that log-probs need: one program for both policies
+  count = -(-(p if groups is None else groups) * n // config.minibatch_size)
   if config.old_logprobs == "sampler":
-    batch["old_logprobs"] = batch["sampler_logprobs"]
-  elif count > 1 or age is not None:
+    batch = batch.with_fields(old_logprobs=batch.fields["sampler_logprobs"])
+  elif count > 1 or stale is not None:
     # With a single optimizer step over new rollouts they are those of the loss itself.
-    batch["old_logprobs"] = recompute(model, params, batch, config, n)
-    if age is not None:
-      stale = jnp.repeat(age > 0, n)[:, None]
-      batch["old_logprobs"] = jnp.where(stale, batch["sampler_logprobs"], batch["old_logprobs"])
+    old = batch_logprobs(model, params, tokens, config)
+    if stale is not None:
+      old = _where(stale, batch.fields["sampler_logprobs"], old)
+    batch = batch.with_fields(old_logprobs=old)
   if config.loss.kl_coef:
-    batch["reference_logprobs"] = recompute(model, reference, batch, config, n)
+    reference_logprobs = batch_logprobs(model, reference, tokens, config)
+    batch = batch.with_fields(reference_logprobs=reference_logprobs)
   return batch, count
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def recompute(model, params, batch, config, n):
-  """Log-probs [B, T] of a whole batch's responses, n a prompt, a micro-batch at a time."""
-  samples = samples_together(n, config)
-  logprobs = jax.lax.map(
-    lambda micro: response_logprobs(model, params, micro, config, samples)[0],
-    microbatches(batch, config.microbatch_size),
-  )
-  return logprobs.reshape(batch["targets"].shape)
+@functools.partial(jax.jit, static_argnames="responses")
+def _form(experience, advantages, responses):
+  """Rows with their advantages and the sampler's log-probs, and whether each row is from an earlier
+  step [R, 1, 1]; None where groups have no age."""
+  p, n, _ = experience.rollouts.tokens.shape
+  fields = {
+    "sampler_logprobs": experience.rollouts.logprobs,
+    "advantages": advantages.reshape(p, n, -1),
+  }
+  stale = None
+  if not isinstance(experience.age, tuple):
+    stale = jnp.repeat(experience.age > 0, n // responses)[:, None, None]
+  return form(experience.rollouts, responses, fields), stale
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4), donate_argnums=2)
-def minibatch_step(model, config, state, batch, n):
-  """One optimizer step on a mini-batch of `learning_batch`, n sequences a prompt; `state` is
-  donated."""
-  samples = samples_together(n, config)
-  mask = batch["response_mask"]
-  batch["weights"] = token_weights(mask, config.loss.aggregation)
+_where = jax.jit(jnp.where)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def minibatch_step(
+  model: ModelConfig, config: UpdateConfig, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+  """One optimizer step on a mini-batch of `policy_batch`; `state` is donated.
+
+  Returns:
+    The new state, and metrics: means over the mini-batch's tokens, or NaN where loss or gradient
+    were not finite.
+  """
+  mask = flat(batch.mask)
+  weights = token_weights(mask, config.loss.aggregation).reshape(batch.mask.shape)
 
   def loss_fn(params, micro):
-    logprobs, entropies = response_logprobs(model, params, micro, config, samples)
-    old = micro.get("old_logprobs", jax.lax.stop_gradient(logprobs))
-    mask = micro["response_mask"]
-    loss, metrics = policy_loss(
-      logprobs,
-      old,
-      micro["advantages"],
-      mask,
-      config.loss,
-      micro["weights"],
-      entropies,
-      micro.get("reference_logprobs"),
-      micro["sampler_logprobs"],
-    )
-    tokens = mask.sum()
-    difference = jnp.where(mask, logprobs - micro["sampler_logprobs"], 0.0)
-    means = {
-      "policy/entropy": jnp.where(mask, entropies, 0.0).sum() / jnp.maximum(tokens, 1),
-      "rollout/mismatch_kl": jnp.expm1(difference).sum() / jnp.maximum(tokens, 1)
-      - difference.sum() / jnp.maximum(tokens, 1),
-      **metrics,
-    }
-    sums = jax.tree.map(lambda x: x * tokens, means)
-    return loss, jax.lax.stop_gradient({"policy/loss": loss, **sums})
+    logprobs, entropies = response_logprobs(model, params, micro, config)
+    fields = {name: flat(field) for name, field in micro.fields.items()}
+    with jax.named_scope("policy_loss"):
+      return _policy_loss(config, logprobs, entropies, flat(micro.mask), fields)
 
-  grads, sums = accumulate(loss_fn, state.params, batch, config.microbatch_size)
+  rows = config.microbatch_size // batch.tokens.shape[1]
+  grads, sums = accumulate(loss_fn, state.params, batch.with_fields(weights=weights), rows)
   loss = sums.pop("policy/loss")
   metrics = jax.tree.map(lambda x: x / jnp.maximum(mask.sum(), 1), sums)
   metrics |= {"policy/loss": loss, "policy/grad_norm": optax.tree.norm(grads)}
   new = apply_gradients(config, state, grads, loss)
   taken = new.step > state.step
   return new, jax.tree.map(lambda x: jnp.where(taken, x, jnp.nan), metrics)
+
+
+def _policy_loss(config, logprobs, entropies, mask, fields):
+  """The loss of a micro-batch, and sums over its tokens of what `minibatch_step` reports."""
+  loss, metrics = policy_loss(
+    logprobs,
+    fields.get("old_logprobs", jax.lax.stop_gradient(logprobs)),
+    fields["advantages"],
+    mask,
+    config.loss,
+    fields["weights"],
+    entropies,
+    fields.get("reference_logprobs"),
+    fields["sampler_logprobs"],
+  )
+  tokens = mask.sum()
+  difference = jnp.where(mask, logprobs - fields["sampler_logprobs"], 0.0)
+  means = {
+    "policy/entropy": jnp.where(mask, entropies, 0.0).sum() / jnp.maximum(tokens, 1),
+    "rollout/mismatch_kl": jnp.expm1(difference).sum() / jnp.maximum(tokens, 1)
+    - difference.sum() / jnp.maximum(tokens, 1),
+    **metrics,
+  }
+  sums = jax.tree.map(lambda x: x * tokens, means)
+  return loss, jax.lax.stop_gradient({"policy/loss": loss, **sums})

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from poise_jax.estimators import probe
-from poise_jax.estimators.probe_models import LEARNING_RATE, SEED, mlp
+from poise_jax.estimators.regressors import LEARNING_RATE, SEED, mlp
 
 LOGISTIC = probe.ProbeConfig(model="logistic", alpha=3.0, buffer_rows=64, bootstrap_steps=0)
 MLP = probe.ProbeConfig(model="mlp", mlp_widths=(16, 8), buffer_rows=64, bootstrap_steps=0)

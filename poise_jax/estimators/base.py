@@ -1,0 +1,63 @@
+"""What an estimator is, and what it may know of its run."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, PyTree
+
+from poise_jax.estimators.critic import CriticConfig
+from poise_jax.estimators.probe import ProbeConfig
+from poise_jax.learner.update import UpdateConfig
+from poise_jax.models import ModelConfig
+from poise_jax.rollout import RolloutConfig
+from poise_jax.types import Estimate, Experience
+
+State = PyTree[Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorContext:
+  """The parts of a run that an estimator may depend on. Hashable: a static argument under jit."""
+
+  rollout: RolloutConfig
+  model: ModelConfig
+  update: UpdateConfig = UpdateConfig()
+  probe: ProbeConfig = ProbeConfig()
+  critic: CriticConfig = CriticConfig()
+  domains: tuple[str, ...] = ("",)  # the task's domains, K
+  prompts: int = 1  # prompts in the training set, N
+  reference_n: int = 8  # responses of the reference policy a prompt, M (PVPO)
+
+
+class Estimator(NamedTuple):
+  """An algorithm's advantages as three pure functions.
+
+  The state is a pytree of arrays and holds everything that is remembered between steps. In every
+  step the loop calls `estimate` with the state of the step before, updates the policy, and then
+  calls `update`: predict first, learn after.
+  """
+
+  # policy parameters (copied, if they are kept) -> state
+  init: Callable[[PyTree[Array]], State]
+  # (state, experience) -> advantages, baselines, metrics, and `aux` for `update`
+  estimate: Callable[[State, Experience], Estimate]
+  # (state, experience, policy parameters after this step's update, aux) -> state
+  update: Callable[[State, Experience, PyTree[Array], PyTree[Array]], State]
+  # state -> weights with which prompts are drawn [N]; None: prompts are taken in order
+  priorities: Callable[[State], Float[Array, " N"]] | None = None
+  pretrain_steps: int = 0  # first steps, in which the policy is not updated
+  reference_n: int = 0  # responses a prompt that it needs from the reference policy
+  # groups of equal rewards have no advantage, so dynamic sampling may leave them out
+  needs_spread: bool = False
+  needs_probabilities: bool = False  # rewards must be in [0, 1]
+
+
+def stateless(estimate: Callable[[Experience], Estimate], **properties) -> Estimator:
+  """An estimator that remembers nothing. `properties`: other fields of Estimator."""
+  return Estimator(
+    init=lambda params: (),
+    estimate=lambda state, experience: estimate(experience),
+    update=lambda state, experience, params, aux: state,
+    **properties,
+  )

@@ -1,0 +1,192 @@
+"""PPO with a critic that predicts a value for every token (arXiv 1707.06347).
+
+VC-PPO's decoupled lambdas and VAPO's length-adaptive one are options. Letters: P prompts, n samples
+a prompt, B = P n sequences, T response positions; a response's tokens come first, then padding.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from poise_jax.estimators import critic
+from poise_jax.estimators.base import Estimator, EstimatorContext
+from poise_jax.estimators.critic import CriticConfig
+from poise_jax.estimators.statistics import explained_variance, whiten
+from poise_jax.learner.batching import (
+  Batch,
+  accumulate,
+  flat,
+  form,
+  map_microbatches,
+  over_minibatches,
+  responses_per_row,
+)
+from poise_jax.learner.losses import token_weights
+from poise_jax.learner.update import UpdateConfig, apply_gradients
+from poise_jax.models import ModelConfig
+from poise_jax.types import Estimate, TrainState
+
+
+def gae(
+  rewards: Float[Array, "B T"],
+  values: Float[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  gamma: float = 1.0,
+  lam: float | Float[Array, "B 1"] = 0.95,
+) -> Float[Array, "B T"]:
+  """Generalised advantage estimation (arXiv 1506.02438 eq. 16) within a response.
+
+  A_t = sum_l (gamma lam)^l delta_{t+l} with delta_t = r_t + gamma V_{t+1} - V_t; behind the last
+  token the value is 0, whether it is an EOS or the response was cut off there (as in verl).
+  The critic's targets are the advantages at its own lam plus the values: VC-PPO (arXiv 2503.01491)
+  takes lam = 1 for them, where the target is the reward that is still to come.
+
+  Args:
+    rewards: what each token earned; usually zero but for the last one.
+    values: V_t, the critic's prediction before token t was written.
+    mask: the response's tokens; what stands elsewhere may be anything.
+    gamma: discount a token.
+    lam: one number, or one a sequence.
+
+  Returns:
+    Advantages, 0 outside of the mask.
+  """
+  values, rewards = jnp.where(mask, values, 0.0), jnp.where(mask, rewards, 0.0)
+  after = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+  deltas = rewards + gamma * after - values
+  decay = jnp.broadcast_to(gamma * lam, (len(mask), 1))[:, 0]
+
+  def step(later, delta):
+    advantage = delta + decay * later
+    return advantage, advantage
+
+  _, advantages = jax.lax.scan(step, jnp.zeros(len(mask)), deltas.T, reverse=True)
+  return jnp.where(mask, advantages.T, 0.0)
+
+
+def length_adaptive_lam(mask: Bool[Array, "B T"], alpha: float = 0.05) -> Float[Array, "B 1"]:
+  """lam = 1 - 1 / (alpha length), so that the sum of GAE's weights grows with the response (VAPO,
+  arXiv 2504.05118 section 4.2); 0 where a response is too short for it to be positive."""
+  lengths = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+  return jnp.maximum(1.0 - 1.0 / (alpha * lengths), 0.0)
+
+
+def value_loss(
+  values: Float[Array, "B T"],
+  old_values: Float[Array, "B T"],
+  targets: Float[Array, "B T"],
+  weights: Float[Array, "B T"],
+  clip: float = 0.0,
+) -> Float[Array, ""]:
+  """Half the squared error, or that of the value kept within `clip` of its old one if that is
+  larger (PPO2, and verl); 0 is off.
+
+  weights: losses.token_weights, 0 outside of the responses; there the rest may be anything.
+  """
+  # Masked before the arithmetic: a NaN outside would come back through the gradient of a product.
+  values, old_values, targets = (
+    jnp.where(weights > 0, x, 0.0) for x in (values, old_values, targets)
+  )
+  error = jnp.square(values - targets)
+  if clip:
+    kept = jnp.clip(values, old_values - clip, old_values + clip)
+    error = jnp.maximum(error, jnp.square(kept - targets))
+  return 0.5 * (weights * error).sum()
+
+
+def make(context: EstimatorContext) -> Estimator:
+  """The estimator. Its state is the critic's TrainState, `aux` the values that it predicted."""
+  model, config = context.model, context.critic
+  update_config = config.update(context.update)
+
+  def estimate(state, experience):
+    batch = _rows(experience, update_config.microbatch_size)
+    predicted = _predict(model, state.params, batch, update_config)
+    return _estimate(experience, predicted, state.skipped, config)
+
+  def update(state, experience, params, predicted):
+    batch = _targets(experience, predicted, config, update_config.microbatch_size)
+    rows = update_config.minibatch_size // batch.tokens.shape[1]
+    count = len(batch.tokens) // rows
+    step = functools.partial(_critic_step, model, config, update_config)
+    return over_minibatches(step, state, batch, rows, count)[0]
+
+  return Estimator(
+    init=lambda params: critic.init(model, params, update_config),
+    estimate=estimate,
+    update=update,
+    pretrain_steps=config.pretrain_steps,
+  )
+
+
+def token_values(
+  model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
+) -> Float[Array, "B T"]:
+  """V_t, the value that the critic predicts before token t of each response."""
+  return batch.before_tokens(critic.values(model, params, batch.rows, config))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _predict(model, params, batch, config):
+  """V_t [R m, T] of a whole batch, a micro-batch at a time."""
+  rows = config.microbatch_size // batch.tokens.shape[1]
+  return map_microbatches(lambda micro: token_values(model, params, micro, config), batch, rows)
+
+
+def _rows(experience, microbatch_size, **fields):
+  """The experience as rows; `fields` [P, n, T]."""
+  n = experience.rollouts.tokens.shape[1]
+  return form(experience.rollouts, responses_per_row(n, microbatch_size), fields)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _estimate(experience, predicted, skipped, config: CriticConfig) -> Estimate:
+  mask, rewards = flat(experience.rollouts.mask), flat(experience.token_rewards)
+  lam = length_adaptive_lam(mask, config.length_alpha) if config.length_alpha else config.lam
+  advantages = gae(rewards, predicted, mask, config.gamma, lam)
+  if config.whiten:
+    advantages = whiten(advantages, mask)
+  explained = explained_variance(predicted, _returns(rewards, predicted, mask, config), mask)
+  predicted = predicted.reshape(experience.token_rewards.shape)
+  return Estimate(
+    advantages=advantages.reshape(predicted.shape),
+    baselines=predicted[:, :, 0],
+    metrics={"critic/explained_variance": explained, "critic/skipped_updates": jnp.copy(skipped)},
+    aux=predicted,
+  )
+
+
+def _returns(rewards, predicted, mask, config):
+  """The critic's targets [B, T]."""
+  advantages = gae(rewards, predicted, mask, config.gamma, config.value_lam)
+  return advantages + jnp.where(mask, predicted, 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _targets(experience, predicted, config, microbatch_size):
+  """Rows with the values before this step's updates, and the targets."""
+  rewards, mask = flat(experience.token_rewards), flat(experience.rollouts.mask)
+  returns = _returns(rewards, flat(predicted), mask, config).reshape(predicted.shape)
+  return _rows(experience, microbatch_size, old_values=predicted, returns=returns)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _critic_step(
+  model: ModelConfig, config: CriticConfig, update: UpdateConfig, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict]:
+  """One optimizer step of the critic on a mini-batch; `state` is donated."""
+  weights = token_weights(flat(batch.mask), "token-mean").reshape(batch.mask.shape)
+
+  def loss_fn(params, micro):
+    predicted = token_values(model, params, micro, update)
+    fields = {name: flat(x) for name, x in micro.fields.items()}
+    loss = value_loss(
+      predicted, fields["old_values"], fields["returns"], fields["weights"], config.value_clip
+    )
+    return loss, ()
+
+  rows = update.microbatch_size // batch.tokens.shape[1]
+  grads, _ = accumulate(loss_fn, state.params, batch.with_fields(weights=weights), rows)
+  return apply_gradients(update, state, grads), {}

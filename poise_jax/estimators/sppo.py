@@ -1,0 +1,87 @@
+"""SPPO (arXiv 2604.08865): a critic that reads the prompt alone.
+
+V(x) = sigmoid(z) at the prompt's last token is learned by cross-entropy with the rewards, which
+must be in [0, 1]. A = r - V(x), the same for every token and not normalised. One response a prompt
+is enough.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from poise_jax.estimators import critic
+from poise_jax.estimators.base import Estimator, EstimatorContext
+from poise_jax.estimators.statistics import explained_variance
+from poise_jax.learner.batching import accumulate, map_microbatches, over_minibatches
+from poise_jax.learner.update import UpdateConfig, apply_gradients
+from poise_jax.models import ModelConfig, Rows
+from poise_jax.types import Estimate, Prompts
+
+
+def make(context: EstimatorContext) -> Estimator:
+  """The estimator; its state is the critic's TrainState."""
+  model, config = context.model, context.critic.update(context.update)
+
+  def estimate(state, experience):
+    p, n = experience.scores.shape
+    size = math.gcd(p, max(config.microbatch_size // n, 1))
+    logits = _predict(model, state.params, experience.rollouts.prompts, config, size)
+    return _estimate(experience.rewards, logits, state.skipped)
+
+  def update(state, experience, params, aux):
+    p, n = experience.scores.shape
+    # As many optimizer steps as the policy takes; a prompt's responses are one row here.
+    size = p // math.gcd(p, max(p * n // config.minibatch_size, 1))
+    micro = math.gcd(size, max(config.microbatch_size // n, 1))
+    step = functools.partial(_critic_step, model, config, micro)
+    batch = {"prompts": experience.rollouts.prompts, "targets": _mean_rewards(experience)}
+    return over_minibatches(step, state, batch, size, p // size)[0]
+
+  return Estimator(
+    init=lambda params: critic.init(model, params, config),
+    estimate=estimate,
+    update=update,
+    pretrain_steps=context.critic.pretrain_steps,
+    needs_probabilities=True,
+  )
+
+
+def prompt_logits(
+  model: ModelConfig, params: PyTree[Array], prompts: Prompts, config: UpdateConfig
+) -> Float[Array, " P"]:
+  """z(x) at a prompt's last token; sigmoid(z) is the expected reward."""
+  return critic.values(model, params, Rows(prompts.tokens, prompts.mask), config)[:, -1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _predict(model, params, prompts, config, size):
+  """z(x) [P], `size` prompts at a time."""
+  return map_microbatches(lambda x: prompt_logits(model, params, x, config), prompts, size)
+
+
+@jax.jit
+def _estimate(rewards, logits, skipped) -> Estimate:
+  baselines = jnp.broadcast_to(jax.nn.sigmoid(logits)[:, None], rewards.shape)
+  explained = explained_variance(baselines, rewards, jnp.ones(rewards.shape, bool))
+  metrics = {"critic/explained_variance": explained, "critic/skipped_updates": jnp.copy(skipped)}
+  return Estimate(rewards - baselines, baselines, metrics)
+
+
+_mean_rewards = jax.jit(lambda experience: experience.rewards.mean(1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _critic_step(model, config, size, state, batch):
+  """One optimizer step of the critic on a mini-batch of prompts; `state` is donated."""
+  count = len(batch["targets"])
+
+  def loss_fn(params, micro):
+    logits = prompt_logits(model, params, micro["prompts"], config)
+    return optax.sigmoid_binary_cross_entropy(logits, micro["targets"]).sum() / count, ()
+
+  grads, _ = accumulate(loss_fn, state.params, batch, size)
+  return apply_gradients(config, state, grads), {}
