@@ -26,9 +26,9 @@ from poise_jax.evaluation import table as scorecard
 from poise_jax.evaluation.judge import Judge, VerifierConfig
 from poise_jax.learner.update import check_dtype
 from poise_jax.models.io import run_checkpoint
+from poise_jax.models.layouts import sampling_layout, training_shardings
 from poise_jax.provenance import provenance
 from poise_jax.rollout import RolloutConfig
-from poise_jax.training.train import in_training, sampling_layout
 from poise_jax.verifiers.pool import Pool
 
 
@@ -51,7 +51,7 @@ def load(checkpoint: str, mesh: Mesh):
     about = run_checkpoint.about(found)
     step, run = about["step"], ConfigDict(about["config"])
     trained = {example.question for example in tasks.make(run.task, run.seed).train}
-  model, params = models.load(found or checkpoint, shardings=in_training(mesh))
+  model, params = models.load(found or checkpoint, shardings=training_shardings(mesh))
   tokenizer = models.load_tokenizer(found or checkpoint)
   models.check_fits(tokenizer, model)
   crc = 0

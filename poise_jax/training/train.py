@@ -37,6 +37,7 @@ from poise_jax.learner.update import UpdateConfig
 from poise_jax.learner.warm_start import WarmStartConfig, warm_start, worked_ids
 from poise_jax.models import attention
 from poise_jax.models.io import run_checkpoint
+from poise_jax.models.layouts import sampling_layout, training_shardings
 from poise_jax.provenance import provenance
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.features import check_layers
@@ -107,7 +108,7 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
   made_tokenizer = None
   if config.model.source:
     tokenizer = models.load_tokenizer(config.model.source)
-    model, params = models.load(config.model.source, shardings=in_training(mesh))
+    model, params = models.load(config.model.source, shardings=training_shardings(mesh))
     models.check_fits(tokenizer, model)
     model.check_is(config.model.shape)
   else:
@@ -121,7 +122,7 @@ def setup(config: ConfigDict, abstract: bool = False) -> Run:
       params = abstract_params(mesh, model)
     else:
       params = models.init(model, jax.random.fold_in(jax.random.key(config.seed), 0))
-      params = sharding.place(params, in_training(mesh)(model))
+      params = sharding.place(params, training_shardings(mesh)(model))
   encoder = PromptEncoder.of(config.task, tokenizer)
   task = data.fit(task, encoder, config.task.drop_long)  # now, not in step 1,000
   if warm_start_config.steps:
@@ -233,7 +234,7 @@ def abstract_params(mesh: Mesh, model: models.ModelConfig) -> Any:
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     models.abstract_params(model),
-    in_training(mesh)(model),
+    training_shardings(mesh)(model),
   )
 
 
@@ -687,25 +688,6 @@ class Clock:
 def _copy(params):
   """The same parameters in memory of their own: the update donates those of its state."""
   return jax.tree.map(jnp.copy, params)
-
-
-def in_training(mesh: Mesh) -> Callable[[models.ModelConfig], Any]:
-  """A decoder's shape -> where its parameters lie on a mesh in the training layout."""
-
-  def shardings(model):
-    shapes, axes = models.abstract_params(model), models.logical_axes(model)
-    return sharding.param_shardings(mesh, shapes, axes)
-
-  return shardings
-
-
-def sampling_layout(mesh: Mesh, model: models.ModelConfig, dtype: str) -> Callable[[Any], Any]:
-  """params -> the same weights as the sampler wants them, one jitted call a step."""
-  layout = functools.partial(models.sampling_params, model, dtype=jnp.dtype(dtype))
-  shapes = jax.eval_shape(layout, models.abstract_params(model))
-  axes = models.sampling_axes(model)
-  out = sharding.param_shardings(mesh, shapes, axes, sharding.SAMPLING_RULES)
-  return jax.jit(layout, out_shardings=out)
 
 
 def warmed_up(run: Run, params: Any, report: Callable[[int, float], None]):
