@@ -10,15 +10,15 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from poise_jax.errors import unknown_name
-from poise_jax.estimators import CriticConfig, ProbeConfig
+from poise_jax.estimators import CriticConfig, ProbeOptions
 from poise_jax.estimators.probe import PRESETS
 from poise_jax.evaluation.answer import EvalConfig
 from poise_jax.evaluation.judge import VerifierConfig
 from poise_jax.learner.losses import PolicyLossConfig
-from poise_jax.learner.update import UpdateConfig
+from poise_jax.learner.update import UpdateOptions
 from poise_jax.learner.warm_start import WarmStartConfig
 from poise_jax.models import ModelConfig
-from poise_jax.rollout import RolloutConfig
+from poise_jax.rollout.config import RolloutOptions
 from poise_jax.training.collect import CollectConfig
 from poise_jax.training.rewards import RewardConfig
 
@@ -85,13 +85,13 @@ ALGORITHMS = {
 SECTIONS = {  # which dataclass a section of the config is made from
   "eval": EvalConfig,
   "model.shape": ModelConfig,
-  "rollout": RolloutConfig,
+  "rollout": RolloutOptions,
   "reward": RewardConfig,
   "verifier": VerifierConfig,
   "collect": CollectConfig,
   "critic": CriticConfig,
-  "probe": ProbeConfig,
-  "train": UpdateConfig,
+  "probe": ProbeOptions,
+  "train": UpdateOptions,
   "train.loss": PolicyLossConfig,
   "warm_start": WarmStartConfig,
 }
@@ -181,18 +181,13 @@ def default(algorithm: str) -> ConfigDict:
   config.mesh.fsdp = -1  # devices that share parameters and batch; -1: what is left of them
   config.mesh.tensor = 1  # devices that share heads, MLP width and vocabulary
 
-  def fields(instance, leave_out=()):
-    return {k: v for k, v in dataclasses.asdict(instance).items() if k not in leave_out}
-
-  config.rollout = ConfigDict(
-    fields(RolloutConfig(n=choice.pop("n")), ("eos_ids", "pad_id", "think_end", "attention"))
-  )
-  config.reward = ConfigDict(fields(RewardConfig()))
-  config.verifier = ConfigDict(fields(VerifierConfig()))
-  config.collect = ConfigDict(fields(CollectConfig(**choice.pop("collect", {}))))
-  config.critic = ConfigDict(fields(CriticConfig(**choice.pop("critic", {}))))
-  config.probe = ConfigDict(fields(PRESETS[choice.pop("probe", "v3")], ("scalars",)))
-  config.train = ConfigDict(fields(UpdateConfig(), ("temperature",)))
+  config.rollout = ConfigDict(dataclasses.asdict(RolloutOptions(n=choice.pop("n"))))
+  config.reward = ConfigDict(dataclasses.asdict(RewardConfig()))
+  config.verifier = ConfigDict(dataclasses.asdict(VerifierConfig()))
+  config.collect = ConfigDict(dataclasses.asdict(CollectConfig(**choice.pop("collect", {}))))
+  config.critic = ConfigDict(dataclasses.asdict(CriticConfig(**choice.pop("critic", {}))))
+  config.probe = ConfigDict(dataclasses.asdict(PRESETS[choice.pop("probe", "v3")]))
+  config.train = ConfigDict(dataclasses.asdict(UpdateOptions()))
   config.train.loss.update(choice)
-  config.warm_start = ConfigDict(fields(WarmStartConfig()))
+  config.warm_start = ConfigDict(dataclasses.asdict(WarmStartConfig()))
   return config.lock()

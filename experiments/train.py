@@ -24,10 +24,10 @@ DISTRIBUTED = cli.define_distributed()
 def train(config, workdir: str):
   """Trains; imports here, so that a mistyped flag does not wait for jax."""
   from poise_jax.distributed import processes
-  from poise_jax.training import train
+  from poise_jax.training import loop
 
   with processes.started(DISTRIBUTED.value, cli.sentence):
-    train.train(config, workdir, ALLOW_CONFIG_CHANGE.value, OVERWRITE.value)
+    loop.train(config, workdir, ALLOW_CONFIG_CHANGE.value, OVERWRITE.value)
 
 
 def main(argv, work=train):

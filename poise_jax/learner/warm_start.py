@@ -2,50 +2,64 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array, PyTree
 
+from poise_jax.data.prompts import PromptEncoder
+from poise_jax.data.tasks import Example
 from poise_jax.errors import UserError
+from poise_jax.learner.batching import Batch, flat
 from poise_jax.learner.losses import token_weights
 from poise_jax.learner.update import UpdateConfig, response_logprobs
+from poise_jax.models import ModelConfig, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-  """Options of `warm_start`."""
+  """Options of `warm_start`; raises UserError for values that cannot work."""
 
   steps: int = 0  # optimizer steps; 0: no warm start
   batch_size: int = 128  # worked answers a step
   learning_rate: float = 3e-3  # peak of a cosine decay to a tenth, after a tenth of warm-up
 
   def __post_init__(self):
-    if self.steps < 0 or self.batch_size < 1:
-      raise UserError(
-        f"warm_start.steps={self.steps} must not be negative, and "
-        f"warm_start.batch_size={self.batch_size} must be at least 1"
-      )
+    if self.steps < 0:
+      raise UserError(f"warm_start.steps={self.steps} must not be negative")
+    if self.batch_size < 1:
+      raise UserError(f"warm_start.batch_size={self.batch_size} must be at least 1")
 
 
-def warm_start(model, params, encoder, examples, response_length, config, seed, report):
+def warm_start(
+  model: ModelConfig,
+  params: PyTree[Array],
+  encoder: PromptEncoder,
+  examples: Sequence[Example],
+  response_length: int,
+  config: WarmStartConfig,
+  seed: int,
+  report: Callable[[int, float], None],
+) -> PyTree[Array]:
   """Trains on `worked` answers by maximum likelihood (token mean, AdamW).
 
   Args:
     model: the decoder's shape.
-    params: training layout; donated.
-    encoder: a PromptEncoder.
+    params: parameters in the training layout; donated.
+    encoder: encodes prompts.
     examples: training examples, drawn at random with replacement.
     response_length: T in tokens.
-    config: a WarmStartConfig.
-    seed: of the order of examples.
-    report: called with (step, loss) now and then.
+    config: optimizer steps, batch size, learning rate.
+    seed: seed of the order of examples.
+    report: called with (step, loss) every 20 steps and after the last one.
 
   Returns:
     The trained parameters.
 
   Raises:
-    UserError: see `worked_ids`.
+    UserError: a worked answer does not fit, see `worked_ids`.
   """
   warm_up = config.steps // 10
   rate = config.learning_rate
@@ -58,23 +72,23 @@ def warm_start(model, params, encoder, examples, response_length, config, seed, 
   def step(params, opt_state, batch):
     def loss_fn(params):
       logprobs, _ = response_logprobs(model, params, batch, UpdateConfig())
-      return -(token_weights(batch["response_mask"], "token-mean") * logprobs).sum()
+      return -(token_weights(flat(batch.mask), "token-mean") * logprobs).sum()
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 
   for i in range(config.steps):
-    chosen = [examples[j] for j in rng.integers(len(examples), size=config.batch_size)]
-    batch = _batch(encoder, chosen, response_length)
+    drawn = [examples[j] for j in rng.integers(len(examples), size=config.batch_size)]
+    batch = _batch(encoder, drawn, response_length)
     params, opt_state, loss = step(params, opt_state, batch)
     if (i + 1) % 20 == 0 or i + 1 == config.steps:
       report(i + 1, float(loss))
   return params
 
 
-def worked_ids(tokenizer, example, length):
-  """Token ids of a worked answer with its end.
+def worked_ids(tokenizer: Tokenizer, example: Example, length: int) -> list[int]:
+  """Token ids of a worked answer and its end.
 
   Raises:
     UserError: they are more than the response length.
@@ -89,15 +103,11 @@ def worked_ids(tokenizer, example, length):
 
 
 def _batch(encoder, examples, length):
+  """Prompts and worked answers as a batch of one response a row."""
   prompts, tokenizer = encoder(examples), encoder.tokenizer
-  targets = np.full((len(examples), length), tokenizer.pad_id, np.int32)
-  mask = np.zeros(targets.shape, bool)
+  tokens = np.full((len(examples), 1, length), tokenizer.pad_id, np.int32)
+  mask = np.zeros(tokens.shape, bool)
   for i, example in enumerate(examples):
     ids = worked_ids(tokenizer, example, length)
-    targets[i, : len(ids)], mask[i, : len(ids)] = ids, True
-  return {
-    "tokens": np.concatenate([prompts.tokens, targets], axis=1),
-    "mask": np.concatenate([prompts.mask, mask], axis=1),
-    "targets": targets,
-    "response_mask": mask,
-  }
+    tokens[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
+  return Batch(prompts, tokens, mask, {})

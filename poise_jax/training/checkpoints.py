@@ -173,7 +173,7 @@ def _parts(remembered):
 
 def _described(tree) -> dict[str, str]:
   """Each array's path -> dtype[shape]."""
-  flat = jax.tree.leaves_with_path(tree)
+  flat = jax.tree.leaves_with_path(tuple(tree))
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
     for path, x in flat

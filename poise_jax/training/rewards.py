@@ -1,7 +1,9 @@
 """From verdicts to what each token earned: length penalties and a KL penalty."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -38,6 +40,7 @@ def overlong_punishment(
   return -penalty * jnp.clip((lengths - (limit - buffer)) / buffer, 0.0, 1.0)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def token_rewards(
   scores: Float[Array, "P n"],
   mask: Bool[Array, "P n T"],

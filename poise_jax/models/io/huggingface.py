@@ -104,6 +104,8 @@ def _in_package(name, file):
 def read_config(source: str | os.PathLike) -> ModelConfig:
   """The decoder's shape alone; takes and raises what `load` does."""
   path = local_path(source, weights=False)
+  if checkpoint := run_checkpoint.find(path):
+    return run_checkpoint.model_config(checkpoint)
   return _open_gguf(path)[0] if path.is_file() else _folder_config(path)
 
 

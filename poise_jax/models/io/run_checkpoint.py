@@ -67,6 +67,15 @@ def about(checkpoint: pathlib.Path) -> dict[str, Any]:
     raise OSError(f"checkpoint {checkpoint} is damaged ({reason(error)})") from error
 
 
+def model_config(checkpoint: pathlib.Path) -> ModelConfig:
+  """The decoder's shape.
+
+  Raises:
+    OSError: the checkpoint is damaged.
+  """
+  return ModelConfig.from_hf(about(checkpoint)["model"])
+
+
 def load(
   checkpoint: pathlib.Path, dtype: Any, shardings: Callable[[ModelConfig], Any] | None = None
 ) -> tuple[ModelConfig, Any]:
@@ -75,7 +84,7 @@ def load(
   Raises:
     OSError: one of its files is missing or truncated.
   """
-  config = ModelConfig.from_hf(about(checkpoint)["model"])
+  config = model_config(checkpoint)
   shapes = abstract_params(config)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   placements = shardings(config) if shardings else jax.tree.map(lambda _: here, shapes)

@@ -1,0 +1,328 @@
+"""A config becomes a checked, immutable Experiment before anything is written to the workdir."""
+
+import dataclasses
+import io
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import jax
+import sentencepiece
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from poise_jax import estimators, models
+from poise_jax.data import order, tasks, templates
+from poise_jax.data.prompts import PromptEncoder
+from poise_jax.distributed import sharding
+from poise_jax.errors import UserError
+from poise_jax.estimators import CriticConfig, Estimator, EstimatorContext, ProbeConfig
+from poise_jax.evaluation.answer import HELD_OUT, EvalConfig, EvalSet, make_sets
+from poise_jax.evaluation.judge import VerifierConfig
+from poise_jax.learner.losses import PolicyLossConfig
+from poise_jax.learner.update import UpdateConfig, check_dtype
+from poise_jax.learner.warm_start import WarmStartConfig, warm_start, worked_ids
+from poise_jax.models import attention
+from poise_jax.models.layouts import sampling_layout, training_shardings
+from poise_jax.rollout import RolloutConfig
+from poise_jax.rollout.features import check_layers
+from poise_jax.training.collect import CollectConfig
+from poise_jax.training.logging import check_loggers
+from poise_jax.training.profiling import check_profile_steps
+from poise_jax.training.rewards import RewardConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+  """What the compiled programs of a training step depend on. It needs no task, tokenizer or
+  weights."""
+
+  config: ConfigDict  # see configs/common.py
+  mesh: Mesh | AbstractMesh
+  model: models.ModelConfig
+  rollout: RolloutConfig
+  update: UpdateConfig
+  warm_start: WarmStartConfig
+  reward: RewardConfig
+  collect: CollectConfig
+  estimator: Estimator
+  param_shapes: PyTree[jax.ShapeDtypeStruct]  # in the training layout, with their shardings
+  # parameters -> the same weights in the sampling layout
+  sampling_params: Callable[[PyTree[Array]], PyTree[Array]]
+
+  @property
+  def groups(self) -> int:
+    """P, prompts a step."""
+    return self.config.rollouts // self.rollout.n
+
+  @property
+  def keeps_reference(self) -> bool:
+    """Whether a copy of the policy as it was is needed."""
+    return bool(self.update.loss.kl_coef or self.reward.kl_coef or self.estimator.reference_n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(StepConfig):
+  """A resolved run: everything that does not change while it trains."""
+
+  task: tasks.Task
+  encoder: PromptEncoder
+  made_tokenizer: bytes | None  # the sentencepiece model trained for this run, if there was none
+  eval: EvalConfig
+  held_out: tuple[EvalSet, ...]
+  verifier: VerifierConfig
+
+  @property
+  def difficulties(self) -> tuple[str, ...]:
+    """The difficulties of the training examples, in order."""
+    return tuple(sorted({example.difficulty for example in self.task.train}))
+
+
+def build(config: ConfigDict) -> Experiment:
+  """Builds and checks an experiment. It reads the model's shape and tokenizer, but no weights.
+
+  Args:
+    config: see configs/common.py.
+
+  Raises:
+    UserError, OSError: one sentence that names the value that cannot work and the way out.
+  """
+  for name in ("seed", "log_samples", "checkpoint_every", "reference_every"):
+    if config[name] < 0:
+      raise UserError(f"{name}={config[name]} must not be negative")
+  check_loggers(config.loggers)
+  check_profile_steps(config.profile_steps, config.steps)
+  mesh = sharding.make_mesh(**config.mesh)
+  check_dtype("model.dtype", config.model.dtype)
+  task = tasks.make(config.task, config.seed)
+  model, tokenizer, made_tokenizer = _model(config, task)
+  encoder = PromptEncoder.of(config.task, tokenizer)
+  task = order.fit(task, encoder, config.task.drop_long)  # now, not in step 1,000
+  if config.warm_start.steps:
+    for example in task.train:
+      worked_ids(tokenizer, example, config.rollout.max_new_tokens)
+  step = build_step(
+    config,
+    mesh,
+    model,
+    eos_ids=tuple(tokenizer.eos_ids),
+    pad_id=tokenizer.pad_id,
+    think_end=tuple(tokenizer.encode(config.task.think_end)) if config.task.think_end else (),
+    domains=task.domains,
+    prompts=len(task.train),
+  )
+  return Experiment(
+    **vars(step),
+    task=task,
+    encoder=encoder,
+    made_tokenizer=made_tokenizer,
+    eval=EvalConfig(**{k: v for k, v in config.eval.items() if k != "tasks"}),
+    held_out=_held_out(config, task, encoder),
+    verifier=VerifierConfig(**config.verifier),
+  )
+
+
+def _model(config, task):
+  """The model's shape, its tokenizer and, if that was trained here, the tokenizer's file."""
+  if source := config.model.source:
+    tokenizer = models.load_tokenizer(source)
+    model = models.read_config(source)
+    models.check_fits(tokenizer, model)
+    model.check_is(config.model.shape)
+    return model, tokenizer, None
+  made_tokenizer = train_tokenizer(task, templates.resolve(config.task.template))
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, "tokenizer.model")
+    path.write_bytes(made_tokenizer)
+    tokenizer = models.load_tokenizer(path)
+  model = models.ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.shape)
+  return model, tokenizer, made_tokenizer
+
+
+def train_tokenizer(task: tasks.Task, template: str) -> bytes:
+  """A sentencepiece model (characters) of the task's own text, for models made from scratch."""
+  text = [f"{template.replace('{question}', e.question)} {e.worked}" for e in task.train[:2000]]
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(text), model_writer=model, model_type="char", minloglevel=2
+  )
+  return model.getvalue()
+
+
+def initial_params(experiment: Experiment) -> PyTree[Array]:
+  """The policy's parameters before training, on the mesh: from config.model.source, or random.
+
+  Raises:
+    UserError, OSError: a file of the source is missing, truncated or of another model.
+  """
+  config, shardings = experiment.config, training_shardings(experiment.mesh)
+  if config.model.source:
+    return models.load(config.model.source, shardings=shardings)[1]
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  params = models.init(experiment.model, key)
+  return sharding.place(params, shardings(experiment.model))
+
+
+def warmed_up(
+  experiment: Experiment, params: PyTree[Array], report: Callable[[int, float], None]
+) -> PyTree[Array]:
+  """`params` (donated) after the config's supervised warm start; see learner/warm_start.py."""
+  return warm_start(
+    experiment.model,
+    params,
+    experiment.encoder,
+    experiment.task.train,
+    experiment.rollout.max_new_tokens,
+    experiment.warm_start,
+    experiment.config.seed,
+    report,
+  )
+
+
+def param_shapes(
+  mesh: Mesh | AbstractMesh, model: models.ModelConfig
+) -> PyTree[jax.ShapeDtypeStruct]:
+  """The parameters' shapes with the shardings of the training layout, without memory.
+
+  Raises:
+    UserError: a dimension does not divide over the mesh.
+  """
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    models.abstract_params(model),
+    training_shardings(mesh)(model),
+  )
+
+
+def build_step(
+  config: ConfigDict,
+  mesh: Mesh | AbstractMesh,
+  model: models.ModelConfig,
+  eos_ids: tuple[int, ...],
+  pad_id: int = 0,
+  think_end: tuple[int, ...] = (),
+  domains: tuple[str, ...] = ("",),
+  prompts: int = 1,
+) -> StepConfig:
+  """What a step's programs are compiled from, checked.
+
+  Args:
+    config: see configs/common.py.
+    mesh: real devices, or an AbstractMesh of devices that are not attached.
+    model: the decoder's shape.
+    eos_ids: tokens that end a response.
+    pad_id: token that fills positions after the end.
+    think_end: tokens of config.task.think_end.
+    domains: the task's domains.
+    prompts: size of the training set.
+
+  Raises:
+    UserError: one sentence that names the value that cannot work and the way out.
+  """
+  # For an abstract mesh nothing is compiled: only shapes matter, whatever the kernel.
+  platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
+  kernel = attention.resolve(config.train.attention, platform)
+  rollout = RolloutConfig(
+    **config.rollout, attention=kernel, eos_ids=eos_ids, pad_id=pad_id, think_end=think_end
+  )
+  check_layers(model, rollout)
+  loss = PolicyLossConfig(**config.train.loss)
+  update = UpdateConfig(
+    **{**config.train, "loss": loss, "attention": kernel}, temperature=config.rollout.temperature
+  )
+  reward = RewardConfig(**config.reward)
+  collect = CollectConfig(**config.collect)
+  _check_sizes(config, mesh, update)
+  context = EstimatorContext(
+    rollout=rollout,
+    model=model,
+    update=update,
+    probe=ProbeConfig(**config.probe),
+    critic=CriticConfig(**config.critic),
+    domains=domains,
+    prompts=prompts,
+    reference_n=config.reference_n,
+  )
+  estimator = estimators.make(config.estimator, context)
+  jax.eval_shape(estimator.init, models.abstract_params(model))  # raises where shapes do not fit
+  _check_estimator(config, estimator, reward, collect)
+  return StepConfig(
+    config=config,
+    mesh=mesh,
+    model=model,
+    rollout=rollout,
+    update=update,
+    warm_start=WarmStartConfig(**config.warm_start),
+    reward=reward,
+    collect=collect,
+    estimator=estimator,
+    param_shapes=param_shapes(mesh, model),
+    sampling_params=sampling_layout(mesh, model, config.model.dtype),
+  )
+
+
+def _check_sizes(config, mesh, update):
+  """Raises UserError for batch sizes that do not divide, before an hour of compute finds out."""
+  for name in ("steps", "eval_every", "max_skipped_updates", "reference_n"):
+    if config[name] < 1:
+      raise UserError(f"{name}={config[name]} must be at least 1")
+  n, shards = config.rollout.n, sharding.batch_shards(mesh)
+  for name, size, divisor_name, divisor in (
+    ("rollouts", config.rollouts, "rollout.n", n),
+    ("rollouts", config.rollouts, "train.minibatch_size", update.minibatch_size),
+    (
+      "prompts a step (rollouts / rollout.n)",
+      config.rollouts // n,
+      "the mesh's data x fsdp",
+      shards,
+    ),
+    ("train.microbatch_size", update.microbatch_size, "the mesh's data x fsdp", shards),
+    ("eval_batch", config.eval_batch, "the mesh's data x fsdp", shards),
+  ):
+    if size < 1 or size % divisor:
+      raise UserError(f"{name}={size} must be a positive multiple of {divisor_name}={divisor}")
+  if config.rollout.temperature == 0:
+    raise UserError("rollout.temperature=0 samples one response only; training needs more than 0")
+  truncates = config.rollout.top_p < 1 or config.rollout.top_k
+  if truncates and update.old_logprobs == "sampler":
+    raise UserError(
+      "train.old_logprobs='sampler' needs rollout.top_p=1 and rollout.top_k=0, because the loss's "
+      "ratio is between full distributions; use 'recompute'"
+    )
+
+
+def _check_estimator(config, estimator, reward, collect):
+  """Raises UserError for options that would silently do something else than they say."""
+  for option in ("dynamic_sampling", "greso_target"):
+    if getattr(collect, option) and not estimator.needs_spread:
+      raise UserError(
+        f"collect.{option} leaves out groups of equal rewards, from which estimator "
+        f"{config.estimator!r} learns as well; it works with {', '.join(estimators.group.GROUP)}"
+      )
+  if estimator.needs_probabilities and (reward.kl_coef or reward.overlong_buffer):
+    raise UserError(
+      f"estimator {config.estimator!r} predicts a probability here, so rewards must be in [0, 1]: "
+      "set reward.kl_coef and reward.overlong_buffer to 0"
+    )
+
+
+def _held_out(config, task, encoder):
+  """The test sets: those of config.eval.tasks, or else the task's own."""
+  if not config.eval.tasks:
+    return (EvalSet(HELD_OUT, task.test, encoder, config.task.to_dict()),)
+  sets = tuple(make_sets(config, encoder.tokenizer))
+  check_held_out(task, sets)
+  return sets
+
+
+def check_held_out(task: tasks.Task, sets: tuple[EvalSet, ...]):
+  """Raises UserError if a question of a test set is trained on."""
+  trained = {example.question for example in task.train}
+  for test in sets:
+    leaked = [e.question for e in test.examples if e.question in trained]
+    if leaked:
+      raise UserError(
+        f"eval.tasks.{test.name}: {len(leaked)} of its {len(test.examples)} questions are in the "
+        f"training set too, such as {leaked[0][:60]!r}; evaluate another task or seed"
+      )

@@ -1,0 +1,198 @@
+"""The training loop: sample and judge, predict baselines, update the policy, refit the probe.
+
+Read `train` and `_loop` from top to bottom. build.py says what an experiment is, step.py what
+happens within a step.
+"""
+
+import functools
+import pathlib
+import time
+
+import jax
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from poise_jax import files
+from poise_jax.data import order
+from poise_jax.distributed import processes, sharding
+from poise_jax.evaluation.judge import Judge
+from poise_jax.models.io import run_checkpoint
+from poise_jax.training import collect, summary
+from poise_jax.training.build import build, initial_params, warmed_up
+from poise_jax.training.checkpoints import Checkpoints
+from poise_jax.training.interrupts import Interrupts
+from poise_jax.training.logging import Logger, Silent
+from poise_jax.training.profiling import Profiler
+from poise_jax.training.run import Run
+from poise_jax.training.state import LoopState, abstract_state, initial_state
+from poise_jax.training.step import Clock, Sampling, copy, learn
+from poise_jax.training.workdir import open_workdir, write_config
+from poise_jax.types import Experience
+from poise_jax.verifiers.pool import Pool
+
+
+def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, overwrite: str = ""):
+  """Trains as `config` says and leaves in `workdir` what docs/architecture.md lists.
+
+  The same call on the same workdir continues after the last whole checkpoint.
+
+  Args:
+    config: see configs/common.py.
+    workdir: the run's folder.
+    allow_config_change: continue with another config than the one that the run began with.
+    overwrite: the workdir's name, to delete the run in it and start again.
+
+  Raises:
+    UserError, OSError: before training, see `build`, `open_workdir` and `Checkpoints.restore`;
+      during training, where config.max_skipped_updates optimizer steps in a row were not finite,
+      the disk is full, or verifiers died. The checkpoints saved before stay.
+    SystemExit: a signal asked to stop; its code is 128 + the signal's number. The run was saved.
+  """
+  began = time.perf_counter()
+  config = config.copy_and_resolve_references()
+  workdir = pathlib.Path(workdir)
+  experiment = build(config)
+  resumes = bool(run_checkpoint.steps_of(workdir)) and not overwrite
+  params = None if resumes else initial_params(experiment)  # before anything is written
+  with files.disk_explained(workdir):
+    processes.check_alike("config", config.to_json())
+    changes = processes.on_first(open_workdir, workdir, config, allow_config_change, overwrite)
+    processes.check_alike(f"{workdir}, which must be on a disk that all share,", workdir.is_dir())
+    if max(run_checkpoint.steps_of(workdir), default=0) >= config.steps:
+      if processes.is_first():
+        print(f"{workdir} has finished all {config.steps} steps; nothing to do")
+      return
+    order.remember(experiment.task, workdir)
+    with (
+      Checkpoints(workdir, config.checkpoint_keep_every) as checkpoints,
+      Interrupts() as interrupts,
+      Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool,
+      jax.set_mesh(experiment.mesh),
+    ):
+      judge = Judge(pool, experiment.verifier)
+      held_out = (example for test in experiment.held_out for example in test.examples)
+      judge.load(example.check for example in [*experiment.task.train, *held_out])
+      state, saved = None, {"step": 0, "elapsed": 0.0, "best": None}
+      if resumes:
+        state, saved = checkpoints.restore(abstract_state(experiment))
+        state = LoopState(*state)
+      processes.on_first(write_config, workdir, config)  # an allowed change fits the checkpoint
+      last_logged = saved["step"] if resumes else -1
+      logger = Logger if processes.is_first() else Silent
+      with logger(workdir, config, last_logged, began - saved["elapsed"]) as log:
+        run = Run(experiment, workdir, judge, checkpoints, interrupts, log)
+        processes.on_first(run.write_start, saved["step"], changes)
+        log.console.print(order.summary(experiment.task))
+        if resumes:
+          log.console.print(f"resuming {workdir} after step {saved['step']}")
+          best = saved["best"]
+        else:
+          state, best = _begin(run, params)
+          del params  # the first update donates them
+        _loop(run, state, saved["step"], best)
+
+
+def _loop(run: Run, state: LoopState, start: int, best: dict):
+  """Trains from the step after `start` to the last one."""
+  experiment, config, log = run.experiment, run.experiment.config, run.log
+  stream = order.order(len(experiment.task.train), config.seed)  # state.collected has the position
+  key = jax.random.key(config.seed)
+  done = start
+  with Profiler(run.workdir / "profile", config.profile_steps) as profiler:
+    for step in range(start + 1, config.steps + 1):
+      profiler.at(step)
+      clock = Clock(checkpoint=run.checkpoints.held_up())
+      log.phase(f"step {step}: sampling")
+      experience, groups, collected, metrics = _collect(run, state, stream, key, step, clock)
+      if run.interrupts.agreed():
+        break  # nothing of this step is remembered yet: the resumed run samples it again
+
+      log.phase(f"step {step}: updating")
+      policy, estimator, estimate, learned = learn(
+        experiment, step, state.policy, state.estimator, state.reference, experience, groups, clock
+      )
+      reference = state.reference
+      if reference and config.reference_every and step % config.reference_every == 0:
+        reference = copy(policy.params)
+      state = LoopState(policy, estimator, reference, collected)
+
+      metrics |= sharding.fetch(learned)
+      run.check_skipped(step, state.policy, experience, estimate)
+      if run.judge.crashed:
+        log.console.print(f"step {step}: a verifier crashed; the last error: {run.judge.crashed}")
+      metrics |= run.judge.metrics() | clock.metrics()
+      due = config.checkpoint_every and step % config.checkpoint_every == 0
+      if step % config.eval_every == 0 or step == config.steps:
+        metrics |= run.evaluate(step, state.policy.params)
+        if metrics["eval/accuracy"] > best["eval/accuracy"]:
+          best, due = {"step": step, "eval/accuracy": metrics["eval/accuracy"]}, True
+      shown = min(config.log_samples, groups)
+      log.samples(summary.samples(experiment, step, experience, estimate, shown))
+      log.log(step, metrics)
+      done = step
+      if run.interrupts.agreed():
+        break
+      if due:
+        run.save(state, step, best)
+  run.save(state, done, best)  # does nothing if it was saved already
+  if run.interrupts.signal and done < config.steps:
+    log.console.print(f"stopped; step {done} is saved, and the same command continues there")
+    raise SystemExit(run.interrupts.exit_code)
+
+
+def _begin(run: Run, params: PyTree[Array]) -> tuple[LoopState, dict]:
+  """The state before the first step, after the warm start and an evaluation; donates `params`."""
+  experiment, log = run.experiment, run.log
+  if experiment.warm_start.steps:
+    params = warmed_up(experiment, params, functools.partial(_report_warm_start, run))
+  state = initial_state(experiment, params)
+  metrics = run.evaluate(0, state.policy.params)
+  best = {"step": 0, "eval/accuracy": metrics["eval/accuracy"]}
+  log.log(0, metrics)
+  if experiment.warm_start.steps:
+    run.save(state, 0, best)  # a resumed run does not repeat the warm start
+  return state, best
+
+
+def _report_warm_start(run, done, loss):
+  steps = run.experiment.warm_start.steps
+  run.log.phase(f"warm start {done}/{steps}")
+  run.log.console.print(f"warm start {done:4d}/{steps}  loss {loss:.3f}")
+  if run.interrupts.agreed():
+    run.log.console.print("stopped during the warm start, which the same command repeats")
+    raise SystemExit(run.interrupts.exit_code)
+
+
+def _collect(
+  run: Run, state: LoopState, stream, key, step: int, clock: Clock
+) -> tuple[Experience, int, collect.State, dict]:
+  """The step's experience on the mesh; see collect.collect."""
+  experiment, config = run.experiment, run.experiment.config
+  priorities = experiment.estimator.priorities
+  sampling = Sampling(
+    experiment,
+    run.judge,
+    experiment.sampling_params(state.policy.params),
+    state.policy.params,
+    state.reference,
+    key,
+    step,
+    clock,
+  )
+  experience, groups, collected, metrics = collect.collect(
+    stream,
+    sampling,
+    state.collected,
+    experiment.groups,
+    experiment.collect,
+    config.seed,
+    sharding.fetch(priorities(state.estimator)) if priorities else None,
+  )
+  if experiment.collect.dynamic_sampling:
+    experience = sharding.put_batch(experiment.mesh, experience)
+    if groups < experiment.groups:
+      run.log.console.print(
+        f"step {step}: {groups} of {experiment.groups} groups after collect.max_generations="
+        f"{experiment.collect.max_generations} batches; training on those"
+      )
+  return experience, groups, collected, metrics

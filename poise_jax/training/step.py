@@ -1,0 +1,208 @@
+"""One training step: sample and judge, estimate, update the policy, and learn from the step."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from poise_jax import rollout
+from poise_jax.data import tasks
+from poise_jax.distributed import processes, sharding
+from poise_jax.evaluation.judge import Judge
+from poise_jax.learner import update
+from poise_jax.training import rewards, summary
+from poise_jax.training.build import Experiment
+from poise_jax.types import Estimate, Experience, Rollouts, TrainState
+
+
+class Clock:
+  """Wall-clock seconds of a step and of its parts, and what else adds up over its batches."""
+
+  def __init__(self, checkpoint: float = 0.0):
+    """checkpoint: seconds for which saving held the loop up since the step before."""
+    self.last = time.perf_counter()
+    self.start = self.last - checkpoint
+    self.parts = {"time/checkpoint": checkpoint}
+
+  def lap(self, name: str):
+    """Adds the time since the last lap to a part; the caller has waited for its arrays."""
+    now = time.perf_counter()
+    self.add(f"time/{name}", now - self.last)
+    self.last = now
+
+  def add(self, metric: str, value: float):
+    """Adds to a metric of this step."""
+    self.parts[metric] = self.parts.get(metric, 0.0) + float(value)
+
+  def metrics(self) -> dict[str, float]:
+    """time/step and time/<part>, in seconds, and the metrics added."""
+    return {"time/step": self.last - self.start, **self.parts}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """What a step samples with: the policy in both layouts, the reference policy and the keys."""
+
+  experiment: Experiment
+  judge: Judge
+  decoding: PyTree[Array]  # the policy in the sampling layout
+  params: PyTree[Array]  # the policy in the training layout
+  reference: PyTree[Array]  # () where none is kept
+  key: Key[Array, ""]  # the run's key
+  step: int
+  clock: Clock
+
+  def __call__(self, ids: Sequence[int], generation: int) -> Experience:
+    """Samples responses to training prompts and judges them.
+
+    Args:
+      ids: the prompts' indices in the training set [P].
+      generation: number of batches that this step has sampled before.
+    """
+    run, clock = self.experiment, self.clock
+    keys = _sampling_keys(self.key, *jax.device_put((np.int32(self.step), np.int32(generation))))
+    examples = [run.task.train[i] for i in ids]
+    prompts = sharding.put_rows(
+      run.mesh, len(examples), lambda rows: run.encoder([examples[i] for i in rows])
+    )
+    rollouts = rollout.sample(run.model, self.decoding, prompts, keys[0], run.rollout)
+    jax.block_until_ready(rollouts)
+    clock.lap("rollout")
+    batch = {
+      "scores": score(run, self.judge, examples, rollouts, clock),
+      "domains": np.array([run.task.domains.index(e.domain) for e in examples], np.int32),
+      "prompt_ids": np.asarray(ids, np.int32),
+    }
+    clock.lap("reward")
+    if run.collect.dynamic_sampling:
+      batch["age"] = np.zeros(len(ids), np.int32)
+    if samples := run.estimator.reference_n:
+      options = dataclasses.replace(run.rollout, n=samples, feature_layers=())
+      decoding = run.sampling_params(self.reference)
+      of_reference = rollout.sample(run.model, decoding, prompts, keys[1], options)
+      batch["reference_scores"] = score(run, self.judge, examples, of_reference, clock)
+      clock.lap("reference")
+    logprobs = ()
+    if run.reward.kl_coef:
+      policies = self.params, self.reference
+      logprobs = tuple(
+        update.sequence_logprobs(run.model, params, rollouts, run.update) for params in policies
+      )
+    batch = sharding.put_batch(run.mesh, batch)
+    token_rewards = rewards.token_rewards(batch["scores"], rollouts.mask, run.reward, *logprobs)
+    clock.lap("reward")
+    return Experience(rollouts=rollouts, token_rewards=token_rewards, **batch)
+
+
+@jax.jit
+def _sampling_keys(key, step, generation):
+  """Keys of the policy's and of the reference policy's responses."""
+  key = jax.random.fold_in(jax.random.fold_in(key, step), generation)
+  return key, jax.random.fold_in(key, 0)
+
+
+def score(
+  experiment: Experiment,
+  judge: Judge,
+  examples: Sequence[tasks.Example],
+  rollouts: Rollouts,
+  clock: Clock | None = None,
+) -> Float[np.ndarray, "P n"]:
+  """The verifier's scores of sampled responses, float32; counts their tokens in `clock`."""
+  tokens, mask = sharding.fetch((rollouts.tokens, rollouts.mask))
+  if clock:
+    clock.add("collect/tokens", mask.sum())
+  rows = zip(np.concatenate(tokens), np.concatenate(mask), strict=True)
+  ids, decode = [row[valid].tolist() for row, valid in rows], experiment.encoder.tokenizer.decode
+  responses = processes.divided(lambda part: [decode(response) for response in part], ids)
+  checks = [example.check for example in examples for _ in range(tokens.shape[1])]
+  verdicts = judge.score(checks, responses)
+  return np.array([verdict.score for verdict in verdicts], np.float32).reshape(mask.shape[:2])
+
+
+def learn(
+  experiment: Experiment,
+  step: int,
+  state: TrainState,
+  estimator_state: PyTree[Array],
+  reference: PyTree[Array],
+  experience: Experience,
+  groups: int,
+  clock: Clock,
+) -> tuple[TrainState, PyTree[Array], Estimate, dict[str, Array]]:
+  """Predicts with what was learned in earlier steps, and only then learns from this one.
+
+  Args:
+    experiment: the run.
+    step: number of the step, from 1.
+    state: the policy's state; donated.
+    estimator_state: the estimator's state; donated.
+    reference: the reference policy's parameters; () where none is kept.
+    experience: P groups.
+    groups: number of groups, at the front, that are not padding.
+    clock: measures estimate and update.
+
+  Returns:
+    The policy's and the estimator's new state, the estimate, and metrics on the device.
+  """
+  estimator = experiment.estimator
+  estimate = jax.block_until_ready(estimator.estimate(estimator_state, experience))
+  metrics = dict(estimate.metrics)
+  clock.lap("estimate")
+  if step > estimator.pretrain_steps and groups:
+    learned = experience
+    if experiment.reward.overlong_filter:
+      learned = _without_truncated(experience)
+    state, update_metrics = update.step(
+      experiment.model,
+      experiment.update,
+      state,
+      learned,
+      estimate.advantages,
+      reference,
+      groups,
+    )
+    metrics |= jax.block_until_ready(update_metrics)
+  clock.lap("update")
+  # A probe would never forget values that are not finite.
+  inputs = (experience.rollouts.features, experience.token_rewards)
+  if sharding.fetch(summary.all_finite(inputs)):
+    estimator_state = estimator.update(estimator_state, experience, state.params, estimate.aux)
+  jax.block_until_ready(estimator_state)
+  clock.lap("estimate")
+  if groups:
+    metrics |= summary.metrics(
+      experience,
+      estimate.advantages,
+      *_groups(experiment, experience, groups),
+      experiment.difficulties,
+    )
+  return state, estimator_state, estimate, metrics
+
+
+def _groups(experiment, experience, groups) -> tuple[Int[Array, " P"], Int[Array, ""]]:
+  """Each prompt's index into experiment.difficulties, and the number of groups, on the device."""
+  names = {name: i for i, name in enumerate(experiment.difficulties)}
+  ids = sharding.fetch(experience.prompt_ids)
+  difficulties = np.array([names[experiment.task.train[i].difficulty] for i in ids], np.int32)
+  return sharding.put_batch(experiment.mesh, difficulties), jax.device_put(np.int32(groups))
+
+
+@jax.jit
+def _without_truncated(experience):
+  """The experience without the tokens of truncated responses."""
+  rollouts = experience.rollouts
+  mask = rollouts.mask & ~rollouts.truncated[..., None]
+  return experience.replace(rollouts=rollouts.replace(mask=mask))
+
+
+@jax.jit
+def copy(params: PyTree[Array]) -> PyTree[Array]:
+  """The same parameters in memory of their own: the update donates those of its state."""
+  return jax.tree.map(jnp.copy, params)
+
+
