@@ -38,10 +38,10 @@ def straight(tmp_path_factory):
   """A run of tiny_run.tiny() that nothing interrupted; not to be written to."""
   from tiny_run import tiny
 
-  from poise_jax.training import train
+  from poise_jax.training import loop
 
   workdir = tmp_path_factory.mktemp("run") / "deep" / "straight"
-  train.train(tiny(), str(workdir))
+  loop.train(tiny(), str(workdir))
   return workdir
 
 

@@ -15,7 +15,7 @@ from poise_jax.distributed import sharding
 from poise_jax.evaluation import answer as lib
 from poise_jax.evaluation.answer import EvalConfig, EvalSet
 from poise_jax.rollout import RolloutConfig
-from poise_jax.training import train
+from poise_jax.training import build
 
 CONFIG = quickstart.get_config()
 CONFIG.task.update(dict(kinds=("1+", "1-"), train=60, test=10, max_prompt_length=8))
@@ -32,7 +32,7 @@ def odd(checks, responses):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
   path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-  path.write_bytes(train.train_tokenizer(tasks.make(CONFIG.task, 0), CONFIG.task.template))
+  path.write_bytes(build.train_tokenizer(tasks.make(CONFIG.task, 0), CONFIG.task.template))
   return models.load_tokenizer(path)
 
 
@@ -231,7 +231,7 @@ def test_sets_that_cannot_be_asked_are_named(tokenizer, section, message):
 def test_what_is_trained_on_is_not_held_out(tokenizer):
   task = tasks.make(CONFIG.task, 0)
   encoder = PromptEncoder.of(CONFIG.task, tokenizer)
-  train._check_held_out(task, [EvalSet("fine", task.test, encoder, {})])
+  build.check_held_out(task, [EvalSet("fine", task.test, encoder, {})])
   leaked = EvalSet("leaked", [*task.test, task.train[3]], encoder, {})
   with pytest.raises(ValueError, match="eval.tasks.leaked: 1 of its 11 questions are in the train"):
-    train._check_held_out(task, [leaked])
+    build.check_held_out(task, [leaked])

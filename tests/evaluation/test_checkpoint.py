@@ -21,7 +21,9 @@ from poise_jax.evaluation import checkpoint as evaluation
 from poise_jax.evaluation import table as scorecard
 from poise_jax.learner import update
 from poise_jax.learner.update import UpdateConfig
-from poise_jax.training import checkpoints, train
+from poise_jax.training import build, checkpoints
+from poise_jax.training.run import Run
+from poise_jax.training.workdir import open_workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = dict(
@@ -63,7 +65,7 @@ def checkpoint(tmp_path_factory):
   """A Hugging Face folder with a sentencepiece tokenizer."""
   folder = tmp_path_factory.mktemp("model")
   config = small()
-  made = train.train_tokenizer(tasks.make(config.task, config.seed), config.task.template)
+  made = build.train_tokenizer(tasks.make(config.task, config.seed), config.task.template)
   (folder / "tokenizer.model").write_bytes(made)
   vocab_size = models.load_tokenizer(folder / "tokenizer.model").vocab_size
   model = models.ModelConfig(vocab_size=vocab_size, **SHAPE)
@@ -251,7 +253,7 @@ def test_a_run_is_evaluated_with_its_own_tokenizer_and_told_what_it_was_trained_
 ):
   model, params = models.load(checkpoint)
   run = small(seed=3)
-  train.open_workdir(tmp_path / "run", run)
+  open_workdir(tmp_path / "run", run)
   (tmp_path / "run" / "tokenizer.model").write_bytes((checkpoint / "tokenizer.model").read_bytes())
   with pytest.raises(FileNotFoundError, match="run .* has no whole checkpoint yet"):
     evaluate(small(), tmp_path / "run", tmp_path / "out")
@@ -326,9 +328,11 @@ def test_an_answer_may_hold_any_character(straight, tmp_path):
 def test_training_keeps_greedy_and_sampled_answers(checkpoint, straight, tmp_path):
   changes = dict(estimator="rloo", warm_start__steps=0, rollout__feature_layers=())
   config = small(model__source=str(checkpoint), **changes)
-  run = train.setup(config)
+  experiment = build.build(config)
   judge = types.SimpleNamespace(score=lambda checks, responses, training: odd(checks, responses))
-  metrics = train._evaluate(run, judge, tmp_path, 5, run.sampling_params(run.params))
+  log = types.SimpleNamespace(phase=lambda name: None)
+  run = Run(experiment, tmp_path, judge, checkpoints=None, interrupts=None, log=log)
+  metrics = run.evaluate(5, build.initial_params(experiment))
   greedy, sampled = (
     [json.loads(line) for line in (tmp_path / name / "step_5.jsonl").open()]
     for name in ("answers", "answers_sampled")

@@ -17,8 +17,9 @@ from tiny_run import STEPS, lines, tiny
 from poise_jax import models
 from poise_jax.differences import differences
 from poise_jax.models.io import run_checkpoint
-from poise_jax.training import train as train_lib
+from poise_jax.training import loop
 from poise_jax.training.checkpoints import DAMAGED, Checkpoints
+from poise_jax.training.logging import Logger
 from poise_jax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,16 +33,16 @@ def train_with_a_stop(config, folder, monkeypatch, stop):
       raise KeyboardInterrupt
     log(self, step, metrics)
 
-  log = train_lib.Logger.log
+  log = Logger.log
   with monkeypatch.context() as patch:
-    patch.setattr(train_lib.Logger, "log", stop_there)
+    patch.setattr(Logger, "log", stop_there)
     with pytest.raises(KeyboardInterrupt):
-      train_lib.train(config, str(folder))
+      loop.train(config, str(folder))
   assert run_checkpoint.steps_of(folder)[-1] == stop - 1
   with (folder / "metrics.jsonl").open("a") as file:
     file.write('{"step": 3, "reward/me')  # as a killed process leaves it
   assert lines(folder / "samples.jsonl")[-1]["step"] == stop
-  train_lib.train(config, str(folder))
+  loop.train(config, str(folder))
 
 
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(straight, tmp_path, monkeypatch):
@@ -63,7 +64,7 @@ def test_critics_and_carried_over_groups_resume_bit_for_bit(tmp_path, monkeypatc
   changes |= dict(seed=0)  # of which step 2 has groups left over
   changes |= dict(eval_every=3, rollouts=8, collect__max_generations=4)
   straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-  train_lib.train(tiny(algorithm, **changes), str(straight))
+  loop.train(tiny(algorithm, **changes), str(straight))
   rows = lines(straight / "metrics.jsonl")[1:]
   if algorithm == "dapo":
     assert [row["collect/groups"] for row in rows] == [4] * STEPS
@@ -90,11 +91,11 @@ def test_differences_between_runs_are_seen(straight, copy):
 
 def test_a_finished_run_returns_at_once_and_goes_on_with_more_steps(straight, copy, capsys):
   before = {path: path.read_bytes() for path in straight.rglob("*.json*")}
-  train_lib.train(tiny(), str(straight))
+  loop.train(tiny(), str(straight))
   assert "has finished all 3 steps; nothing to do" in capsys.readouterr().out
   assert before == {path: path.read_bytes() for path in straight.rglob("*.json*")}
 
-  train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  loop.train(tiny(steps=4), str(copy), allow_config_change=True)
   rows = lines(copy / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
   assert rows[:4] == lines(straight / "metrics.jsonl")
@@ -106,10 +107,10 @@ def test_a_checkpoint_of_another_model_is_named_and_left_alone(copy):
   before = (copy / "config.json").read_bytes()
   changes = {"model__shape__hidden_size": 64, "steps": 4}
   with pytest.raises(ValueError, match="is of another model .*32.* there, .*64.* by the config"):
-    train_lib.train(tiny(**changes), str(copy), allow_config_change=True)
+    loop.train(tiny(**changes), str(copy), allow_config_change=True)
   assert (copy / "config.json").read_bytes() == before
   with pytest.raises(ValueError, match="another model or algorithm.*--workdir"):
-    train_lib.train(tiny("rloo", steps=4), str(copy), allow_config_change=True)
+    loop.train(tiny("rloo", steps=4), str(copy), allow_config_change=True)
   assert run_checkpoint.steps_of(copy)[-1] == STEPS and not (copy / DAMAGED).exists()
 
 
@@ -279,4 +280,4 @@ def arrays(workdir):
 
 
 if __name__ == "__main__":
-  train_lib.train(tiny(**DEVICES), sys.argv[1])
+  loop.train(tiny(**DEVICES), sys.argv[1])

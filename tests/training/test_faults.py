@@ -18,15 +18,17 @@ from tiny_run import lines, tiny
 from experiments import cli
 from poise_jax import files, models
 from poise_jax.differences import differences
+from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
-from poise_jax.training import train as train_lib
+from poise_jax.training import loop, rewards
 from poise_jax.training.checkpoints import DAMAGED
+from poise_jax.training.logging import Logger
 
 
 @pytest.fixture
 def planted(monkeypatch):
   """planted(first, last): a NaN among what the first prompt's answers earn in those steps."""
-  token_rewards, made = train_lib.rewards.token_rewards, []
+  token_rewards, made = rewards.token_rewards, []
 
   def plant(first, last):
     def poisoned(*args):
@@ -34,7 +36,7 @@ def planted(monkeypatch):
       earned = token_rewards(*args)
       return earned.at[0, 0, 0].set(jnp.nan) if first <= len(made) <= last else earned
 
-    monkeypatch.setattr(train_lib.rewards, "token_rewards", poisoned)
+    monkeypatch.setattr(rewards, "token_rewards", poisoned)
 
   yield plant
   monkeypatch.undo()
@@ -42,7 +44,7 @@ def planted(monkeypatch):
 
 def test_a_step_with_a_nan_is_skipped_and_counted(tmp_path, planted, capsys):
   planted(2, 2)
-  train_lib.train(tiny(), str(tmp_path / "run"))
+  loop.train(tiny(), str(tmp_path / "run"))
   rows = lines(tmp_path / "run" / "metrics.jsonl")
   # Two mini-batches a step; the NaN is in the first.
   assert [row.get("policy/skipped_updates") for row in rows] == [None, 0, 1, 1]
@@ -60,8 +62,8 @@ def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(straight, tmp_path, p
   planted(2, 9)
   # One mini-batch a step: both of the steps 2 and 3 are skipped as a whole.
   config = tiny(max_skipped_updates=2, train__minibatch_size=8, train__microbatch_size=8)
-  with pytest.raises(FloatingPointError, match="2 optimizer steps in a row, up to step 3") as error:
-    train_lib.train(config, str(folder))
+  with pytest.raises(UserError, match="2 optimizer steps in a row, up to step 3") as error:
+    loop.train(config, str(folder))
   assert str(folder / "post_mortem" / "step_3.txt") in str(error.value)
   out = capsys.readouterr().out
   assert "step 2: loss or gradient not finite" in out
@@ -79,7 +81,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(straight, tmp_path, p
   assert "experience.token_rewards (4, 2, 10): 1 values are not finite, first (0, 0, 0)" in text
   assert text.count('"question"') == 8  # every answer of the batch
   planted(9, 9)
-  train_lib.train(config, str(folder))  # mended, it goes on
+  loop.train(config, str(folder))  # mended, it goes on
   assert lines(folder / "metrics.jsonl")[-1]["policy/skipped_updates"] == 1
 
 
@@ -110,7 +112,7 @@ def fill(disk):
 @pytest.mark.parametrize("phase", ["step 2: saving", "step 2: updating"])
 def test_a_full_disk(straight, small_disk, monkeypatch, phase):
   """Who notices first, the checkpoint in the background or the metrics, is a matter of time."""
-  workdir, show = small_disk / "run", train_lib.Logger.phase
+  workdir, show = small_disk / "run", Logger.phase
 
   def fill_there(self, name):
     show(self, name)
@@ -119,13 +121,13 @@ def test_a_full_disk(straight, small_disk, monkeypatch, phase):
         time.sleep(0.01)
       fill(small_disk)
 
-  monkeypatch.setattr(train_lib.Logger, "phase", fill_there)
+  monkeypatch.setattr(Logger, "phase", fill_there)
   with pytest.raises(OSError, match="could not .*space.*goes on after (the last|step 1)"):
-    train_lib.train(tiny(), str(workdir))
+    loop.train(tiny(), str(workdir))
   assert run_checkpoint.steps_of(workdir)[-1] == 1
-  monkeypatch.setattr(train_lib.Logger, "phase", show)
+  monkeypatch.setattr(Logger, "phase", show)
   (small_disk / "filler").unlink()
-  train_lib.train(tiny(), str(workdir))
+  loop.train(tiny(), str(workdir))
   assert differences(workdir, straight) == []
   assert not (workdir / DAMAGED).exists()  # nothing half-written counted as a checkpoint
 
@@ -143,11 +145,11 @@ def test_a_read_only_workdir(straight, small_disk):
   try:
     for workdir in ("run", "other"):
       with pytest.raises(OSError, match=f"could not .*{workdir}.*(R|r)ead-only file system"):
-        train_lib.train(tiny(), str(small_disk / workdir))
+        loop.train(tiny(), str(small_disk / workdir))
   finally:
     remount("rw")
   assert {p: p.is_file() and p.read_bytes() for p in small_disk.rglob("*")} == before
-  train_lib.train(tiny(), str(small_disk / "run"))
+  loop.train(tiny(), str(small_disk / "run"))
   assert differences(small_disk / "run", straight) == []
 
 
@@ -163,21 +165,21 @@ def test_a_limit_of_the_process(name):
 def test_the_size_of_files(copy, monkeypatch):
   """What a quota does."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  show = train_lib.Logger.phase
+  show = Logger.phase
 
   def limit_there(self, name):
     show(self, name)
     if name == "step 4: saving":
       resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
-  monkeypatch.setattr(train_lib.Logger, "phase", limit_there)
+  monkeypatch.setattr(Logger, "phase", limit_there)
   try:
     with pytest.raises(OSError, match="could not .*[Ff]ile too large.*goes on after step 3"):
-      train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+      loop.train(tiny(steps=4), str(copy), allow_config_change=True)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.undo()
-  train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  loop.train(tiny(steps=4), str(copy), allow_config_change=True)
   assert run_checkpoint.steps_of(copy)[-1] == 4
 
 
@@ -190,7 +192,7 @@ def test_too_little_memory(tmp_path):
   resource.setrlimit(resource.RLIMIT_AS, (size + 2**31, hard))
   try:
     with pytest.raises((MemoryError, jax.errors.JaxRuntimeError)) as error:
-      train_lib.train(config, str(tmp_path / "run"))
+      loop.train(config, str(tmp_path / "run"))
   finally:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
   assert cli.sentence(error.value).startswith("out of memory; lower train.microbatch_size")
@@ -205,7 +207,7 @@ def test_other_errors_are_not_the_disks_fault():
 
 def test_verifiers_that_die(copy, monkeypatch):
   """Their process is killed, again and again: what was saved stays, and the run goes on."""
-  show = train_lib.Logger.phase
+  show = Logger.phase
 
   def no_python(self, name):
     show(self, name)
@@ -216,10 +218,10 @@ def test_verifiers_that_die(copy, monkeypatch):
           os.kill(int(pid), signal.SIGKILL)
       monkeypatch.setattr(sys, "executable", "/bin/false")  # and no new one starts
 
-  monkeypatch.setattr(train_lib.Logger, "phase", no_python)
+  monkeypatch.setattr(Logger, "phase", no_python)
   with pytest.raises(OSError, match="the verifiers' process"):
-    train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+    loop.train(tiny(steps=4), str(copy), allow_config_change=True)
   monkeypatch.undo()
   assert run_checkpoint.steps_of(copy)[-1] == 3
-  train_lib.train(tiny(steps=4), str(copy), allow_config_change=True)
+  loop.train(tiny(steps=4), str(copy), allow_config_change=True)
   assert run_checkpoint.steps_of(copy)[-1] == 4

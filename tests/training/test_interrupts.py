@@ -12,8 +12,9 @@ from tiny_run import lines, tiny
 
 from poise_jax.differences import differences
 from poise_jax.models.io import run_checkpoint
-from poise_jax.training import train as train_lib
+from poise_jax.training import loop
 from poise_jax.training.interrupts import Interrupts
+from poise_jax.training.logging import Logger
 
 
 @pytest.mark.parametrize(
@@ -28,16 +29,16 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
   straight, tmp_path, monkeypatch, capfd, number, phase, code, saved
 ):
   folder, handlers = tmp_path / "run", [signal.getsignal(s) for s in Interrupts.SIGNALS]
-  show = train_lib.Logger.phase
+  show = Logger.phase
 
   def interrupt(self, name):
     show(self, name)
     if name == phase:
       os.kill(os.getpid(), number)
 
-  monkeypatch.setattr(train_lib.Logger, "phase", interrupt)
+  monkeypatch.setattr(Logger, "phase", interrupt)
   with pytest.raises(SystemExit) as stopped:
-    train_lib.train(tiny(), str(folder))
+    loop.train(tiny(), str(folder))
   assert stopped.value.code == code
   assert run_checkpoint.steps_of(folder)[-1] == saved
   said = capfd.readouterr()
@@ -45,8 +46,8 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
   assert f"step {saved} is saved" in said.out
   assert [signal.getsignal(s) for s in Interrupts.SIGNALS] == handlers
 
-  monkeypatch.setattr(train_lib.Logger, "phase", show)
-  train_lib.train(tiny(), str(folder))
+  monkeypatch.setattr(Logger, "phase", show)
+  loop.train(tiny(), str(folder))
   assert differences(folder, straight) == []
   assert [row["step"] for row in lines(folder / "provenance.jsonl")] == [0, saved]
 
