@@ -15,8 +15,20 @@ def half(reference, response):
   return 0.5
 
 
+def any_options(reference, response, **options):
+  return 0.5
+
+
+def vowels(reference, response):
+  """Rewards up to 10 vowels, and reports two of them."""
+  counts = {vowel: response.lower().count(vowel) for vowel in "aeiou"}
+  total = sum(counts.values())
+  parts = {vowel: min(counts[vowel], 10) / 10 for vowel in "ae"}
+  return Verdict(min(total, 10) / 10, answer=f"{total} Vowels", parts=parts)
+
+
 def follow(reference, response):
-  """Does what the response says; else whether it is the reference."""
+  """Does what the response says; otherwise scores whether it equals the reference."""
   if response == "hang":
     while True:
       pass
@@ -33,6 +45,8 @@ def follow(reference, response):
     bytearray(6 << 30)
   if response == "too much":
     return 1.5
+  if response == "text":
+    return "right"
   if response == "jax":
     return Verdict(float("jax" in sys.modules), note=",".join(sorted(sys.modules)))
   return float(response == reference)

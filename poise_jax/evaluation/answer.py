@@ -23,7 +23,6 @@ from poise_jax.distributed.sharding import fetch, put_rows
 from poise_jax.errors import UserError
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.rollout import RolloutConfig
-from poise_jax.verifiers.vote import vote
 
 __all__ = ["EvalConfig", "EvalSet", "evaluate", "maj_at_k", "pass_at_k", "standard_error"]
 
@@ -155,8 +154,8 @@ def answer(
 
   Yields:
     A batch's rows, rollout.n a prompt: task, prompt (its number), sample, question, answer, domain,
-    difficulty, response, tokens, truncated, reward in [0, 1], status (of the verdict), vote (what
-    it counts for in a majority, or None).
+    difficulty, response, tokens, truncated, reward in [0, 1], status (of the verdict), vote (the
+    verdict's answer, which counts in a majority; None unless the status is "ok").
   """
   root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(test.name.encode()))
   for batch, width in test.batches(batch_size)[start:]:
@@ -179,9 +178,9 @@ def answer(
       rows[-1]["truncated"] = bool(cut)
     checks = [example.check for example in examples for _ in range(rollout.n)]
     verdicts = score(checks, [row["response"] for row in rows])
-    for row, check, verdict in zip(rows, checks, verdicts, strict=True):
+    for row, verdict in zip(rows, verdicts, strict=True):
       row |= {"reward": float(verdict.score), "status": verdict.status}
-      row["vote"] = vote(check, row["response"], verdict)
+      row["vote"] = verdict.answer if verdict.status == "ok" else None
     yield rows
 
 

@@ -1,8 +1,9 @@
-"""How a run's answers are judged: the task's checks, a format, a user's own function; in a pool."""
+"""Scores a run's responses in a pool: by the task's checks, a format and a user's own function."""
 
 import collections
 import dataclasses
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 
 from poise_jax.distributed import processes
@@ -13,92 +14,125 @@ from poise_jax.verifiers.pool import Pool
 
 @dataclasses.dataclass(frozen=True)
 class VerifierConfig:
-  """How answers are judged; raises UserError on construction for values without a meaning.
+  """How responses are judged. Raises UserError on construction for invalid values.
 
-  score = (1 - format_weight - function_weight) * the task's check
+  score = (1 - format_weight - function_weight) * score of the task's check
           + format_weight * format + function_weight * function, which stays in [0, 1].
   """
 
-  workers: int = 0  # processes that judge; 0: a core each
-  time_limit: float = 10.0  # seconds of wall-clock an answer may take; then it scores 0, timed_out
+  workers: int = 0  # processes that judge; 0: one per core
+  time_limit: float = 10.0  # wall-clock seconds per response; beyond, it scores 0 as timed_out
   format: str = ""  # regular expression that the whole response should match (. is any character)
-  format_weight: float = 0.0  # what that counts in training; evaluation leaves it out
-  function: str = ""  # a reward of your own, "package.module:function"; see docs/verifiers.md
-  function_weight: float = 1.0  # 1: instead of the task's check; less: beside it, in training only
+  format_weight: float = 0.0  # weight of the format in training; evaluation ignores the format
+  function: str = ""  # reward of your own, "package.module:function"; see docs/verifiers.md
+  function_weight: float = 1.0  # 1: replaces the task's check; less: is added to it in training
 
   def __post_init__(self):
-    if self.workers < 0 or not 0 < self.time_limit < 1e6:
+    if self.workers < 0:
+      raise UserError(f"verifier.workers must be at least 0, got {self.workers}")
+    if not 0 < self.time_limit < 1e6:
       raise UserError(
-        f"verifier.workers={self.workers} must not be negative and "
-        f"verifier.time_limit={self.time_limit} must be positive"
+        f"verifier.time_limit must be between 0 and 1,000,000 seconds, got {self.time_limit}"
       )
     try:
       re.compile(self.format)
     except re.error as error:
       raise UserError(
-        f"verifier.format={self.format!r} is no regular expression: {error}"
+        f"verifier.format must be a regular expression, got {self.format!r}: {error}"
       ) from None
-    weights = [self.format_weight, self.function_weight if self.function else 0.0]
-    if min(*weights, self.function_weight) < 0 or sum(weights) > 1:
+    for name in ("format_weight", "function_weight"):
+      if getattr(self, name) < 0:
+        raise UserError(f"verifier.{name} must be at least 0, got {getattr(self, name)}")
+    if (total := self.format_weight + self._function_weight) > 1:
       raise UserError(
-        f"verifier.format_weight={self.format_weight} and verifier.function_weight="
-        f"{self.function_weight} must not be negative, and 1 at most together"
+        f"verifier.format_weight + verifier.function_weight must be at most 1, got {total:g}"
       )
     if bool(self.format) != bool(self.format_weight):
       raise UserError(
-        f"verifier.format={self.format!r} and verifier.format_weight={self.format_weight}: "
-        "one without the other does nothing"
+        "set verifier.format and verifier.format_weight together, got "
+        f"format={self.format!r} and format_weight={self.format_weight}"
       )
 
+  @property
+  def _function_weight(self) -> float:
+    return self.function_weight if self.function else 0.0
+
   def check(self, check: Check, training: bool) -> Check:
-    """What an answer to a task's example is judged by, in training or in evaluation."""
-    function_weight = self.function_weight if self.function else 0.0
-    own = Check(self.function, check.reference, check.options)
+    """The check by which a response to a task's example is judged, in training or in evaluation.
+
+    The parts of a weighted reward are named after the task's verifier, "format", and the user's
+    function without its module (in full where the short name is taken).
+    """
+    function = Check(self.function, check.reference, check.options)
     if not training:
-      return own if function_weight == 1 else check
+      return function if self._function_weight == 1 else check
     form = Check("constraints", [{"kind": "matches", "pattern": self.format}])
-    parts = [
-      (1 - self.format_weight - function_weight, check),
-      (self.format_weight, form),
-      (function_weight, own),
-    ]
-    parts = [(weight, part) for weight, part in parts if weight > 1e-9]
-    return parts[0][1] if len(parts) == 1 else Check("weighted", parts)
+    parts = {}
+    for name, weight, part in (
+      (_short(check.verifier), 1 - self.format_weight - self._function_weight, check),
+      ("format", self.format_weight, form),
+      (_short(self.function), self._function_weight, function),
+    ):
+      if weight > 1e-9:
+        parts[part.verifier if name in parts else name] = (weight, part)
+    return next(iter(parts.values()))[1] if len(parts) == 1 else Check("weighted", parts)
+
+
+def _short(verifier: str) -> str:
+  """A verifier's name without its module."""
+  return verifier.rpartition(":")[2]
 
 
 class Judge:
-  """Scores answers as a VerifierConfig says, and counts those that no verdict was reached on."""
+  """Scores responses as a VerifierConfig says, and summarises the verdicts of training."""
 
   def __init__(self, pool: Pool, config: VerifierConfig):
     self.pool, self.config = pool, config
-    self.counts, self.crashed = collections.Counter(), ""
+    self._reset()
+
+  def _reset(self):
+    self.counts: collections.Counter[str] = collections.Counter()  # responses by status
+    self.parts: dict[str, list[float]] = collections.defaultdict(list)  # scores by part
+    self.crashed = ""  # note of the last crash
 
   def load(self, checks: Iterable[Check]):
-    """Loads what these checks need; raises UnusableError if one needs what is not there."""
+    """Loads what these checks need; raises UnusableError if something is missing."""
     kinds = {check.verifier: check for check in checks}.values()
     self.pool.load([self.config.check(c, training) for c in kinds for training in (True, False)])
 
   def score(
     self, checks: Sequence[Check], responses: Sequence[str], training: bool = True
   ) -> list[Verdict]:
-    """As Pool.score, of the answers to tasks' checks. Those of training are counted.
+    """Scores responses to tasks' checks, as Pool.score. `metrics` covers those of training.
 
-    Raises UserError if the verifier crashed on every one of them: that is no reward to learn from.
+    Raises:
+      UserError: the verifier crashed on every response, so that there is no reward to learn from.
     """
-    judged = [self.config.check(check, training) for check in checks]
-    verdicts = processes.divided(self.pool.score, judged, responses)
-    crashed = [verdict.note for verdict in verdicts if verdict.status == "crashed"]
-    if crashed and len(crashed) == len(verdicts):
+    checks = [self.config.check(check, training) for check in checks]
+    verdicts = processes.divided(self.pool.score, checks, responses)
+    crashes = [verdict.note for verdict in verdicts if verdict.status == "crashed"]
+    if crashes and len(crashes) == len(verdicts):
       raise UserError(
-        f"the verifier crashed on all {len(verdicts)} answers; on the last with {crashed[-1]}"
+        f"the verifier crashed on all {len(verdicts)} responses; the last error: {crashes[-1]}"
       )
     if training:
       self.counts.update(verdict.status for verdict in verdicts)
-      self.crashed = crashed[-1] if crashed else self.crashed
+      self.crashed = crashes[-1] if crashes else self.crashed
+      for check, verdict in zip(checks, verdicts, strict=True):
+        # A weighted check without a verdict (timed out or crashed) scores 0, as do all its parts.
+        names = check.reference if check.verifier == "weighted" else verdict.parts
+        for name in names:
+          self.parts[name].append(verdict.parts.get(name, 0.0))
     return verdicts
 
-  def metrics(self) -> dict[str, int]:
-    """Answers by what went wrong since the last call."""
-    seen = {f"verifier/{status}": self.counts[status] for status in STATUSES if status != "ok"}
-    self.counts, self.crashed = collections.Counter(), ""
-    return seen
+  def metrics(self) -> dict[str, float]:
+    """Metrics of the training responses since the last call.
+
+    verifier/<status>: number of responses whose verdict has that status, for all but "ok".
+    reward/part/<name>: mean score in [0, 1] of a part of weighted rewards, before weighting.
+    """
+    metrics = {f"verifier/{status}": self.counts[status] for status in STATUSES if status != "ok"}
+    for name, scores in sorted(self.parts.items()):
+      metrics[f"reward/part/{name}"] = statistics.fmean(scores)
+    self._reset()
+    return metrics

@@ -1,17 +1,19 @@
-"""Is an answer right? Verifiers are functions (reference, response, **options) -> Verdict.
+"""Is an answer right? A verifier is a function (reference, response, **options) -> Verdict.
 
-docs/verifiers.md lists them with their references and options.
+docs/verifiers.md lists the verifiers with their references and options.
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Sequence
 
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers.base import STATUSES, Check, UnusableError, Verdict
+from poise_jax.verifiers.extract import find_answer
 
 _HERE = "poise_jax.verifiers"
-# Where each verifier is: modules load when they are needed, for some bring a large library.
+# Module and function of each verifier. Modules load on first use: some import large libraries.
 VERIFIERS = {
   "math": f"{_HERE}.math:math",
   "choice": f"{_HERE}.choice:choice",
@@ -29,40 +31,66 @@ VERIFIERS = {
 
 
 @functools.cache
-def load(name: str) -> Callable[..., Verdict]:
-  """The function of a name in VERIFIERS, or of a user's "package.module:function".
+def load(name: str) -> Callable[..., Verdict | float]:
+  """The function behind a name in VERIFIERS or a user's "package.module:function".
 
-  Raises UnusableError if there is none, or a library that it needs is missing.
+  Raises:
+    UnusableError: the name is unknown, its module fails to import, or it is not a function.
   """
   path = VERIFIERS.get(name, name)
   module, colon, function = path.partition(":")
   if not colon:
     raise UnusableError(
-      f"verifier {name!r} is unknown; known are {', '.join(VERIFIERS)}, and a function of your own "
-      "as 'package.module:function'"
+      f"{unknown_name('verifier', name, VERIFIERS)}, or name a function of your own as "
+      "'package.module:function'"
     )
   try:
     loaded = getattr(importlib.import_module(module), function)
-  except Exception as error:  # whatever a user's module does while it is imported
-    raise UnusableError(f"verifier {name!r} does not load: {error!r}") from error
+  except Exception as error:  # importing a user's module may raise anything
+    hint = "; install its package or add its folder to PYTHONPATH"
+    hint = hint if isinstance(error, ModuleNotFoundError) else ""
+    raise UnusableError(f"verifier {name!r} does not load: {error!r}{hint}") from error
   if not callable(loaded):
-    raise UnusableError(f"verifier {name!r} is not a function but a {type(loaded).__name__}")
+    raise UnusableError(f"verifier {name!r} is a {type(loaded).__name__}, not a function")
   return loaded
 
 
 def verify(check: Check, response: str) -> Verdict:
-  """Judges one response in this process: no time limit, errors are raised. See pool.Pool.
+  """Judges one response in this process, without a time limit. `Pool` judges many safely.
+
+  The answer of an "ok" verdict that has none is what stands in a box, an answer line or a tag (see
+  extract.py), or else the whole response. Answers that differ in case or white space become equal.
 
   Raises:
-    UnusableError: the check cannot judge any answer.
-    UserError: a user's function returned something else than a number in [0, 1] or a Verdict.
+    UnusableError: the check cannot judge any response.
+    UserError: a user's function returns neither a number in [0, 1] nor a Verdict with such scores.
+    Exception: whatever else the verifier raises.
   """
-  said = load(check.verifier)(check.reference, response, **check.options)
-  if not isinstance(said, Verdict):
-    said = Verdict(float(said))
-  if not 0 <= said.score <= 1 or said.status not in STATUSES:
-    raise UserError(f"verifier {check.verifier!r} gave {said}; scores are numbers in [0, 1]")
-  return said
+  result = load(check.verifier)(check.reference, response, **check.options)
+  verdict = _verdict(check.verifier, result)
+  answer = verdict.answer
+  if not answer and verdict.status == "ok":
+    answer = find_answer(response, check.options.get("extract", "auto")) or response
+  answer = " ".join((answer or "").split()).casefold() or None
+  parts = {name: float(part) for name, part in verdict.parts.items()}
+  return dataclasses.replace(verdict, answer=answer, parts=parts)
+
+
+def _verdict(name: str, result: Verdict | float) -> Verdict:
+  """What the verifier `name` returned, as a checked Verdict."""
+  try:
+    verdict = result if isinstance(result, Verdict) else Verdict(float(result))
+    scores = [verdict.score, *verdict.parts.values()]
+    valid = all(0 <= score <= 1 for score in scores) and verdict.status in STATUSES
+    valid = valid and isinstance(verdict.answer, str | None)
+  except (TypeError, ValueError, AttributeError):
+    valid = False
+  if not valid:
+    raise UserError(
+      f"verifier {name!r} returned {result!r}; return a number in [0, 1], or a Verdict with scores "
+      f"in [0, 1], a status of {', '.join(STATUSES)}, and an answer that is text or None"
+    )
+  return verdict
 
 
 def score(checks: Sequence[Check], responses: Sequence[str]) -> list[Verdict]:

@@ -1,4 +1,4 @@
-"""What a verifier is asked, and what it says. Nothing here imports jax."""
+"""What a verifier takes and returns: Check and Verdict. Nothing here imports jax."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,23 +10,28 @@ STATUSES = ("ok", "unparsable", "timed_out", "crashed")
 
 
 class UnusableError(UserError):
-  """A check that cannot judge any answer: a mistake in a task or config, or a missing library or
-  privilege. Raised instead of giving every answer a zero."""
+  """A check that cannot judge any response: a mistake in a task or config, or a missing library or
+  privilege. Raised instead of giving every response a score of zero."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """How to judge the answers to one question; plain data, for it travels between processes."""
+  """How to judge the responses to one question; plain data, which travels between processes."""
 
   verifier: str  # a name in verifiers.VERIFIERS, or "package.module:function"
-  reference: Any  # what an answer is compared with; its form is the verifier's
+  reference: Any  # the right answer, in the form that the verifier expects
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a verifier said of one answer."""
+  """A verifier's judgement of one response. Plain data, because it travels between processes."""
 
-  score: float  # in [0, 1]
-  status: str = "ok"  # one of STATUSES; whatever is not "ok" is counted in the metrics
-  note: str = dataclasses.field(default="", compare=False)  # why, for people
+  score: float  # reward in [0, 1]
+  status: str = "ok"  # one of STATUSES; the metrics count every other status than "ok"
+  note: str = dataclasses.field(default="", compare=False)  # explanation for people
+  # Answer that the verifier read in the response, None where nothing could be read. Answers that
+  # count as the same in a majority vote are the same text; `verifiers.verify` sees to that.
+  answer: str | None = None
+  # Scores in [0, 1] by name, such as the unweighted ones behind a weighted sum.
+  parts: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -9,49 +9,53 @@ from poise_jax.verifiers.extract import EXTRACTORS, LONGEST
 _WRAP = re.compile(
   r"\\(?:text|textbf|mathrm|mathbf|mathsf|rm|bf)\s*\{([^{}]*)\}|[$*_`{}()\[\]]|\\[(),!\]\[]"
 )
-_SAYS = re.compile(
+_PHRASE = re.compile(
   r"\b(?:answer|choice|option|correct answer)(?:\s+(?:is|would be|should be))?\s*:?\s*"
   r"(?:option\s+|choice\s+)?[*_$(\[{`]{0,4}\s*([A-Z])\b(?!['’]|\s+[a-z])",
   re.IGNORECASE,
 )
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ALONE = re.compile(r"^[\s*_$(\[{`]*([A-Z])[\s*_$)\]}`.:]*$", re.MULTILINE)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choice(reference: str, response: str, choices: Mapping[str, str] | None = None) -> Verdict:
-  """1 if the response chooses the reference's letter, else 0; see `letter_in`.
+  """1 if the response chooses the reference's letter, else 0; see `chosen_letter`.
 
   Args:
     reference: a letter, A to Z.
-    response: what was said.
-    choices: the options' texts by letter.
+    response: the text to judge.
+    choices: letter -> text of each option.
   """
   letters = "".join(choices) if choices else LETTERS
   if reference not in letters or len(reference) != 1:
-    raise UnusableError(f"choice's reference {reference!r} is not one of {', '.join(letters)}")
-  chosen = letter_in(response, choices)
-  return Verdict(float(chosen == reference)) if chosen else Verdict(0.0, "unparsable")
+    raise UnusableError(
+      f"the reference of verifier choice must be one of {', '.join(letters)}, got {reference!r}"
+    )
+  letter = chosen_letter(response, choices)
+  if not letter:
+    return Verdict(0.0, "unparsable", "no letter is chosen")
+  return Verdict(float(letter == reference), answer=letter)
 
 
-def letter_in(response: str, choices: Mapping[str, str] | None = None) -> str | None:
+def chosen_letter(response: str, choices: Mapping[str, str] | None = None) -> str | None:
   """The letter that a response chooses, None if it chooses none.
 
-  What counts is the last of: a box, an answer line or an answer tag; else the last "the answer is
-  (B)"; else the last line that is a letter alone. A word that happens to be a letter ("A dog") is
-  no choice.
+  The last box, answer line or answer tag decides; without any, the last "the answer is (B)"; else
+  the last line that consists of a letter. A word that happens to be a letter ("A dog") is not a
+  choice.
 
   Args:
-    response: its last characters are read, see extract.LONGEST.
-    choices: the options' texts by letter; an answer may then be a text instead of its letter, and
+    response: only its last extract.LONGEST characters are read.
+    choices: letter -> text of each option. An answer may then be a text instead of its letter, and
       no other letter is a choice.
   """
   letters = "".join(choices) if choices else LETTERS
   text = response[-LONGEST:]
-  found = [place for form in EXTRACTORS.values() if (place := form(text))]
-  if found:
-    return _letter(max(found)[1], letters, choices)
-  said = [m.group(1).upper() for m in _SAYS.finditer(text)] or _ALONE.findall(text)
-  return said[-1] if said and said[-1] in letters else None
+  answers = [answer for extractor in EXTRACTORS.values() if (answer := extractor(text))]
+  if answers:
+    return _letter(max(answers)[1], letters, choices)
+  candidates = [m.group(1).upper() for m in _PHRASE.finditer(text)] or _ALONE.findall(text)
+  return candidates[-1] if candidates and candidates[-1] in letters else None
 
 
 def _letter(answer, letters, choices):
@@ -65,16 +69,18 @@ def _letter(answer, letters, choices):
     letter = m.group(1).upper()
     return letter if letter in letters else None
   if choices:
-    same = [k for k, v in choices.items() if _words(v) == _words(plain)]
-    if len(same) == 1:
-      return same[0]
-  # Behind the letter may stand its text: a mark and words, or in parentheses that were removed.
+    matches = [letter for letter, text in choices.items() if _words(text) == _words(plain)]
+    if len(matches) == 1:
+      return matches[0]
+  # The option's text may follow the letter, after a mark or after parentheses removed above.
   m = re.match(r"\s*[(\[]?\s*([A-Z])\s*[)\].:]\s*\S", answer) or re.match(r"([A-Z])[.:)]\s", plain)
   if not m or m.group(1) not in letters:
     return None
   rest = _words(plain[1:].lstrip(" .:)"))
-  others = choices and [k for k, v in choices.items() if _words(v) == rest]
-  return None if others and m.group(1) not in others else m.group(1)  # "B. <text of C>" is neither
+  matches = choices and [letter for letter, text in choices.items() if _words(text) == rest]
+  if matches and m.group(1) not in matches:
+    return None  # "B. <text of C>" is neither
+  return m.group(1)
 
 
 def _words(text):

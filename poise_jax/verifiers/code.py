@@ -1,8 +1,8 @@
-"""Python programs against tests, each program in a sandbox (see sandbox.py).
+"""Python programs, judged by tests; each program runs in a sandbox (sandbox/sandbox.py).
 
-An answer and its tests never share a process: tests call the answer's functions from a sandbox of
-their own through a pipe that carries plain data (calls.py), and what a program prints is compared
-in this process. So an answer gets a point by giving right values alone.
+A program and its tests never share a process: the tests run in a sandbox of their own and call the
+program's functions through a pipe that carries plain data (sandbox/calls.py), and a program's
+output is compared in this process. So right values are the only way to pass.
 """
 
 import ast
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poise_jax.verifiers.base import UnusableError, Verdict
-from poise_jax.verifiers.sandbox.sandbox import Sandbox
+from poise_jax.verifiers.sandbox import Sandbox
 
 _FENCED = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _CALLS = pathlib.Path(__file__).parent / "sandbox" / "calls.py"
@@ -34,28 +34,30 @@ def code(
 ) -> Verdict:
   """1 if the program in the response passes every test, else 0; with `partial` the fraction.
 
-  The program is the last fenced block, or a response without any fence that is Python as a whole.
+  The program is the last fenced block, or a response without fences that is valid Python.
 
   Args:
-    reference: {"tests": [source, ...]} whose asserts use the program's names ("setup": source
-      before each; "entry_point": a function that the tests' own `check` is called with), or
-      {"inputs": [...], "outputs": [...]}: standard input and output of a run each; with "fn_name"
-      arguments (lists) and return values of that function, or of that method of class Solution.
-    response: what was said.
-    partial: see above.
-    time_limit: seconds for all tests together; then what has not passed has failed.
-    memory: MiB of one process, tests included.
-    disk: MiB of all files that the program may write, in its work folder only.
-    processes: that the program may have at once, threads included.
+    reference: one of
+      {"tests": [source, ...]}: asserts that use the program's names. Optional: "setup", source that
+        runs before each test; "entry_point", a function to pass to the `check` that a test defines.
+      {"inputs": [...], "outputs": [...]}: standard input and expected output of each run.
+      {"inputs", "outputs", "fn_name"}: argument lists and return values of that function, or of
+        that method of class Solution.
+    response: the text to judge.
+    partial: whether to score the fraction of tests passed.
+    time_limit: seconds for all tests together; tests that have not passed by then have failed.
+    memory: limit of each process in MiB, tests included.
+    disk: limit of all files in MiB; the program can only write to its work folder.
+    processes: limit of the program's processes at one time, threads included.
 
   Raises:
-    UnusableError: the reference is malformed, or this machine does not let a sandbox be made.
+    UnusableError: the reference is malformed, or this machine does not allow sandboxes.
   """
   tests, calls, runs = _tests(reference)
   check_sandbox()
-  program = extract(response)
+  program = find_program(response)
   if program is None:
-    return Verdict(0.0, "unparsable", "no program was found")
+    return Verdict(0.0, "unparsable", "no program is in the response")
   limits = dict(
     memory=memory << 20, disk=disk << 20, processes=processes, cpu=math.ceil(time_limit) + 1
   )
@@ -74,7 +76,7 @@ def code(
   return Verdict(fraction if partial else float(fraction == 1), status, note)
 
 
-def extract(response: str) -> str | None:
+def find_program(response: str) -> str | None:
   """The program in a response, None if there is none."""
   blocks = _FENCED.findall(response[-10 * LONGEST :])
   program = blocks[-1] if blocks else response
@@ -89,53 +91,54 @@ def extract(response: str) -> str | None:
 
 
 def _tests(reference):
-  """Sources of tests, calls with what they return, inputs with outputs; two of them are empty."""
+  """Sources of tests, (arguments, result) of calls, (input, output) of runs; two are empty."""
   try:
     tests = reference.get("tests", [])
     tests = [tests] if isinstance(tests, str) else list(tests)
     pairs = list(zip(reference.get("inputs", []), reference.get("outputs", []), strict=True))
   except (AttributeError, TypeError, ValueError) as error:
-    raise UnusableError(f"code's reference is malformed: {error}") from error
+    raise UnusableError(f"the reference of verifier code is malformed: {error}") from error
   if bool(tests) == bool(pairs):
-    raise UnusableError("code's reference needs either tests or inputs with outputs")
+    raise UnusableError("the reference of verifier code needs either tests or inputs with outputs")
   return (tests, pairs, []) if reference.get("fn_name") else (tests, [], pairs)
 
 
 def _call(program, data, deadline, limits):
-  """Tests passed, status and note, where tests call the program's functions."""
+  """Number of passed tests, status and note, where tests call the program's functions."""
   source = _CALLS.read_text()
-  ours, theirs = socket.socketpair()
-  with ours, theirs:
-    answer = Sandbox(f"{source}\nserve(PIPE, DATA)", data=program, pipe=ours.fileno(), **limits)
-    with answer:
-      tests = Sandbox(f"{source}\ntest(PIPE, **DATA)", data=data, pipe=theirs.fileno(), **limits)
-      ours.close()
-      theirs.close()
-      with tests:
-        ended = tests.wait(max(0.0, deadline - time.monotonic()))
-        said = tests.output(1000 + len(data["tests"]) + len(data["calls"]))
   count = len(data["tests"]) + len(data["calls"])
-  if said.startswith("answer: "):
-    return 0, "ok", said[:300]
-  passed = said[:count].count("1")
-  return passed, "ok" if ended is not None else "timed_out", f"{passed} of {count} tests passed"
+  server_end, client_end = socket.socketpair()
+  with server_end, client_end:
+    server = f"{source}\nserve(PIPE, DATA)"
+    with Sandbox(server, data=program, pipe=server_end.fileno(), **limits):
+      client = f"{source}\ntest(PIPE, **DATA)"
+      tests = Sandbox(client, data=data, pipe=client_end.fileno(), **limits)
+      server_end.close()
+      client_end.close()
+      with tests:
+        exit_code = tests.wait(max(0.0, deadline - time.monotonic()))
+        output = tests.output(1000 + count)
+  if output.startswith("not loaded: "):
+    return 0, "ok", output[:300]
+  passed = output[:count].count("1")
+  status = "ok" if exit_code is not None else "timed_out"
+  return passed, status, f"{passed} of {count} tests passed"
 
 
 def _run(program, runs, deadline, limits):
-  """Tests passed, status and note, where each is a run from standard input to standard output."""
+  """Number of passed tests, status and note, where each test is a run with standard input."""
   passed = 0
-  for i, (given, expected) in enumerate(runs):
-    given, expected = ("\n".join(x) if isinstance(x, list) else str(x) for x in (given, expected))
-    with Sandbox(program, given.encode(), **limits) as sandbox:
+  for i, run in enumerate(runs):
+    stdin, expected = ("\n".join(x) if isinstance(x, list) else str(x) for x in run)
+    with Sandbox(program, stdin.encode(), **limits) as sandbox:
       if sandbox.wait(max(0.0, deadline - time.monotonic())) is None:
-        return passed, "timed_out", f"was stopped in run {i + 1} of {len(runs)}"
+        return passed, "timed_out", f"stopped in run {i + 1} of {len(runs)}"
       passed += same_output(expected, sandbox.output(4 * len(expected) + 10_000))
-  return passed, "ok", f"{passed} of {len(runs)} runs gave the right output"
+  return passed, "ok", f"{passed} of {len(runs)} runs printed the right output"
 
 
 def same_output(expected: str, printed: str) -> bool:
-  """Whether two outputs are equal but for white space at the ends of lines and of the text, and
-  for the last digits of decimals."""
+  """Whether two outputs are equal but for white space and the last digits of decimals."""
   a, b = ([line.split() for line in text.strip().splitlines()] for text in (expected, printed))
   return len(a) == len(b) and all(
     len(x) == len(y) and all(map(_same_token, x, y)) for x, y in zip(a, b, strict=True)
@@ -155,13 +158,13 @@ def _same_token(a, b):
 
 @functools.cache
 def check_sandbox():
-  """Raises UnusableError if this machine does not let a sandbox be made: then no program runs."""
+  """Raises UnusableError if this machine does not allow sandboxes."""
   with Sandbox("print('ready')", errors=True) as sandbox:
-    ended, said = sandbox.wait(30), sandbox.output(1000)
-  if ended != 0 or said != "ready\n":
+    exit_code, output = sandbox.wait(30), sandbox.output(1000)
+  if exit_code != 0 or output != "ready\n":
     raise UnusableError(
-      "the code verifier cannot isolate programs here, so it runs none "
-      f"({said.strip() or f'exit code {ended}'}). It needs Linux namespaces: root with "
+      "verifier code cannot isolate programs on this machine, so it runs none "
+      f"({output.strip() or f'exit code {exit_code}'}). It needs Linux namespaces: root with "
       "CAP_SYS_ADMIN, or unprivileged user namespaces (sysctl user.max_user_namespaces; in a "
       "container --security-opt seccomp=unconfined)"
     )

@@ -1,10 +1,11 @@
-"""Did the response follow instructions on its form? IFEval-style checks (arXiv 2311.07911)."""
+"""Does the response follow instructions on its form? IFEval-style checks (arXiv 2311.07911)."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from poise_jax.errors import unknown_name
 from poise_jax.verifiers.base import UnusableError, Verdict
 
 _FENCED = re.compile(r"^```[a-z]*\n(.*)\n```$", re.DOTALL)
@@ -13,40 +14,39 @@ _FENCED = re.compile(r"^```[a-z]*\n(.*)\n```$", re.DOTALL)
 def constraints(
   reference: Sequence[Mapping[str, Any]], response: str, partial: bool = False
 ) -> Verdict:
-  """1 if every constraint holds, else 0; with `partial` the fraction that holds.
+  """1 if every constraint holds, else 0; with `partial` the fraction of constraints that hold.
 
   Args:
-    reference: constraints, each {"kind": a name in KINDS, and its arguments}, such as
+    reference: constraints, each {"kind": a name in KINDS} and the arguments of that kind, such as
       {"kind": "words", "at_least": 10} or {"kind": "contains", "text": "tea", "at_most": 2}.
-    response: what was said, as a whole.
-    partial: see above.
+    response: the text to judge, as a whole.
+    partial: whether to score the fraction.
   """
   if not reference:
-    raise UnusableError("constraints needs at least one constraint")
-  held, broken = 0, []
+    raise UnusableError("the reference of verifier constraints needs at least one constraint")
+  broken = []
   for constraint in reference:
     arguments = dict(constraint)
     kind = arguments.pop("kind", None)
     if kind not in KINDS:
-      raise UnusableError(f"constraint {kind!r} is unknown; known are {', '.join(KINDS)}")
+      raise UnusableError(str(unknown_name("constraint", str(kind), KINDS)))
     try:
       holds = KINDS[kind](response.strip(), **arguments)
     except (TypeError, re.error) as error:
       raise UnusableError(f"constraint {constraint} is malformed: {error}") from error
-    held += holds
     if not holds:
       broken.append(kind)
-  fraction = held / len(reference)
+  fraction = (len(reference) - len(broken)) / len(reference)
   score = fraction if partial else float(not broken)
   return Verdict(score, note=f"broken: {', '.join(broken)}" if broken else "")
 
 
 def _counted(count):
-  """A check that what `count` counts is exactly, at_least or at_most so many."""
+  """A check that count(response) is exactly, at_least or at_most a number."""
 
   def check(response, *, at_least=None, at_most=None, exactly=None, **arguments):
     if at_least is None and at_most is None and exactly is None:
-      raise TypeError("it needs at_least, at_most or exactly")
+      raise TypeError("set at_least, at_most or exactly")
     n = count(response, **arguments)
     return (
       (at_least is None or n >= at_least)
@@ -92,7 +92,7 @@ def _contains(response, text, at_least=None, at_most=None, exactly=None, **how):
 
 def _forbidden(response, words):
   if isinstance(words, str):
-    raise TypeError("words is a list")
+    raise TypeError("words must be a list")
   return not any(_occurrences(response, word) for word in words)
 
 
@@ -106,7 +106,7 @@ def _case(response, case):
     words = re.findall(r"[^\W\d_][\w'’]*", response)
     return bool(words) and all(word[0].isupper() for word in words)
   if case not in ("upper", "lower"):
-    raise TypeError(f"case={case!r} is none of upper, lower, title")
+    raise TypeError(f"case must be upper, lower or title, got {case!r}")
   return bool(cased) and all(c == getattr(c, case)() for c in cased)
 
 
@@ -123,26 +123,26 @@ def _quoted(response):
   return len(response) > 1 and response[0] in '"“' and response[-1] in '"”'
 
 
-# kind -> check(response, **arguments): does it hold? at_least, at_most, exactly bound a count.
+# Kind -> function (response, **arguments) -> bool. A count takes at_least, at_most or exactly.
 KINDS = {
   "words": _counted(_words),
   "sentences": _counted(_sentences),
-  "paragraphs": _counted(_paragraphs),  # separator: a regular expression, else an empty line
-  "lines": _counted(_lines),  # empty ones do not count
+  "paragraphs": _counted(_paragraphs),  # separator: a regular expression, by default an empty line
+  "lines": _counted(_lines),  # not counting empty lines
   "bullets": _counted(_bullets),
   "characters": _counted(len),
   "placeholders": _counted(lambda r: len(re.findall(r"\[[^\[\]\n]+\]", r))),  # [name]
   "highlights": _counted(lambda r: len(re.findall(r"(?<!\*)\*{1,2}[^*\s][^*\n]*\*{1,2}", r))),
   "sections": _counted(lambda r, mark: len(re.findall(rf"(?m)^\W*{re.escape(mark)}\s*\d+", r))),
   "letter": _counted(lambda r, letter: r.lower().count(letter.lower())),
-  "capital_words": _counted(_capital_words),  # words of two capitals or more
-  "contains": _contains,  # text; ignore_case=True, whole_word=True; at least once without bounds
-  "forbidden": _forbidden,  # words: none of them, in any case
+  "capital_words": _counted(_capital_words),  # words of two or more capitals
+  "contains": _contains,  # text; ignore_case=True, whole_word=True; at least once by default
+  "forbidden": _forbidden,  # words: none may occur, whatever their case
   "starts_with": lambda r, text: r.casefold().startswith(text.casefold()),
   "ends_with": lambda r, text: r.casefold().endswith(text.casefold()),
   "case": _case,  # case: upper, lower or title
   "no_commas": lambda r: "," not in r,
-  "json": _json,  # keys that the object must have; a fence around it is allowed
+  "json": _json,  # keys: required in the object; a fence around the JSON is allowed
   "quoted": _quoted,
   "title": lambda r: bool(re.search(r"<<[^<>\n]*\S[^<>\n]*>>", r)),  # <<a title>>
   "postscript": lambda r, mark="P.S.": bool(re.search(rf"(?im)^\s*{re.escape(mark)}\s*\S", r)),

@@ -1,4 +1,4 @@
-"""Countdown: an expression of given numbers that makes a target. Parsed, never evaluated."""
+"""Countdown: an expression that makes a target of given numbers. Parsed, never evaluated."""
 
 import ast
 import operator
@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from poise_jax.errors import UserError
 from poise_jax.verifiers.base import Verdict
-from poise_jax.verifiers.extract import answer
+from poise_jax.verifiers.extract import answer_or_response
 
 _OPERATORS = {
   ast.Add: operator.add,
@@ -16,6 +15,7 @@ _OPERATORS = {
   ast.Mult: operator.mul,
   ast.Div: operator.truediv,
 }
+_LATEX = {r"\times": "*", r"\cdot": "*", r"\div": "/", r"\left": "", r"\right": ""}
 _PLAIN = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "[": "(", "]": ")", "$": " "})
 
 
@@ -29,45 +29,38 @@ def countdown(
 
   Args:
     reference: {"numbers": [...], "target": int}.
-    response: what was said; of an equation the left side counts ("3 * 4 = 12").
-    extract: see extract.answer; with "auto" a response in none of the forms counts as a whole.
-    all_numbers: whether every number must be used; each may be used once at most in any case.
+    response: the text to judge; the left side of an equation counts ("3 * 4 = 12").
+    extract: see extract.find_answer; with "auto" a response in none of the forms counts as a whole.
+    all_numbers: whether every number must be used; none may be used more than once in any case.
   """
-  given = answer(response, extract)
-  if given is None and extract == "auto":
-    given = answer(response, "all")
-  if given is None:
-    return Verdict(0.0, "unparsable")
-  for latex, plain in (
-    (r"\times", "*"),
-    (r"\cdot", "*"),
-    (r"\div", "/"),
-    (r"\left", ""),
-    (r"\right", ""),
-  ):
-    given = given.replace(latex, plain)
-  used = []
+  answer = answer_or_response(response, extract)
+  if answer is None:
+    return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
+  expression = answer
+  for latex, plain in _LATEX.items():
+    expression = expression.replace(latex, plain)
+  numbers = []
   try:
-    left = given.translate(_PLAIN).split("=")[0].strip()
-    if len(left) > 500:
-      raise UserError("longer than any expression of a few numbers")
-    value = _value(ast.parse(left, mode="eval").body, used)
+    expression = expression.translate(_PLAIN).split("=")[0].strip()
+    if len(expression) > 500:
+      raise ValueError("the expression is longer than 500 characters")
+    value = _value(ast.parse(expression, mode="eval").body, numbers)
   except ZeroDivisionError:
-    return Verdict(0.0)
+    return Verdict(0.0, answer=answer)
   except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
     return Verdict(0.0, "unparsable", str(error))
-  numbers, used = Counter(reference["numbers"]), Counter(used)
-  allowed = used == numbers if all_numbers else used <= numbers
-  return Verdict(float(allowed and value == reference["target"]))
+  given, used = Counter(reference["numbers"]), Counter(numbers)
+  allowed = used == given if all_numbers else used <= given
+  return Verdict(float(allowed and value == reference["target"]), answer=answer)
 
 
-def _value(node, used):
-  """The value of a parsed expression; appends the whole numbers in it to `used`."""
+def _value(node, numbers):
+  """The value of a parsed expression; appends the whole numbers in it to `numbers`."""
   if isinstance(node, ast.Constant) and type(node.value) is int:
-    used.append(node.value)
+    numbers.append(node.value)
     return Fraction(node.value)
   if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-    return _OPERATORS[type(node.op)](_value(node.left, used), _value(node.right, used))
+    return _OPERATORS[type(node.op)](_value(node.left, numbers), _value(node.right, numbers))
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-    return -_value(node.operand, used)
-  raise UserError(f"{type(node).__name__} is no whole number and none of + - * /")
+    return -_value(node.operand, numbers)
+  raise ValueError(f"{type(node).__name__} is neither a whole number nor one of + - * /")

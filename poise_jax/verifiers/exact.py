@@ -1,11 +1,11 @@
-"""Answers that are right when they say exactly what the reference says, in words or as a number."""
+"""Answers that must equal the reference, as text or as a number."""
 
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
 from poise_jax.verifiers.base import UnusableError, Verdict
-from poise_jax.verifiers.extract import answer
+from poise_jax.verifiers.extract import answer_or_response
 
 _NUMBER = re.compile(
   r"(?<![\w.])[-+\u2212]?[$€£]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3}(?!\d))?"
@@ -13,17 +13,14 @@ _NUMBER = re.compile(
 )
 
 
-def integer_in(response: str) -> str | None:
-  """The last whole number written in a text, in plain digits; None if there is none."""
-  found = re.findall(r"(?<![\d.,])-?\d[\d,]*+(?!\.?\d)", response)
-  digits = found[-1].replace(",", "") if found else ""
-  return str(int(digits)) if 0 < len(digits) <= 4000 else None  # int() reads no more
-
-
 def last_integer(reference: str, response: str) -> Verdict:
-  """1 if the last whole number written in the response is the reference, else 0."""
-  found = integer_in(response)
-  return Verdict(0.0, "unparsable") if found is None else Verdict(float(found == reference))
+  """1 if the last whole number in the response is the reference, in plain digits; else 0."""
+  integers = re.findall(r"(?<![\d.,])-?\d[\d,]*+(?!\.?\d)", response)
+  digits = integers[-1].replace(",", "") if integers else ""
+  if not 0 < len(digits) <= 4000:  # the longest text that int() reads
+    return Verdict(0.0, "unparsable", "no whole number is in the response")
+  answer = str(int(digits))
+  return Verdict(float(answer == reference), answer=answer)
 
 
 def exact(
@@ -32,42 +29,40 @@ def exact(
   extract: str = "auto",
   ignore_case: bool = False,
 ) -> Verdict:
-  """1 if the answer is the reference, or one of several, but for the amount of white space.
+  """1 if the answer is the reference, or one of several; white space may differ.
 
   Args:
-    reference: one text, or all that are right.
-    response: what was said.
-    extract: see extract.answer; with "auto" a response in none of the forms counts as a whole.
-    ignore_case: whether "Yes" is "yes".
+    reference: the right text, or all right texts.
+    response: the text to judge.
+    extract: see extract.find_answer; with "auto" a response in none of the forms counts as a whole.
+    ignore_case: whether "Yes" equals "yes".
   """
-  given = answer(response, extract)
-  if given is None:
-    if extract != "auto":
-      return Verdict(0.0, "unparsable")
-    given = answer(response, "all")
+  answer = answer_or_response(response, extract)
+  if answer is None:
+    return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
 
-  def same(text):
+  def normal(text):
     text = " ".join(text.split())
     return text.casefold() if ignore_case else text
 
   references = [reference] if isinstance(reference, str) else reference
-  return Verdict(float(same(given) in [same(text) for text in references]))
+  return Verdict(float(normal(answer) in map(normal, references)), answer=answer)
 
 
 def number(text: str) -> Fraction | None:
   """The last number in a text, None if there is none.
 
-  Reads signs, thousands' commas, decimals, powers of ten (1.5e3), fractions (3/4) and percent.
+  Reads signs, thousands separators, decimals, powers of ten (1.5e3), fractions (3/4) and percent.
   """
-  found = _NUMBER.findall(text[-2000:])
-  if not found:
+  numbers = _NUMBER.findall(text[-2000:])
+  if not numbers:
     return None
-  digits = re.sub(r"[,$€£\s\\%+]", "", found[-1].replace("\u2212", "-"))
-  above, _, below = digits.replace("e+", "e").partition("/")
-  if below and not Fraction(below):
+  digits = re.sub(r"[,$€£\s\\%+]", "", numbers[-1].replace("\u2212", "-"))
+  numerator, _, denominator = digits.replace("e+", "e").partition("/")
+  if denominator and not Fraction(denominator):
     return None
-  value = Fraction(above) / (Fraction(below) if below else 1)
-  return value / 100 if found[-1].endswith("%") else value
+  value = Fraction(numerator) / (Fraction(denominator) if denominator else 1)
+  return value / 100 if numbers[-1].endswith("%") else value
 
 
 def numeric(
@@ -77,22 +72,21 @@ def numeric(
   relative: float = 1e-6,
   absolute: float = 0.0,
 ) -> Verdict:
-  """1 if the answer's last number is the reference but for a tolerance, else 0.
+  """1 if the last number of the answer is the reference within a tolerance, else 0.
 
   Args:
     reference: a number, or a text such as "1,234.5" or "3/4". 50% is 0.5.
-    response: what was said.
-    extract: see extract.answer; with "auto" a response in none of the forms counts as a whole.
-    relative: of the reference; whichever tolerance is larger holds.
-    absolute: in the reference's unit.
+    response: the text to judge.
+    extract: see extract.find_answer; with "auto" a response in none of the forms counts as a whole.
+    relative: tolerance as a fraction of the reference. The larger tolerance applies.
+    absolute: tolerance in the unit of the reference.
   """
-  wanted = number(str(reference))
-  if wanted is None:
-    raise UnusableError(f"numeric's reference {reference!r} is not a number")
-  given = answer(response, extract)
-  if given is None and extract == "auto":
-    given = answer(response, "all")
-  value = None if given is None else number(given)
+  expected = number(str(reference))
+  if expected is None:
+    raise UnusableError(f"the reference of verifier numeric must be a number, got {reference!r}")
+  answer = answer_or_response(response, extract)
+  value = None if answer is None else number(answer)
   if value is None:
-    return Verdict(0.0, "unparsable")
-  return Verdict(float(abs(value - wanted) <= max(relative * abs(wanted), absolute)))
+    return Verdict(0.0, "unparsable", "no number is in the answer")
+  correct = abs(value - expected) <= max(relative * abs(expected), absolute)
+  return Verdict(float(correct), answer=str(value))

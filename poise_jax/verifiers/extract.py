@@ -2,9 +2,10 @@
 
 import re
 
+from poise_jax.errors import unknown_name
 from poise_jax.verifiers.base import UnusableError
 
-LONGEST = 20_000  # characters of a response that are looked at, from its end
+LONGEST = 20_000  # characters of a response that are read, counted from its end
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _LINE = re.compile(
   r"^[ \t>*_#-]{0,8}(?:the +)?(?:final +)?answer[*_]{0,2} *:[*_]{0,2}[ \t]*(\S.*)$",
@@ -14,27 +15,27 @@ _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.
 
 
 def last_box(text: str) -> tuple[int, str] | None:
-  """Where the last \\boxed{...} with balanced braces starts, and what is in it."""
-  last, opened = None, []  # starts of boxes with their contents; None for a brace of another kind
-  for token in _BRACE.finditer(text):
-    what = token.group()
-    if what == "}":
-      start = opened.pop() if opened else None
-      if start:
-        last = start[0], text[start[1] : token.start()].strip()
-    elif what[-1] == "{" and what != r"\{":
-      opened.append(None if what == "{" else (token.start(), token.end()))
+  """Start and contents of the last \\boxed{...} with balanced braces."""
+  last, open_braces = None, []  # (start, start of the contents) of a box, None for another brace
+  for match in _BRACE.finditer(text):
+    token = match.group()
+    if token == "}":
+      box = open_braces.pop() if open_braces else None
+      if box:
+        last = box[0], text[box[1] : match.start()].strip()
+    elif token[-1] == "{" and token != r"\{":
+      open_braces.append(None if token == "{" else (match.start(), match.end()))
   return last
 
 
 def last_line(text: str) -> tuple[int, str] | None:
-  """Where the last line "Answer: ..." starts, and what stands behind the colon."""
+  """Start of the last line "Answer: ...", and the text behind its colon."""
   lines = list(_LINE.finditer(text))
   return (lines[-1].start(), lines[-1].group(1).strip(" \t*_")) if lines else None
 
 
 def last_tag(text: str) -> tuple[int, str] | None:
-  """Where the last <answer>...</answer> starts, and what is in it."""
+  """Start and contents of the last <answer>...</answer>."""
   tags = list(_TAG.finditer(text))
   return (tags[-1].start(), tags[-1].group(1).strip()) if tags else None
 
@@ -42,22 +43,29 @@ def last_tag(text: str) -> tuple[int, str] | None:
 EXTRACTORS = {"boxed": last_box, "answer_line": last_line, "answer_tag": last_tag}
 
 
-def answer(response: str, extract: str = "auto") -> str | None:
-  """What a response gives as its answer; None if it gives none.
+def find_answer(response: str, extract: str = "auto") -> str | None:
+  """The answer that a response gives in one of the usual forms, None if it uses none of them.
 
   Args:
     response: only its last LONGEST characters are read.
-    extract: "boxed", "answer_line", "answer_tag": that form alone, the last one of them; "all": the
-      whole response; "auto": whichever of the three forms stands last. A box in an answer line, or
-      in a tag, is the answer. Raises UnusableError for anything else.
+    extract: "boxed", "answer_line" or "answer_tag" reads the last answer in that form; "auto" reads
+      the last answer in any of the three forms, and a box inside an answer line or a tag counts as
+      the answer; "all" reads the whole response.
+
+  Raises:
+    UnusableError: `extract` is none of these.
   """
   text = response[-LONGEST:]
   if extract == "all":
     return text.strip()
   if extract != "auto" and extract not in EXTRACTORS:
-    raise UnusableError(
-      f"extract={extract!r} is unknown; known are auto, all, {', '.join(EXTRACTORS)}"
-    )
+    raise UnusableError(str(unknown_name("extract", extract, ["auto", "all", *EXTRACTORS])))
   forms = EXTRACTORS if extract == "auto" else [extract]
-  found = [place for form in forms if (place := EXTRACTORS[form](text))]
-  return max(found)[1] if found else None
+  answers = [answer for form in forms if (answer := EXTRACTORS[form](text))]
+  return max(answers)[1] if answers else None
+
+
+def answer_or_response(response: str, extract: str = "auto") -> str | None:
+  """As `find_answer`, but with "auto" a response in none of the forms is an answer as a whole."""
+  answer = find_answer(response, extract)
+  return find_answer(response, "all") if answer is None and extract == "auto" else answer

@@ -1,4 +1,4 @@
-"""reasoning-gym's own scores of answers to its entries: right is what gets full marks."""
+"""reasoning-gym's own scores of answers to its entries, where only full marks count as right."""
 
 import re
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from typing import Any
 import reasoning_gym as library
 
 from poise_jax.verifiers.base import UnusableError, Verdict
-from poise_jax.verifiers.extract import answer
+from poise_jax.verifiers.extract import answer_or_response
 
-# The generators whose scores pass the answer to Python's eval, some through sympy.parse_expr.
-_EVALUATED = (
+# Generators whose scores pass the answer to Python's eval, some through sympy.parse_expr.
+EVALUATED = (
   "binary_matrix",
   "countdown",
   "intermediate_integration",
@@ -32,36 +32,34 @@ def reasoning_gym(
 ) -> Verdict:
   """1 if the generator's score_answer gives the extracted answer full marks, else 0.
 
-  Most of these scores give a part to any answer that contains the right one, 0.67 to 145 for 14,
-  and some a hundredth to any answer at all: a policy that is rewarded so learns to say more.
+  Most generators give partial credit to any answer that contains the right one (0.67 to 145 for
+  14), and some give 0.01 to any answer: rewarded like this, a policy learns to write more.
 
   Args:
     reference: {"dataset": a generator's name, "entry": its question, answer and metadata}.
-    response: what was said.
-    extract: see extract.answer. With "auto" a response in none of the forms counts as a whole.
+    response: the text to judge.
+    extract: see extract.find_answer; with "auto" a response in none of the forms counts as a whole.
   """
   name, entry = reference["dataset"], reference["entry"]
   try:
     scorer = library.get_score_answer_fn(name)
   except ValueError as error:
     raise UnusableError(f"reasoning-gym has no generator {name!r}") from error
-  given = answer(response, extract)
-  if given is None and extract == "auto":
-    given = answer(response, "all")
-  if given is None:
-    return Verdict(0.0, "unparsable")
-  if name in _EVALUATED and given != entry["answer"] and not harmless(given):
-    return Verdict(0.0, "unparsable", "is not evaluated: it could be a program")
-  return Verdict(float(scorer(given, entry) >= 1))
+  answer = answer_or_response(response, extract)
+  if answer is None:
+    return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
+  if name in EVALUATED and answer != entry["answer"] and not harmless(answer):
+    return Verdict(0.0, "unparsable", "the answer is not evaluated: it could be a program")
+  return Verdict(float(scorer(answer, entry) >= 1), answer=answer)
 
 
 def harmless(text: str) -> bool:
-  """Whether evaluating a text can call nothing but elementary functions of mathematics.
+  """Whether evaluating a text can only call elementary mathematical functions.
 
-  So that a language model's answer cannot run a program in the reward's process.
+  Otherwise a language model's answer could run a program in the verifier's process.
   """
   if "__" in text or len(text) > 5000 or re.search(r"\*\*[\s(-]*(\d{4}|\w*[\s(]*\*\*)", text):
-    return False  # powers of powers would not end
+    return False  # powers of powers take forever
   if "(" not in text:
     return not re.search(r"\blambda\b|:=|\bfor\b", text)
   calls = re.findall(r"([A-Za-z_]\w+)\s*\(", text)

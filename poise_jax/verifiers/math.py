@@ -1,4 +1,4 @@
-"""Mathematical answers: equal as numbers, as text, or by math-verify (sympy)."""
+"""Mathematical answers, compared as numbers, as text, or by math-verify (sympy)."""
 
 import logging
 import re
@@ -9,14 +9,14 @@ import math_verify
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import LONGEST, last_box, last_line, last_tag
 
-# Its warnings that time limits are off: the pool's workers have one that also stops C code.
+# Silences warnings that its time limits are off: the pool's own limit also stops C code.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
-LONGEST_ANSWER = 400  # characters; beyond, sympy is not asked
-LARGEST_EXPONENT = 100_000
+LONGEST_ANSWER = 400  # characters of an answer that is passed to sympy
+LARGEST_EXPONENT = 100_000  # in an answer that is passed to sympy
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
-_SAYS = re.compile(
+_PHRASE = re.compile(
   r"\b(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s+(?:is|equals|=)\s*:?[ \t]*([^\n]+)",
   re.IGNORECASE,
 )
@@ -60,55 +60,56 @@ _UNITS = {
 def math(reference: str, response: str) -> Verdict:
   """1 if the response's answer equals the reference mathematically, else 0.
 
-  The answer is whichever stands last of a balanced \\boxed{...}, an "Answer: ..." line, an <answer>
-  tag or a "#### ..." line; without any of them, what follows the last "the answer is".
+  The answer is the last balanced \\boxed{...}, "Answer: ..." line, <answer> tag or "#### ..." line,
+  whichever comes last; without any of them, what follows the last "the answer is".
 
   Args:
     reference: LaTeX or plain text, with or without $ and \\boxed.
-    response: its last extract.LONGEST characters are read.
+    response: only its last extract.LONGEST characters are read.
   """
   gold = clean(reference)
   if not gold:
-    raise UnusableError(f"math's reference {reference!r} is empty")
-  given = final_answer(response[-LONGEST:])
-  answer = clean(given) if given is not None else ""
+    raise UnusableError(f"the reference of verifier math is empty: {reference!r}")
+  answer = clean(final_answer(response[-LONGEST:]) or "")
   if not answer:
-    return Verdict(0.0, "unparsable", "no answer was found")
-  known = _known(gold, answer)
-  if known is not None:
-    return Verdict(float(known))
+    return Verdict(0.0, "unparsable", "no answer is in the response")
+  equal = _equal_without_sympy(gold, answer)
+  if equal is not None:
+    return Verdict(float(equal), answer=answer)
   if reason := too_large(answer):
-    return Verdict(0.0, "unparsable", reason)
+    return Verdict(0.0, "unparsable", f"the answer {reason}")
   if too_large(gold):
-    return Verdict(0.0)  # only its very text is accepted
+    return Verdict(0.0, answer=answer)  # only the same text as the reference's is right
   limits = {"parsing_timeout": None}
   parsed = math_verify.parse(f"${answer}$", fallback_mode="no_fallback", **limits)
   if not parsed:
-    return Verdict(0.0, "unparsable", f"math-verify does not read {answer!r}")
-  wanted = math_verify.parse(f"${gold}$", fallback_mode="no_fallback", **limits)
-  equal = math_verify.verify(wanted, parsed, timeout_seconds=None)
+    return Verdict(0.0, "unparsable", f"math-verify cannot read {answer!r}")
+  expected = math_verify.parse(f"${gold}$", fallback_mode="no_fallback", **limits)
+  equal = math_verify.verify(expected, parsed, timeout_seconds=None)
   if not equal and _INEQUALITY.search(answer) and not _INEQUALITY.search(gold):
-    equal = math_verify.verify(parsed, wanted, timeout_seconds=None)  # it reads x < 3 as gold alone
-  return Verdict(float(equal))
+    # math-verify understands x < 3 only as the first argument.
+    equal = math_verify.verify(parsed, expected, timeout_seconds=None)
+  return Verdict(float(equal), answer=answer)
 
 
 def final_answer(text: str) -> str | None:
   """The text that a response gives as its answer, None if it gives none."""
   hashes = list(_HASHES.finditer(text))
-  places = [last_box(text), last_line(text), last_tag(text)]
+  boxed = last_box(text)
+  places = [boxed, last_line(text), last_tag(text)]
   places += [(m.start(), m.group(1)) for m in hashes[-1:]]
-  found = [place for place in places if place]
-  if not found:
-    found = [(m.start(), m.group(1)) for m in list(_SAYS.finditer(text))[-1:]]
-  if not found:
+  answers = [place for place in places if place]
+  if not answers:
+    answers = [(m.start(), m.group(1)) for m in list(_PHRASE.finditer(text))[-1:]]
+  if not answers:
     return None
-  answer = max(found)[1]
-  box = last_box(answer)  # in a line or tag, or a box in a box
-  return box[1] if box else answer if max(found) == places[0] else _ASIDE.split(answer)[0]
+  answer = max(answers)[1]
+  inner = last_box(answer)  # a box in a line, in a tag or in another box
+  return inner[1] if inner else answer if max(answers) == boxed else _ASIDE.split(answer)[0]
 
 
 def clean(text: str) -> str:
-  """An answer without what carries no meaning: dollars, spacing, \\text, a full stop."""
+  """An answer without what does not matter: boxes, dollar signs, spacing, a full stop."""
   while (box := last_box(text)) is not None:
     text = box[1]
   text = text.replace("−", "-").replace("–", "-").replace("\\$", "$").replace("$", " ")
@@ -118,30 +119,28 @@ def clean(text: str) -> str:
   return re.sub(r"\s+", " ", text).strip().rstrip(".,;:").strip()
 
 
-def _known(gold: str, answer: str) -> bool | None:
-  """Whether two cleaned answers are equal, where that needs no algebra; else None."""
+def _equal_without_sympy(gold: str, answer: str) -> bool | None:
+  """Whether two cleaned answers are equal, None if it takes algebra to decide."""
   if _text(gold) == _text(answer):
     return True
   sides = [re.fullmatch(r"([a-zA-Z](?:_\d)?)\s*=\s*([^=]+)", x) for x in (gold, answer)]
   if all(sides) and sides[0][1] != sides[1][1]:
-    return False  # another variable's value
+    return False  # the values of two different variables
   numbers = _number(sides[0][2] if sides[0] else gold), _number(sides[1][2] if sides[1] else answer)
   if None not in numbers:
     (a, unit_a), (b, unit_b) = numbers
-    if (
-      "%" in (unit_a, unit_b) and unit_a != unit_b
-    ):  # 50% is 0.5, and for a reference of 50 it is 50
+    if "%" in (unit_a, unit_b) and unit_a != unit_b:  # 50% equals both 0.5 and 50
       percent, other = (a, b) if unit_a == "%" else (b, a)
       return other in (percent, 100 * percent)
     return a == b and (unit_a == unit_b or not unit_a or not unit_b)
   words = [re.fullmatch(r"[a-z][a-z' -]+", _text(x)) for x in (gold, answer)]
   if all(words) or any(words) and not all(numbers) and any(n is not None for n in numbers):
-    return False  # two words, or a word and a number
+    return False  # two different words, or a word and a number
   return None
 
 
 def _text(text):
-  """For comparison as text: no \\text, no spaces, lower case for words."""
+  """An answer for comparison as text: without \\text and spaces, words in lower case."""
   text = _TEXT.sub(lambda m: m.group(1), text).strip(" .")
   plain = re.sub(r"\s+", "", text)
   words = re.fullmatch(r"\(?[A-Za-z][A-Za-z' -]+\)?|\([A-Za-z]\)|[A-Z]\.", text)
@@ -149,7 +148,7 @@ def _text(text):
 
 
 def _number(text: str) -> tuple[Fraction, str] | None:
-  """A plain number and its unit ("" for none), None if a text is anything else."""
+  """A plain number and its unit ("" for none), None if the text is anything else."""
   text = re.sub(r"^(?:\\text\{)?\s*(?:approximately|about|\\approx)\s*\}?", "", text)
   unit = ""
   if m := re.match(r"[-+]?\s*([€£])\s*(?=[\d.])", text):
@@ -164,10 +163,10 @@ def _number(text: str) -> tuple[Fraction, str] | None:
   mixed = re.fullmatch(r"([-+]?)(\d{1,9})\s+(?=\d+/\d+|\\frac)(.*)", text)
   bare = re.sub(r"\s+", "", text if not mixed else mixed.group(1) + mixed.group(3))
   if m := _FRACTION.fullmatch(bare):
-    above, below = (m.group(3), m.group(4)) if m.group(3) else (m.group(5), m.group(6))
-    if not int(below):
+    numerator, denominator = m.group(3, 4) if m.group(3) else m.group(5, 6)
+    if not int(denominator):
       return None
-    value = Fraction(int(above), int(below))
+    value = Fraction(int(numerator), int(denominator))
     value += int(mixed.group(2) if mixed else m["whole"] or 0)
   elif m := _REPEATING.fullmatch(bare):
     digits, period = m["decimal"], m["period"]
@@ -187,7 +186,7 @@ def _number(text: str) -> tuple[Fraction, str] | None:
 
 
 def too_large(text: str) -> str:
-  """Why sympy should not be asked about an answer, "" if it may: it would not come back."""
+  """Why sympy would take forever on an answer, "" if it would not."""
   if len(text) > LONGEST_ANSWER:
     return f"is longer than {LONGEST_ANSWER} characters"
   depth = deepest = 0

@@ -21,26 +21,28 @@ def tool_call(
   a whole: {"name": ..., "arguments": {...}}, a list of them, or OpenAI's {"function": {...}}.
 
   Args:
-    reference: {"name": ..., "arguments": {...}}, or a list of them; an empty list: no call.
-    response: what was said.
+    reference: {"name": ..., "arguments": {...}} or a list of them; an empty list for no call.
+    response: the text to judge.
     ordered: whether the calls must come in the reference's order.
   """
-  wanted = [reference] if isinstance(reference, Mapping) else list(reference)
-  for call in wanted:
+  references = [reference] if isinstance(reference, Mapping) else list(reference)
+  for call in references:
     if not isinstance(call, Mapping) or "name" not in call:
-      raise UnusableError(f"tool_call's reference {call!r} has no name")
-  wanted = [(call["name"], call.get("arguments", {})) for call in wanted]
+      raise UnusableError(
+        f"a call in the reference of verifier tool_call needs a name, got {call!r}"
+      )
+  expected = [(call["name"], call.get("arguments", {})) for call in references]
   text = response[-LONGEST:]
   tagged = _TAGGED.findall(text)
   blocks = tagged or _FENCED.findall(text) or [text]
   try:
     calls = [call for block in blocks for call in _calls(json.loads(block))]
   except (ValueError, KeyError, TypeError, RecursionError) as error:
-    if not wanted and not tagged and "<tool_call>" not in text:
-      return Verdict(1.0)  # words, and no call was wanted
+    if not expected and not tagged and "<tool_call>" not in text:
+      return Verdict(1.0)  # plain words, where no call is expected
     return Verdict(0.0, "unparsable", repr(error))
-  wanted, calls = [_key(c) for c in wanted], [_key(c) for c in calls]
-  return Verdict(float(calls == wanted if ordered else sorted(calls) == sorted(wanted)))
+  expected, calls = [_key(c) for c in expected], [_key(c) for c in calls]
+  return Verdict(float(calls == expected if ordered else sorted(calls) == sorted(expected)))
 
 
 def _calls(value):
@@ -51,7 +53,7 @@ def _calls(value):
   if not isinstance(call, dict):
     raise TypeError("a call is an object")
   arguments = call.get("arguments", call.get("parameters", {}))
-  if isinstance(arguments, str):  # OpenAI's API writes them as text
+  if isinstance(arguments, str):  # OpenAI's API writes arguments as text
     arguments = json.loads(arguments)
   if not isinstance(arguments, dict) or not isinstance(call["name"], str):
     raise TypeError("a call has a name and an object of arguments")
@@ -59,7 +61,7 @@ def _calls(value):
 
 
 def _key(call):
-  """The same text for calls that are equal as JSON: 1 is 1.0, but not true or "1"."""
+  """The same text for calls that are equal as JSON: 1 equals 1.0, but not true or "1"."""
 
   def plain(value):
     if isinstance(value, Mapping):

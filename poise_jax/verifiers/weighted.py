@@ -1,19 +1,48 @@
 """Weighted sums of checks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from poise_jax import verifiers
 from poise_jax.verifiers.base import Check, UnusableError, Verdict
 
 
-def weighted(reference: Sequence[tuple[float, Check]], response: str) -> Verdict:
-  """The weighted sum of several checks of one response; weights add up to 1.
+def weighted(reference: Mapping[str, tuple[float, Check]], response: str) -> Verdict:
+  """The weighted sum of the scores that several checks give one response.
 
-  Its status is the first one that is not "ok".
+  The verdict's parts are the scores by name, before weighting. Its status is the first one that is
+  not "ok"; its answer is that of the first check.
+
+  Args:
+    reference: name of a part -> (weight, check); the weights add up to 1.
+    response: the text to judge.
   """
-  if abs(sum(weight for weight, _ in reference) - 1) > 1e-6:
-    raise UnusableError(f"weights {[weight for weight, _ in reference]} do not add up to 1")
-  verdicts = [verifiers.verify(check, response) for _, check in reference]
-  total = sum(weight * v.score for (weight, _), v in zip(reference, verdicts, strict=True))
-  first = next((v for v in verdicts if v.status != "ok"), Verdict(0.0))
-  return Verdict(min(1.0, max(0.0, total)), first.status, first.note)
+  _check_mapping(reference)
+  weights = {name: weight for name, (weight, _) in reference.items()}
+  if abs(sum(weights.values()) - 1) > 1e-6:
+    raise UnusableError(f"the weights of a weighted check must add up to 1, got {weights}")
+  verdicts = {name: verifiers.verify(check, response) for name, (_, check) in reference.items()}
+  total = sum(weights[name] * verdict.score for name, verdict in verdicts.items())
+  failure = next((v for v in verdicts.values() if v.status != "ok"), Verdict(0.0))
+  return Verdict(
+    min(1.0, max(0.0, total)),
+    failure.status,
+    failure.note,
+    answer=next(iter(verdicts.values())).answer,
+    parts={name: verdict.score for name, verdict in verdicts.items()},
+  )
+
+
+def verifier_names(check: Check) -> list[str]:
+  """The verifiers that a check needs, those of its parts included."""
+  if check.verifier != "weighted":
+    return [check.verifier]
+  _check_mapping(check.reference)
+  return ["weighted", *(n for _, part in check.reference.values() for n in verifier_names(part))]
+
+
+def _check_mapping(reference):
+  if not isinstance(reference, Mapping):
+    raise UnusableError(
+      "the reference of verifier weighted maps the name of each part to (weight, Check), got "
+      f"{reference!r}"
+    )

@@ -1,61 +1,77 @@
-"""Format rewards, weighted sums, a user's own function, and the counts."""
+"""Format rewards, weighted sums, a user's own function, and the metrics of a step."""
 
 import pytest
 
+from poise_jax.errors import UserError
 from poise_jax.evaluation.judge import Judge, VerifierConfig
 from poise_jax.verifiers import Check, UnusableError, Verdict, verify
 from poise_jax.verifiers.pool import Pool
 
 FIVE = Check("last_integer", "5")
-FORM = dict(format="<think>.*</think>.*", format_weight=0.2)
+FORMAT = dict(format="<think>.*</think>.*", format_weight=0.2)
+ALL = dict(function="user_rewards:half", function_weight=0.4) | FORMAT
 
 
 @pytest.mark.parametrize(
-  "config,training,evaluation",  # scores of: right and in form, right, in form, neither
+  "config,training,evaluation",  # scores of: right and in the format, right, in the format, neither
   [
     ({}, [1, 1, 0, 0], [1, 1, 0, 0]),
-    (FORM, [1, 0.8, 0.2, 0], [1, 1, 0, 0]),
+    (FORMAT, [1, 0.8, 0.2, 0], [1, 1, 0, 0]),
     (dict(function="user_rewards:half"), [0.5] * 4, [0.5] * 4),
-    (
-      dict(function="user_rewards:half", function_weight=0.4) | FORM,
-      [0.8, 0.6, 0.4, 0.2],
-      [1, 1, 0, 0],
-    ),
+    (ALL, [0.8, 0.6, 0.4, 0.2], [1, 1, 0, 0]),
   ],
 )
-def test_what_a_config_makes_of_a_check(config, training, evaluation):
+def test_scores_in_training_and_evaluation(config, training, evaluation):
   responses = ["<think>a\nb</think> 5", "5", "<think>x</think> 6", "6"]
   config = VerifierConfig(**config)
-  for scores, how in ((training, True), (evaluation, False)):
-    got = [verify(config.check(FIVE, training=how), response).score for response in responses]
-    assert got == pytest.approx(scores)
+  for expected, mode in ((training, True), (evaluation, False)):
+    check = config.check(FIVE, training=mode)
+    assert [verify(check, response).score for response in responses] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
   "fields,message",
   [
-    (dict(time_limit=0), "time_limit=0 must be positive"),
-    (dict(workers=-1), "workers=-1 must not be negative"),
-    (dict(format="(", format_weight=0.1), "no regular expression"),
-    (dict(format="x"), "one without the other does nothing"),
-    (dict(format_weight=0.1), "one without the other does nothing"),
-    (dict(format="x", format_weight=0.1, function="a:b"), "1 at most together"),
-    (dict(function="a:b", function_weight=-0.1), "must not be negative"),
+    (dict(time_limit=0), "time_limit must be between 0 and 1,000,000 seconds, got 0"),
+    (dict(workers=-1), "workers must be at least 0, got -1"),
+    (dict(format="(", format_weight=0.1), "must be a regular expression, got '\\('"),
+    (dict(format="x"), "set verifier.format and verifier.format_weight together"),
+    (dict(format_weight=0.1), "set verifier.format and verifier.format_weight together"),
+    (dict(format="x", format_weight=0.1, function="a:b"), "must be at most 1, got 1.1"),
+    (dict(function="a:b", function_weight=-0.1), "function_weight must be at least 0, got -0.1"),
   ],
 )
-def test_what_a_config_cannot_be(fields, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_configs(fields, message):
+  with pytest.raises(UserError, match=message):
     VerifierConfig(**fields)
 
 
-def test_a_weighted_sum_keeps_the_first_status_and_checks_its_weights():
-  parts = [(0.5, FIVE), (0.5, Check("user_rewards:half", ""))]
-  assert verify(Check("weighted", parts), "nothing") == Verdict(0.25, "unparsable")
-  with pytest.raises(UnusableError, match="do not add up to 1"):
-    verify(Check("weighted", parts[:1]), "5")
+def test_a_weighted_sum_keeps_the_first_failure_and_checks_its_weights():
+  parts = {"sum": (0.5, FIVE), "half": (0.5, Check("user_rewards:half", ""))}
+  verdict = Verdict(0.25, "unparsable", parts={"sum": 0.0, "half": 0.5})
+  assert verify(Check("weighted", parts), "nothing") == verdict
+  with pytest.raises(UnusableError, match="must add up to 1, got {'sum': 0.5}"):
+    verify(Check("weighted", {"sum": (0.5, FIVE)}), "5")
+  with pytest.raises(UnusableError, match="maps the name of each part to"):
+    verify(Check("weighted", [(1.0, FIVE)]), "5")
 
 
-def test_counts_are_of_training_and_of_one_step():
+@pytest.mark.parametrize(
+  "config,verifier,names",
+  [
+    (FORMAT, "math", ["math", "format"]),
+    (ALL, "last_integer", ["last_integer", "format", "half"]),
+    (ALL, "their_rewards:half", ["half", "format", "user_rewards:half"]),
+    (FORMAT, "their_rewards:format", ["format", "constraints"]),
+    (dict(function="a:b", function_weight=0.3), "math", ["math", "b"]),
+  ],
+)
+def test_names_of_the_parts(config, verifier, names):
+  check = VerifierConfig(**config).check(Check(verifier, "5"), training=True)
+  assert list(check.reference) == names
+
+
+def test_counts_cover_the_training_responses_since_the_last_call():
   follow = Check("user_rewards:follow", "right")
   with Pool(2, time_limit=0.5) as pool:
     judge = Judge(pool, VerifierConfig())
@@ -69,7 +85,45 @@ def test_counts_are_of_training_and_of_one_step():
     assert judge.metrics() == counts
     assert judge.metrics() == dict.fromkeys(counts, 0)
     assert not judge.crashed
-    with pytest.raises(ValueError, match="crashed on all 2 answers; on the last with .*missing"):
+    with pytest.raises(UserError, match="crashed on all 2 responses; the last error: .*missing"):
       judge.score([follow] * 2, ["raise"] * 2)
-    with pytest.raises(UnusableError, match="unknown"):
+    with pytest.raises(UnusableError, match="unknown verifier 'nothing'"):
       Judge(pool, VerifierConfig(function="nothing")).load([FIVE])
+
+
+def _parts(metrics):
+  """The metrics of parts, by name."""
+  prefix = "reward/part/"
+  return {name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix)}
+
+
+def test_every_part_of_a_weighted_reward_is_a_metric():
+  letter = Check("choice", "B")
+  with Pool(2, time_limit=5) as pool:
+    judge = Judge(pool, VerifierConfig(**ALL))
+    judge.score([FIVE, FIVE, letter], ["5", "<think></think> 6", "Answer: B"])
+    judge.score([FIVE], ["<think></think> 5"])  # a second batch of the same step
+    judge.score([FIVE], ["6"], training=False)
+    expected = {"last_integer": 2 / 3, "format": 2 / 4, "half": 0.5, "choice": 1.0}
+    assert _parts(judge.metrics()) == pytest.approx(expected)
+    assert _parts(judge.metrics()) == {}
+
+
+def test_the_weighted_means_of_the_parts_add_up_to_the_mean_score_with_failures_too():
+  config = VerifierConfig(format="r.*", format_weight=0.25)
+  follow = Check("user_rewards:follow", "right")
+  with Pool(2, time_limit=0.5) as pool:
+    judge = Judge(pool, config)
+    verdicts = judge.score([follow] * 4, ["right", "hang", "raise", "rong"])
+    parts = _parts(judge.metrics())
+  assert [v.status for v in verdicts] == ["ok", "timed_out", "crashed", "ok"]
+  assert parts == {"follow": 0.25, "format": 0.5}
+  mean = sum(verdict.score for verdict in verdicts) / 4
+  assert 0.75 * parts["follow"] + 0.25 * parts["format"] == pytest.approx(mean)
+
+
+def test_parts_that_a_user_reports_are_metrics_too():
+  with Pool(1, time_limit=5) as pool:
+    judge = Judge(pool, VerifierConfig(function="user_rewards:vowels"))
+    judge.score([FIVE, FIVE], ["aeon", "nothing"])
+    assert _parts(judge.metrics()) == pytest.approx({"a": 0.05, "e": 0.05})

@@ -1,7 +1,7 @@
-"""Answers to mathematical questions with the verdict that a teacher would give.
+"""Answers to mathematical questions, labelled as a teacher would grade them.
 
-Written by hand for this project. ANSWERS has (kind, reference, response, is it right?); a short
-answer stands in a sentence with a box around it, which is how most policies are asked to answer.
+Written by hand for this project. ANSWERS has (kind, reference, response, whether it is right).
+Short answers stand boxed in a sentence, as most prompts ask for.
 """
 
 
@@ -9,7 +9,7 @@ def _boxed(answer):
   return rf"We simplify and obtain the result, so the answer is \boxed{{{answer}}}."
 
 
-# reference, answers that are right, answers that are wrong; each in a box.
+# (reference, right answers, wrong answers); each answer is put in a box.
 _IN_BOXES = {
   "numbers": [
     ("42", ["42", "42.0", "+42", "42.", " 42 ", "$42$", r"\text{42}"], ["-42", "24", "4.2", "43"]),
@@ -95,7 +95,7 @@ _IN_BOXES = {
   ],
 }
 
-# Whole responses: where the answer stands, and what would mislead who reads it.
+# Whole responses: where the answer stands, and traps for the reader.
 _WHOLE = [
   ("answer lines", "7", "Some work.\nAnswer: 7", True),
   ("answer lines", "7", "Some work.\nAnswer: $7$", True),

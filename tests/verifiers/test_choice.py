@@ -24,7 +24,7 @@ CITIES = {"A": "Rome", "B": "Paris", "C": "Bern"}
     r"\boxed{\textbf{B}}",
   ],
 )
-def test_chosen(response):
+def test_the_right_letter_is_chosen(response):
   assert verify(Check("choice", "B", {"choices": CITIES}), response).score == 1
 
 
@@ -32,17 +32,17 @@ def test_chosen(response):
   "response",
   [r"\boxed{A}", "Answer: A", "The answer is C, not B.", "Answer: B or C", "Answer: B. Bern", ""],
 )
-def test_not_chosen(response):
+def test_another_letter_or_none_is_chosen(response):
   assert verify(Check("choice", "B", {"choices": CITIES}), response).score == 0
 
 
 @pytest.mark.parametrize(
   "response", ["A dog has four legs.", "", "I think, therefore I am", r"\boxed{Q}"]
 )
-def test_no_choice(response):
+def test_without_a_choice_a_response_is_unparsable(response):
   assert verify(Check("choice", "A", {"choices": CITIES}), response).status == "unparsable"
 
 
-def test_a_reference_that_is_no_letter():
-  with pytest.raises(UnusableError, match="is not one of A, B, C"):
+def test_a_reference_must_be_a_letter():
+  with pytest.raises(UnusableError, match="must be one of A, B, C, got 'Paris'"):
     verify(Check("choice", "Paris", {"choices": CITIES}), "B")

@@ -1,4 +1,4 @@
-"""Code against tests, and each way out of the sandbox that it claims to stop."""
+"""Programs against tests, and every attack that the sandbox claims to stop."""
 
 import os
 import pathlib
@@ -8,8 +8,8 @@ import pytest
 
 from poise_jax.verifiers import Check, UnusableError, Verdict, verify
 from poise_jax.verifiers import code as code_lib
+from poise_jax.verifiers.sandbox import Sandbox
 from poise_jax.verifiers.sandbox import sandbox as sandbox_lib
-from poise_jax.verifiers.sandbox.sandbox import Sandbox
 
 SQUARE = {"tests": ["assert f(2) == 4", "assert f(3) == 9"]}
 
@@ -19,9 +19,9 @@ def judge(program, reference=SQUARE, **options):
 
 
 def run(program, seconds=10, **limits):
-  """What a program prints in a sandbox, its errors included."""
+  """The output of a program in a sandbox, errors included."""
   with Sandbox(program, errors=True, **limits) as sandbox:
-    assert sandbox.wait(seconds) is not None, "it is still running"
+    assert sandbox.wait(seconds) is not None, "the program is still running"
     return sandbox.output(10_000).strip()
 
 
@@ -46,7 +46,7 @@ def test_functions(program, score, partial):
   assert judge(program, partial=True).score == partial
 
 
-def test_values_of_all_kinds_pass_between_answer_and_tests():
+def test_values_of_all_kinds_pass_between_program_and_tests():
   program = """
 import math
 from collections import Counter
@@ -98,7 +98,7 @@ def test_standard_input_and_output(program, score):
   assert judge(program, {"inputs": ["2\n", "3"], "outputs": ["4", "9\n"]}).score == score
 
 
-def test_outputs_are_compared_by_token_and_decimals_nearly():
+def test_outputs_are_compared_word_by_word_and_decimals_approximately():
   assert code_lib.same_output("1 2\n3\n", "1  2 \n3")
   assert code_lib.same_output("0.333333", "0.33333333")
   assert not code_lib.same_output("0.3333", "0.3334")
@@ -116,11 +116,11 @@ def test_calls_of_a_named_function_or_method():
 @pytest.mark.parametrize(
   "response", ["", "I cannot.", "```python\n```", "```\n" + "x=1\n" * 30_000 + "```"]
 )
-def test_no_program_is_unparsable(response):
+def test_a_response_without_a_program_is_unparsable(response):
   assert verify(Check("code", SQUARE), response) == Verdict(0.0, "unparsable")
 
 
-def test_the_last_block_counts_and_a_bare_program_does():
+def test_the_program_is_the_last_block_or_a_bare_response():
   blocks = "```python\ndef f(x): return 0\n```\nNo:\n```\ndef f(x): return x * x\n```"
   assert verify(Check("code", SQUARE), blocks).score == 1
   assert verify(Check("code", SQUARE), "def f(x): return x * x").score == 1
@@ -128,19 +128,21 @@ def test_the_last_block_counts_and_a_bare_program_does():
 
 @pytest.mark.parametrize("reference", [{}, {"tests": []}, {"inputs": ["1"], "outputs": []}, 5])
 def test_a_reference_without_tests_is_an_error(reference):
-  with pytest.raises(UnusableError, match="code's reference"):
+  with pytest.raises(UnusableError, match="the reference of verifier code"):
     judge("x = 1", reference)
 
 
-def test_where_nothing_can_be_isolated_nothing_runs(monkeypatch):
+def test_no_program_runs_where_sandboxes_are_not_allowed(monkeypatch):
   monkeypatch.setattr(code_lib, "Sandbox", lambda *a, **k: Sandbox("import os; os._exit(120)", **k))
   code_lib.check_sandbox.cache_clear()
-  with pytest.raises(UnusableError, match="cannot isolate programs here, so it runs none"):
+  with pytest.raises(
+    UnusableError, match="cannot isolate programs on this machine, so it runs none"
+  ):
     judge("def f(x): return x * x")
   code_lib.check_sandbox.cache_clear()
 
 
-# A point that was not earned.
+# Attempts to score without right values.
 
 
 @pytest.mark.parametrize(
@@ -162,27 +164,27 @@ def test_where_nothing_can_be_isolated_nothing_runs(monkeypatch):
     "import threading, os\nthreading.Thread(target=lambda: os._exit(0)).start()",
     "def f(x):\n  raise SystemExit(0)",
     "import __main__, os\nfor fd in range(3, 30):\n"
-    "  try: os.write(fd, b'[\"gave\", {}, []]\\n' * 100)\n  except OSError: pass\n"
+    "  try: os.write(fd, b'[\"returned\", {}, []]\\n' * 100)\n  except OSError: pass\n"
     "def f(x): return 0",
   ],
 )
-def test_no_program_passes_without_the_right_values(program):
+def test_only_right_values_pass(program):
   assert judge(program, partial=True).score == 0
 
 
-def test_an_answer_cannot_judge_itself_by_a_name_that_the_tests_use():
+def test_a_program_cannot_replace_names_that_the_tests_use():
   reference = {"tests": ["assert all(f(x) == x * x for x in (2, 3))"]}
   assert judge("def f(x): return 0\ndef all(x): return True", reference).score == 0
   assert judge("def f(x): return x * x", reference).score == 1
 
 
-def test_what_tests_hand_over_can_be_called_and_nothing_else():
+def test_a_program_can_only_call_the_objects_of_the_tests():
   reference = {"tests": ["assert f(lambda: 0) == 'globals'"]}
   stolen = "def f(g):\n  return 'globals' if g.__globals__ else ''"
   assert judge(stolen, reference).score == 0
 
 
-# Ways out.
+# Attempts to escape.
 
 
 def test_network():
@@ -203,7 +205,7 @@ for address in (('127.0.0.1', PORT), ('1.1.1.1', 53)):
 
 
 def test_fork_bomb():
-  """Few processes come to be, and none is left."""
+  """Only a few processes start, and none survives."""
   program = """
 import os, sys, time
 while True:
@@ -215,7 +217,8 @@ while True:
   before = _processes()
   with Sandbox(program) as sandbox:
     assert sandbox.wait(1) is None
-    assert 2 <= len(_processes() - before) <= 12  # 8, the first process and the one that started it
+    # 8, the namespace's first process and the one that started it.
+    assert 2 <= len(_processes() - before) <= 12
   end = time.monotonic() + 5
   while _processes() - before and time.monotonic() < end:
     time.sleep(0.05)
@@ -223,18 +226,18 @@ while True:
 
 
 def _processes():
-  """Ids of all processes that were started as a sandbox."""
-  found = set()
+  """Ids of all sandbox processes of this test process."""
+  pids = set()
   for entry in pathlib.Path("/proc").glob("[0-9]*"):
     try:
       command = (entry / "cmdline").read_bytes()
       group = os.getpgid(int(entry.name))
-      mine = int(pathlib.Path(f"/proc/{group}/stat").read_text().split()[3]) == os.getpid()
+      parent = int(pathlib.Path(f"/proc/{group}/stat").read_text().split()[3])
     except OSError:
       continue
-    if b"sandbox.py" in command and mine:
-      found.add(int(entry.name))
-  return found
+    if b"sandbox.py" in command and parent == os.getpid():
+      pids.add(int(entry.name))
+  return pids
 
 
 def test_processes_that_leave_the_group_die_too():
@@ -267,12 +270,11 @@ except OSError as error:
 """
   assert 2 <= int(run(program, disk=4 << 20)) <= 4
   assert "File too large" in run("open('a', 'wb').write(bytes(5 << 20))", disk=4 << 20)
-  assert (
-    len(run("print('x' * (5 << 20))", disk=4 << 20)) <= 10_000
-  )  # what is printed is bounded too
+  output = run("print('x' * (5 << 20))", disk=4 << 20)  # the limit covers the output, too
+  assert len(output) <= 10_000
 
 
-def test_writing_outside_of_its_folder():
+def test_writing_outside_the_work_folder():
   program = """
 import os, sys
 for place in ('/', '/usr', '/dev', '/tmp', os.path.dirname(os.__file__), sys.prefix):
@@ -287,17 +289,17 @@ print(open('x').read(), os.getcwd())
   assert run(program) == "in /sandbox"
 
 
-def test_folders_that_are_lent_cannot_be_written(tmp_path, monkeypatch):
-  """Even where the user may write to them, as one does to one's own Python."""
+def test_mounted_folders_are_read_only(tmp_path, monkeypatch):
+  """Even where the user may write to them, as in a Python of one's own."""
   tmp_path.chmod(0o777)
-  (tmp_path / "lent").write_text("read")
-  (tmp_path / "lent").chmod(0o666)
+  (tmp_path / "file").write_text("read")
+  (tmp_path / "file").chmod(0o666)
   folders = sandbox_lib._folders
   monkeypatch.setattr(sandbox_lib, "_folders", lambda: [*folders(), str(tmp_path)])
-  program = f"print(open('{tmp_path}/lent').read(), flush=True)\nopen('{tmp_path}/lent', 'w')"
+  program = f"print(open('{tmp_path}/file').read(), flush=True)\nopen('{tmp_path}/file', 'w')"
   assert "Read-only file system" in run(program)
   assert run(program).startswith("read\n")
-  assert (tmp_path / "lent").read_text() == "read"
+  assert (tmp_path / "file").read_text() == "read"
 
 
 def test_reading_outside(tmp_path):
@@ -323,11 +325,11 @@ for path in PATHS:
     except OSError: pass
 print(dict(os.environ))
 """
-  said = run(program.replace("PATHS", repr([str(path) for path in paths]))).splitlines()
-  # Of a home that holds Python itself, the way there can be seen.
-  assert [line for line in said[:-1] if not line.startswith(str(pathlib.Path.home()))] == []
-  assert not any("ssh" in line or "bash" in line for line in said)
-  assert set(eval(said[-1])) <= {"LC_CTYPE"}
+  *lines, environment = run(program.replace("PATHS", repr([*map(str, paths)]))).splitlines()
+  # If Python is installed below the home folder, the folders on the way there are visible.
+  assert [line for line in lines if not line.startswith(str(pathlib.Path.home()))] == []
+  assert not any("ssh" in line or "bash" in line for line in lines)
+  assert set(eval(environment)) <= {"LC_CTYPE"}
 
 
 def test_killing_and_reading_other_processes():
@@ -347,7 +349,7 @@ print(os.getpid(), os.getppid())
   assert run(program) == "[-1, -1]\n[-1, -1]\n2 1"
 
 
-def test_no_rights_are_left_or_won():
+def test_no_privileges_are_left_or_gained():
   program = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -360,15 +362,15 @@ except OSError: print('no', os.getuid() > 0)
 
 
 def test_only_standard_descriptors_are_inherited():
-  with open(__file__):  # one more that it must not get
+  with open(__file__):  # one more descriptor, which it must not inherit
     program = "import os\nprint([fd for fd in range(64) if os.path.exists('/dev') and _is(fd)])"
     is_open = "def _is(fd):\n  try: os.fstat(fd)\n  except OSError: return False\n  return True\n"
     assert run("import os\n" + is_open + program) == "[0, 1, 2]"
 
 
-def test_the_time_limit_holds_whatever_is_run():
+def test_the_time_limit_holds_for_every_program():
   for program in ("def f(x):\n  while True: pass", "import time\ntime.sleep(1000)"):
     start = time.monotonic()
     assert judge(program, time_limit=0.7) == Verdict(0.0, "timed_out")
     assert time.monotonic() - start < 2.5
-  assert run("while True: pass", seconds=20, cpu=1) == ""  # computing is bounded by itself
+  assert run("while True: pass", seconds=20, cpu=1) == ""  # the limit of CPU time holds by itself

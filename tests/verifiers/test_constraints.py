@@ -1,11 +1,9 @@
-"""Constraints on a response's form."""
+"""Constraints on the form of a response."""
 
 import pytest
 
 from poise_jax.verifiers import Check, UnusableError, verify
 from poise_jax.verifiers.constraints import KINDS
-
-TEXT = "Tea is *hot*. I drink tea!\n\n* one\n* two\n\nP.S. Dr. Who likes NASA and BBC."
 
 
 @pytest.mark.parametrize(
@@ -44,18 +42,18 @@ TEXT = "Tea is *hot*. I drink tea!\n\n* one\n* two\n\nP.S. Dr. Who likes NASA an
     ("finds", {"pattern": r"^\d+$"}, "a\n12\nb", "a12"),
   ],
 )
-def test_kinds(kind, arguments, yes, no):
+def test_each_kind(kind, arguments, yes, no):
   check = Check("constraints", [{"kind": kind, **arguments}])
   assert verify(check, yes).score == 1
   assert verify(check, no).score == 0
 
 
 def test_every_kind_is_tested():
-  tested = {p[0] for p in test_kinds.pytestmark[0].args[1]}
+  tested = {parameters[0] for parameters in test_each_kind.pytestmark[0].args[1]}
   assert tested == set(KINDS)
 
 
-def test_all_or_a_fraction():
+def test_partial_scores_the_fraction():
   both = [{"kind": "no_commas"}, {"kind": "words", "at_most": 1}]
   assert verify(Check("constraints", both), "a b").score == 0
   verdict = verify(Check("constraints", both, {"partial": True}), "a b")
@@ -64,15 +62,15 @@ def test_all_or_a_fraction():
 
 
 @pytest.mark.parametrize(
-  "wrong,message",
+  "reference,message",
   [
     ([], "at least one"),
-    ([{"kind": "word"}], "'word' is unknown; known are words"),
-    ([{"kind": "words"}], "needs at_least, at_most or exactly"),
+    ([{"kind": "word"}], "unknown constraint 'word'; did you mean 'words'\\? choose from"),
+    ([{"kind": "words"}], "set at_least, at_most or exactly"),
     ([{"kind": "words", "at_lest": 1}], "malformed"),
     ([{"kind": "matches", "pattern": "("}], "malformed"),
   ],
 )
-def test_what_is_no_constraint(wrong, message):
+def test_malformed_constraints(reference, message):
   with pytest.raises(UnusableError, match=message):
-    verify(Check("constraints", wrong), TEXT)
+    verify(Check("constraints", reference), "a b")

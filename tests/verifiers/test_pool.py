@@ -1,4 +1,4 @@
-"""The pool: what an answer does to its verifier costs that answer alone."""
+"""The pool: whatever a response does to its verifier affects that response alone."""
 
 import os
 import pathlib
@@ -16,6 +16,7 @@ from poise_jax.verifiers.pool import Pool
 ROOT = pathlib.Path(__file__).parents[2]
 FOLLOW = Check("user_rewards:follow", "right")
 INTEGER = Check("last_integer", "5")
+RIGHT = Verdict(1.0, answer="5")
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +25,21 @@ def pool():
     yield pool
 
 
-def processes(group=None):
-  """Ids of the verifiers' processes of this very process, the main one first."""
-  found = []
+def processes(parent_pid=None):
+  """Ids of the pool processes that a parent, by default this process, started; main ones first."""
+  children = []
   for entry in pathlib.Path("/proc").glob("[0-9]*"):
     try:
       if b"poise_jax.verifiers.pool.worker" in (entry / "cmdline").read_bytes():
-        found.append((int(entry.name), int((entry / "stat").read_text().split()[3])))
+        children.append((int(entry.name), int((entry / "stat").read_text().split()[3])))
     except OSError:
       pass
-  main = [pid for pid, parent in found if parent == (group or os.getpid())]
-  return main + [pid for pid, parent in found if parent in main]
+  main = [pid for pid, parent in children if parent == (parent_pid or os.getpid())]
+  return main + [pid for pid, parent in children if parent in main]
 
 
-def gone(pids, seconds=5):
-  """Whether all processes have ended, or do within some seconds."""
+def have_ended(pids, seconds=5):
+  """Whether all processes end within some seconds."""
   end = time.monotonic() + seconds
   while any(os.path.exists(f"/proc/{pid}") for pid in pids):
     if time.monotonic() > end:
@@ -47,60 +48,64 @@ def gone(pids, seconds=5):
   return True
 
 
-def test_the_same_verdicts_as_in_this_process_in_order(pool):
+def test_verdicts_equal_those_of_this_process_in_order(pool):
   texts = [f"it is {i % 7}" if i % 5 else "" for i in range(300)]
   checks = [Check("last_integer", str(i % 3)) for i in range(300)]
   assert pool.score(checks, texts) == verifiers.score(checks, texts)
   assert pool.score([], []) == []
-  with pytest.raises(ValueError, match="1 checks for 2 responses"):
+  with pytest.raises(ValueError, match="got 1 checks for 2 responses"):
     pool.score([INTEGER], ["5", "5"])
 
 
 def test_workers_do_not_import_jax(pool):
-  """Every verifier's libraries are loaded in the worker that is looked at."""
-  pool.load([Check(name, []) for name in verifiers.VERIFIERS])
+  """Not even a worker that has loaded the libraries of every verifier."""
+  pool.load([Check(name, {}) for name in verifiers.VERIFIERS])
   verdict = pool.score([FOLLOW], ["jax"])[0]
   assert verdict.score == 0
   assert {"math_verify", "reasoning_gym", "sympy"} <= set(verdict.note.split(","))
   assert not {"jax", "jaxlib", "flax"} & set(verdict.note.split(","))
 
 
-def test_hanging_answers_end_with_the_time_limit_and_all_others_are_scored(pool):
-  """Of 12 hanging answers on 2 workers each gets its time."""
+def test_hanging_responses_end_at_the_time_limit_and_all_others_are_scored(pool):
+  """Each of 12 hanging responses on 2 workers gets its time."""
   responses = ["right", "wrong"] * 50
-  bad = {3: "hang", 4: "sleep", 50: "hang", 99: "sleep"} | {i: "hang" for i in range(60, 68)}
-  for i, what in bad.items():
-    responses[i] = what
+  hanging = {3: "hang", 4: "sleep", 50: "hang", 99: "sleep"} | dict.fromkeys(range(60, 68), "hang")
+  for i, response in hanging.items():
+    responses[i] = response
   start = time.monotonic()
   verdicts = pool.score([FOLLOW] * 100, responses)
   assert time.monotonic() - start < pool.time_limit + 2
   for i, verdict in enumerate(verdicts):
-    if i in bad:
+    if i in hanging:
       assert verdict == Verdict(0.0, "timed_out")
     else:
-      assert verdict == Verdict(float(i % 2 == 0))
+      assert verdict == Verdict(float(i % 2 == 0), answer=responses[i])
 
 
-def test_whatever_else_goes_wrong_is_counted_as_a_crash(pool):
-  responses = ["raise", "right", "die", "memory", "too much", "right"]
-  verdicts = pool.score([FOLLOW] * 6, responses)
-  assert [v.status for v in verdicts] == ["crashed", "ok", "crashed", "crashed", "crashed", "ok"]
-  assert [v.score for v in verdicts] == [0, 1, 0, 0, 0, 1]
-  assert "KeyError('missing')" in verdicts[0].note
-  assert "signal 9" in verdicts[2].note
-  assert "MemoryError" in verdicts[3].note
-  assert "scores are numbers in [0, 1]" in verdicts[4].note
+def test_every_other_failure_counts_as_a_crash(pool):
+  notes = {
+    "raise": "KeyError('missing')",
+    "die": "signal 9",
+    "memory": "MemoryError",
+    "too much": "returned 1.5; return a number in [0, 1]",
+    "text": "returned 'right'; return a number in [0, 1]",
+  }
+  verdicts = pool.score([FOLLOW] * 7, ["right", *notes, "right"])
+  assert [v.status for v in verdicts] == ["ok", *["crashed"] * 5, "ok"]
+  assert [v.score for v in verdicts] == [1, *[0] * 5, 1]
+  for verdict, note in zip(verdicts[1:-1], notes.values(), strict=True):
+    assert note in verdict.note
 
 
-def test_an_answer_whose_worker_was_killed_from_outside_is_asked_again(pool, tmp_path):
+def test_a_response_whose_worker_is_killed_is_judged_again(pool, tmp_path):
   check = Check("user_rewards:follow", str(tmp_path / "died"))
-  assert pool.score([check], ["die once"]) == [Verdict(0.0)]  # "ok": the second time it was judged
+  assert pool.score([check], ["die once"]) == [Verdict(0.0, answer="die once")]
   assert (tmp_path / "died").exists()
 
 
 @pytest.mark.parametrize("which", ["workers", "all"])
 def test_killed_processes_are_replaced(pool, which):
-  assert pool.score([INTEGER] * 20, ["5"] * 20) == [Verdict(1.0)] * 20
+  assert pool.score([INTEGER] * 20, ["5"] * 20) == [RIGHT] * 20
   main, *workers = processes()
   assert workers
   for pid in workers if which == "workers" else [main, *workers]:
@@ -108,52 +113,60 @@ def test_killed_processes_are_replaced(pool, which):
       os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
       pass  # workers die with the main process
-  assert pool.score([INTEGER] * 20, ["5"] * 20) == [Verdict(1.0)] * 20
+  assert pool.score([INTEGER] * 20, ["5"] * 20) == [RIGHT] * 20
 
 
 @pytest.mark.parametrize(
   "verifier,message",
   [
-    ("maths", "'maths' is unknown; known are math, choice"),
-    ("nowhere:reward", "'nowhere:reward' does not load: ModuleNotFoundError"),
+    (
+      "maths",
+      "unknown verifier 'maths'; did you mean 'math'\\? choose from choice, .* of your own",
+    ),
+    ("nowhere:reward", "'nowhere:reward' does not load: ModuleNotFoundError.* PYTHONPATH"),
     ("user_rewards:nothing", "does not load: AttributeError"),
-    ("user_rewards:os", "is not a function"),
+    ("user_rewards:os", "is a module, not a function"),
   ],
 )
-def test_a_verifier_that_is_not_there_is_an_error_not_a_zero(pool, verifier, message):
+def test_a_missing_verifier_is_an_error_not_a_zero(pool, verifier, message):
   for call in (lambda c: pool.score([c], ["x"]), lambda c: pool.load([c])):
     with pytest.raises(UnusableError, match=message):
       call(Check(verifier, "5"))
-  assert pool.score([INTEGER], ["5"]) == [Verdict(1.0)]  # and the pool goes on
+  assert pool.score([INTEGER], ["5"]) == [RIGHT]  # the pool still works
 
 
 def test_a_check_that_cannot_judge_is_an_error_not_a_zero(pool):
-  with pytest.raises(UnusableError, match="'five' is not a number"):
+  with pytest.raises(UnusableError, match="must be a number, got 'five'"):
     pool.score([INTEGER, Check("numeric", "five")], ["5", "5"])
-  with pytest.raises(UnusableError, match="TypeError"):
+  with pytest.raises(
+    UnusableError, match="maps the name of each part to .weight, Check., got None"
+  ):
     pool.score([INTEGER, Check("weighted", None)], ["5", "5"])
-  assert pool.score([INTEGER], ["5"]) == [Verdict(1.0)]
+  with pytest.raises(UnusableError, match="TypeError"):
+    pool.score([INTEGER, Check("weighted", {"part": None})], ["5", "5"])
+  assert pool.score([INTEGER], ["5"]) == [RIGHT]
 
 
-def test_workers_that_do_not_start_are_an_error(monkeypatch):
+def test_a_process_that_does_not_start_is_an_error(monkeypatch):
   monkeypatch.setattr(sys, "executable", "/bin/false")
   with pytest.raises(OSError, match="does not start .exit code 1."):
     Pool(1)
 
 
 def test_closing_ends_every_process():
+  others = set(processes())
   with Pool(2, time_limit=1) as pool:
     pool.score([INTEGER] * 20, ["5"] * 20)
-    mine = [pid for pid in processes() if pid == pool._process.pid]
-    assert mine
-  assert gone(mine)
+    main, workers = pool._process.pid, set(processes()) - others
+    assert main in workers and len(workers) > 1
+  assert have_ended(workers)
   pool.close()
-  assert pool.score([INTEGER], ["5"]) == [Verdict(1.0)]  # starts anew
+  assert pool.score([INTEGER], ["5"]) == [RIGHT]  # starts again
   pool.close()
 
 
 def test_no_process_outlives_the_one_that_made_the_pool():
-  """Not even one whose answer hangs."""
+  """Not even a worker whose response hangs."""
   program = (
     "from poise_jax.verifiers import Check; from poise_jax.verifiers.pool import Pool\n"
     "p = Pool(1, time_limit=100); print('go', flush=True)\n"
@@ -168,4 +181,4 @@ def test_no_process_outlives_the_one_that_made_the_pool():
       time.sleep(0.05)
     process.kill()
   assert len(started) == 2
-  assert gone(started)
+  assert have_ended(started)

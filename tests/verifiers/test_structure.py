@@ -7,7 +7,7 @@ from poise_jax.verifiers import Check, verify
 GRID = {"header": ["House", "Name"], "rows": [["1", "alice"], ["2", "bob"]]}
 
 
-def right(reference, response):
+def score(reference, response):
   return verify(Check("structure", reference), response).score
 
 
@@ -26,7 +26,7 @@ def right(reference, response):
   ],
 )
 def test_right_answers(reference, response):
-  assert right(reference, response) == 1.0
+  assert score(reference, response) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_right_answers(reference, response):
   ],
 )
 def test_wrong_answers(reference, response):
-  assert right(reference, response) == 0.0
+  assert score(reference, response) == 0.0

@@ -20,7 +20,7 @@ JSON = '{"name": "add", "arguments": {"b": [2, {"c": null}], "a": 1.0}}'
     '{"name": "add", "parameters": {"a": 1, "b": [2, {"c": null}]}}',
   ],
 )
-def test_the_same_call(response):
+def test_equal_calls(response):
   assert verify(Check("tool_call", CALL), response).score == 1
 
 
@@ -40,12 +40,12 @@ def test_the_same_call(response):
     ("", "unparsable"),
   ],
 )
-def test_another_call(response, status):
+def test_different_and_unreadable_calls(response, status):
   verdict = verify(Check("tool_call", CALL), response)
   assert (verdict.score, verdict.status) == (0, status)
 
 
-def test_several_calls_and_none():
+def test_several_calls_and_no_call():
   other = {"name": "stop", "arguments": {}}
   response = f'<tool_call>{{"name": "stop"}}</tool_call> <tool_call>{JSON}</tool_call>'
   assert verify(Check("tool_call", [CALL, other]), response).score == 1
@@ -53,5 +53,5 @@ def test_several_calls_and_none():
   assert verify(Check("tool_call", [other, CALL], {"ordered": True}), response).score == 1
   assert verify(Check("tool_call", []), "I can say so without a tool.").score == 1
   assert verify(Check("tool_call", []), response).score == 0
-  with pytest.raises(UnusableError, match="has no name"):
+  with pytest.raises(UnusableError, match="needs a name"):
     verify(Check("tool_call", {"arguments": {}}), response)

@@ -1,4 +1,4 @@
-"""Killable processes that judge answers."""
+"""A pool of killable processes that judge responses."""
 
 from poise_jax.verifiers.pool.pool import Pool
 

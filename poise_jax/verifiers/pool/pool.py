@@ -1,4 +1,4 @@
-"""Judges batches in processes that can be killed and never import jax."""
+"""Judges batches of responses in processes that can be killed and never import jax."""
 
 import os
 import socket
@@ -7,29 +7,28 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from poise_jax.errors import UserError
 from poise_jax.verifiers.base import Check, UnusableError, Verdict
 
-STARTING = 60.0  # seconds in which a process must start or load a library
-DEATHS = 3  # of the verifiers' main process, without a verdict in between, before it is an error
+STARTUP = 60.0  # seconds that a process may take to start or to load a library
+MAX_DEATHS = 3  # deaths of the verifiers' process in a row, without a verdict in between
 
 
 class Pool:
-  """Workers that judge answers; close it, or use it as a context manager.
+  """Workers that judge responses; close it, or use it as a context manager.
 
-  They end by themselves with the process that made the pool, however that ends.
+  The workers end with the process that made the pool, however that process ends.
   """
 
   def __init__(self, workers: int = 0, time_limit: float = 10.0):
-    """Starts the workers' process.
+    """Starts the verifiers' process.
 
     Args:
-      workers: answers judged at once; 0: one for each core. Up to worker.CROWD times as many while
-        answers hang.
-      time_limit: seconds of wall-clock for one answer.
+      workers: responses judged at the same time; 0 for one per core. While responses hang, up to
+        worker.CROWD times as many.
+      time_limit: wall-clock seconds per response.
 
     Raises:
-      OSError: it does not start.
+      OSError: the process does not start.
     """
     self.workers = workers or len(os.sched_getaffinity(0))
     self.time_limit = time_limit
@@ -37,18 +36,18 @@ class Pool:
     self._start()
 
   def score(self, checks: Sequence[Check], responses: Sequence[str]) -> list[Verdict]:
-    """Judges responses, one check each; as verifiers.score, but nothing that an answer does to its
-    verifier reaches this process.
+    """Judges responses, one check each. As verifiers.score, but this process is safe from whatever
+    a response does to its verifier.
 
-    An answer that takes longer than the time limit scores 0, "timed_out"; one whose verifier
-    raises, or dies twice, scores 0, "crashed".
+    A response that exceeds the time limit scores 0 with status "timed_out". A response whose
+    verifier raises, or whose worker dies twice, scores 0 with status "crashed".
 
     Raises:
-      UnusableError: a check cannot judge any answer.
-      OSError: the workers' process cannot be started or dies again and again.
+      UnusableError: a check cannot judge any response.
+      OSError: the verifiers' process does not start, does not answer, or dies repeatedly.
     """
     if len(checks) != len(responses):
-      raise UserError(f"{len(checks)} checks for {len(responses)} responses")
+      raise ValueError(f"got {len(checks)} checks for {len(responses)} responses")
     verdicts: dict[int, Verdict] = {}
     deaths = 0
     while len(verdicts) < len(checks):
@@ -61,72 +60,67 @@ class Pool:
           ([checks[i] for i in missing], [responses[i] for i in missing], self.time_limit)
         )
         while len(verdicts) < len(checks):
-          said = self._hear(2 * self.time_limit + STARTING)
-          if isinstance(said, str):
-            raise UnusableError(said)
-          verdicts.update((missing[place], verdict) for place, verdict in said)
+          for place, verdict in self._receive(2 * self.time_limit + STARTUP):
+            verdicts[missing[place]] = verdict
       except (EOFError, ConnectionError) as error:
         deaths = 1 if len(verdicts) > before else deaths + 1
         self.close()
-        if deaths == DEATHS:
-          raise OSError(f"the verifiers' process died {DEATHS} times in a row") from error
+        if deaths == MAX_DEATHS:
+          raise OSError(f"the verifiers' process died {MAX_DEATHS} times in a row") from error
       except BaseException:
-        self.close()  # verdicts of this batch may still be on their way
+        self.close()  # verdicts of this batch may still be in the pipe
         raise
     return [verdicts[i] for i in range(len(checks))]
 
   def load(self, checks: Sequence[Check]):
-    """Loads what the checks need before it is needed; raises as `score`."""
+    """Loads the libraries that the checks need ahead of time; raises as `score` does."""
     if self._process is None:
       self._start()
     try:
       self._pipe.send((checks, [], self.time_limit))
-      said = self._hear(STARTING)
+      self._receive(STARTUP)
     except (EOFError, ConnectionError) as error:
       self.close()
-      raise OSError("the verifiers' process died while it loaded their libraries") from error
-    if isinstance(said, str):
-      raise UnusableError(said)
+      raise OSError("the verifiers' process died while it loaded its libraries") from error
 
   def _start(self):
-    ours, theirs = socket.socketpair()
-    # The paths of this process, so that a user's own function is found there as it is here.
+    parent_end, child_end = socket.socketpair()
+    # The child gets this process's import path, so that it finds the same user's function.
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    with theirs:
+    module = "poise_jax.verifiers.pool.worker"
+    with child_end:
       self._process = subprocess.Popen(
-        [
-          sys.executable,
-          "-m",
-          "poise_jax.verifiers.pool.worker",
-          str(theirs.fileno()),
-          str(self.workers),
-        ],
-        pass_fds=[theirs.fileno()],
+        [sys.executable, "-m", module, str(child_end.fileno()), str(self.workers)],
+        pass_fds=[child_end.fileno()],
         stdin=subprocess.DEVNULL,
-        stdout=2,  # what a user's function prints
+        stdout=2,  # a user's function may print
         env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", **threads},
-        start_new_session=True,  # Ctrl-C is this process's to handle
+        start_new_session=True,  # this process handles Ctrl-C
       )
-    self._pipe = Connection(ours.detach())
+    self._pipe = Connection(parent_end.detach())
     try:
-      self._hear(STARTING)
+      self._receive(STARTUP)
     except (EOFError, ConnectionError) as error:
       code = self._process.wait()
       self.close()
       raise OSError(
-        f"the verifiers' process does not start (exit code {code}); its last words are above. It "
-        f"is {sys.executable} -m poise_jax.verifiers.pool.worker"
+        f"the verifiers' process does not start (exit code {code}); its output is above. "
+        f"The command is {sys.executable} -m {module}"
       ) from error
 
-  def _hear(self, seconds):
+  def _receive(self, seconds):
+    """The next message of the verifiers' process; UnusableError if it reports an unusable check."""
     if not self._pipe.poll(seconds):
       self.close()
-      raise TimeoutError(f"the verifiers' process said nothing for {seconds:g} s")
-    return self._pipe.recv()
+      raise TimeoutError(f"the verifiers' process has not answered for {seconds:g} s")
+    message = self._pipe.recv()
+    if isinstance(message, UnusableError):
+      raise message
+    return message
 
   def close(self):
-    """Ends all workers; more than once does no harm. The next `score` starts new ones."""
+    """Ends all workers. Safe to call more than once; the next `score` starts new workers."""
     if self._process is None:
       return
     self._pipe.close()  # the process ends its workers, then itself

@@ -1,8 +1,8 @@
-"""The processes that judge answers; Pool starts this module with a descriptor and a size.
+"""The processes that judge responses. Pool runs this module with a file descriptor and a size.
 
-One process loads the verifiers' libraries once and forks the workers, so that a new one costs
-milliseconds; it runs no verifier itself and never hangs with one. A worker judges one answer at a
-time. It is killed with its children at the time limit, and replaced when it dies.
+The verifiers' process loads each library once and forks the workers, so that a new worker costs
+milliseconds. It runs no verifier itself, so it cannot hang with one. A worker judges one response
+at a time. It is killed together with its children at the time limit, and replaced when it dies.
 """
 
 import collections
@@ -17,36 +17,48 @@ from multiprocessing.connection import Connection, Pipe, wait
 
 from poise_jax.verifiers import load, verify
 from poise_jax.verifiers.base import Check, UnusableError, Verdict
+from poise_jax.verifiers.weighted import verifier_names
 
-# Times SIZE: as many workers when answers hang, so that the others need not wait for them.
-CROWD = 8
-PATIENCE = 0.1  # seconds without an idle worker before there are more
-MEMORY = 4 << 30  # bytes a worker may allocate
+CROWD = 8  # workers per core while responses hang, so that the other responses need not wait
+PATIENCE = 0.1  # seconds without an idle worker before more workers start
+MEMORY = 4 << 30  # bytes that a worker may allocate
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass
 class Worker:
-  """A forked process and what it is doing."""
+  """A forked process and its current task."""
 
   pid: int
   pipe: Connection
-  item: int = -1  # place in the batch of the answer that it judges; -1: idle
-  since: float = 0.0  # when it got that
+  item: int = -1  # place in the batch of the response that it judges; -1 if idle
+  since: float = 0.0  # time at which it received that response
 
   def kill(self) -> int:
-    """Ends it and its children; returns its exit status as waitpid gives it."""
+    """Ends the process and its children; returns its exit status in the form of waitpid."""
     for kill in (os.killpg, os.kill):
       try:
         kill(self.pid, signal.SIGKILL)
       except OSError:
-        pass  # gone already, or not yet the leader of its group
+        pass  # it has ended, or does not lead its process group yet
     self.pipe.close()
     return os.waitpid(self.pid, 0)[1]
 
 
+@dataclasses.dataclass
+class Batch:
+  """Responses to judge, and what has become of them."""
+
+  checks: list[Check]
+  responses: list[str]
+  limit: float  # wall-clock seconds per response
+  queue: collections.deque[int]  # places of responses that no worker has
+  deaths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+  verdicts: list[tuple[int, Verdict]] = dataclasses.field(default_factory=list)  # not sent yet
+
+
 def main(client: Connection, size: int):
-  """Judges batches until the client is gone."""
+  """Judges batches until the client closes its end."""
   server = Server(client, size)
   client.send("ready")
   try:
@@ -56,9 +68,9 @@ def main(client: Connection, size: int):
         server.score(checks, responses, limit)
       except (EOFError, ConnectionError):
         raise
-      except Exception as error:  # of a check, not of an answer: there is no going on with it
+      except Exception as error:  # the fault of a check, not of a response
         server.dismiss()
-        client.send(str(error) if isinstance(error, UnusableError) else repr(error))
+        client.send(error if isinstance(error, UnusableError) else UnusableError(repr(error)))
   except (EOFError, ConnectionError):
     pass  # the pool was closed, or its process has died
   finally:
@@ -66,7 +78,7 @@ def main(client: Connection, size: int):
 
 
 class Server:
-  """Hands a batch's answers to workers and sends lists of (place, Verdict) back."""
+  """Gives the responses of a batch to workers and sends lists of (place, Verdict) back."""
 
   def __init__(self, client: Connection, size: int):
     self.client, self.size = client, size
@@ -74,89 +86,111 @@ class Server:
     self.loaded: set[str] = set()
 
   def score(self, checks: list[Check], responses: list[str], limit: float):
-    """Raises UnusableError if a check cannot judge any answer, EOFError if the client is gone."""
-    if new := {name for check in checks for name in names(check)} - self.loaded:
-      self.dismiss()  # those who were forked before would load the libraries one by one
+    """Judges one batch.
+
+    Raises:
+      UnusableError: a check cannot judge any response.
+      EOFError: the client has closed its end.
+    """
+    self._load({name for check in checks for name in verifier_names(check)})
+    if not responses:  # the pool only loads libraries
+      self.client.send([])
+    batch = Batch(checks, responses, limit, collections.deque(range(len(responses))))
+    remaining = len(responses)
+    while remaining:
+      self._assign(batch)
+      self._collect(batch)
+      self._end_overdue(batch)
+      if batch.verdicts:
+        remaining -= len(batch.verdicts)
+        self.client.send(batch.verdicts)
+        batch.verdicts = []
+
+  def _load(self, verifiers: set[str]):
+    """Loads verifiers in this process, from which later workers inherit them."""
+    if new := verifiers - self.loaded:
+      self.dismiss()  # the present workers would each load the libraries themselves
       for name in sorted(new):
         load(name)
       self.loaded |= new
-    if not responses:  # the pool only wants the libraries loaded
-      self.client.send([])
-    queue = collections.deque(range(len(responses)))
-    deaths = collections.Counter()
-    waiting, said = len(responses), []
 
-    def died(worker, verdict=None):
-      """Requeues what a dead worker had, once; the second time it is the answer's fault."""
-      self.workers.remove(worker)
-      status, i = worker.kill(), worker.item
-      if i < 0:
-        return
-      deaths[i] += 1
-      if verdict is None and deaths[i] == 1:
-        queue.appendleft(i)
-        return
-      cause = f"the worker died of signal {status}" if status < 128 else f"exit {status >> 8}"
-      said.append((i, verdict or Verdict(0.0, "crashed", cause)))
-
-    while waiting:
-      now = time.monotonic()
-      idle = [w for w in self.workers if w.item < 0]
-      stuck = self.workers and all(now - w.since > PATIENCE for w in self.workers)
-      if queue and not idle and (len(self.workers) < self.size or stuck):
-        grown = min(2 * max(len(self.workers), 1), self.size * CROWD if stuck else self.size)
-        for _ in range(grown - len(self.workers)):
-          self.workers.append(self.fork())
-          idle.append(self.workers[-1])
-      for worker in idle[: len(queue)]:
-        worker.item, worker.since = queue.popleft(), time.monotonic()
-        try:
-          worker.pipe.send((checks[worker.item], responses[worker.item]))
-        except OSError:
-          worker.item, i = -1, worker.item  # it died before; the answer has nothing to do with it
-          queue.appendleft(i)
-          died(worker)
-
-      busy = {w.pipe: w for w in self.workers if w.item >= 0}
-      patience = PATIENCE if queue and len(busy) < self.size * CROWD else limit
-      due = min((w.since for w in busy.values()), default=now) + limit - time.monotonic()
-      ready = wait([*busy, self.client], max(0.0, min(due, patience)))
-      if self.client in ready:
-        raise EOFError  # it never speaks during a batch
-      for pipe in ready:
-        worker = busy[pipe]
-        try:
-          verdict = pipe.recv()
-        except (EOFError, OSError):
-          died(worker)
-          continue
-        if isinstance(verdict, UnusableError):
-          raise verdict
-        said.append((worker.item, verdict))
+  def _assign(self, batch: Batch):
+    """Gives waiting responses to idle workers, and starts workers if there are too few."""
+    now = time.monotonic()
+    idle = [w for w in self.workers if w.item < 0]
+    stuck = self.workers and all(now - w.since > PATIENCE for w in self.workers)
+    if batch.queue and not idle and (len(self.workers) < self.size or stuck):
+      limit = self.size * CROWD if stuck else self.size
+      for _ in range(min(2 * max(len(self.workers), 1), limit) - len(self.workers)):
+        self.workers.append(self.fork())
+        idle.append(self.workers[-1])
+    for worker in idle[: len(batch.queue)]:
+      worker.item, worker.since = batch.queue.popleft(), time.monotonic()
+      try:
+        worker.pipe.send((batch.checks[worker.item], batch.responses[worker.item]))
+      except OSError:  # it died while idle, which is not the fault of this response
+        batch.queue.appendleft(worker.item)
         worker.item = -1
-      now = time.monotonic()
-      for worker in list(self.workers):
-        if worker.item >= 0 and now - worker.since > limit:
-          died(worker, Verdict(0.0, "timed_out", f"took more than {limit:g} s"))
-      if said:
-        waiting -= len(said)
-        self.client.send(said)
-        said = []
+        self._remove(worker, batch)
+
+  def _collect(self, batch: Batch):
+    """Waits until workers have verdicts or die, or until a worker is overdue."""
+    busy = {w.pipe: w for w in self.workers if w.item >= 0}
+    patience = PATIENCE if batch.queue and len(busy) < self.size * CROWD else batch.limit
+    now = time.monotonic()
+    due = min((w.since for w in busy.values()), default=now) + batch.limit - now
+    ready = wait([*busy, self.client], max(0.0, min(due, patience)))
+    if self.client in ready:
+      raise EOFError  # the client sends nothing during a batch
+    for pipe in ready:
+      worker = busy[pipe]
+      try:
+        verdict = pipe.recv()
+      except (EOFError, OSError):
+        self._remove(worker, batch)
+        continue
+      if isinstance(verdict, UnusableError):
+        raise verdict
+      batch.verdicts.append((worker.item, verdict))
+      worker.item = -1
+
+  def _end_overdue(self, batch: Batch):
+    """Kills the workers that have exceeded the time limit."""
+    now = time.monotonic()
+    for worker in list(self.workers):
+      if worker.item >= 0 and now - worker.since > batch.limit:
+        verdict = Verdict(0.0, "timed_out", f"took more than {batch.limit:g} s")
+        self._remove(worker, batch, verdict)
+
+  def _remove(self, worker: Worker, batch: Batch, verdict: Verdict | None = None):
+    """Kills a worker. Its response gets the verdict, or without one a second worker; if that one
+    dies too, the response has crashed its verifier."""
+    self.workers.remove(worker)
+    status, place = worker.kill(), worker.item
+    if place < 0:
+      return
+    batch.deaths[place] += 1
+    if verdict is None and batch.deaths[place] == 1:
+      batch.queue.appendleft(place)
+      return
+    cause = f"signal {status}" if status < 128 else f"exit code {status >> 8}"
+    crash = Verdict(0.0, "crashed", f"the worker died with {cause}")
+    batch.verdicts.append((place, verdict or crash))
 
   def fork(self) -> Worker:
-    """A new worker."""
-    ours, theirs = Pipe()
+    """Starts a worker."""
+    parent_end, child_end = Pipe()
     if pid := os.fork():
-      theirs.close()
-      return Worker(pid, ours)
+      child_end.close()
+      return Worker(pid, parent_end)
     status = 1
-    try:  # nothing of the server's may run in the child
+    try:  # the child must not return into the server's code
       os.setsid()
       ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-      os.closerange(3, theirs.fileno())
-      os.closerange(theirs.fileno() + 1, 4096)
+      os.closerange(3, child_end.fileno())
+      os.closerange(child_end.fileno() + 1, 4096)
       resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-      work(theirs)
+      work(child_end)
       status = 0
     finally:
       os._exit(status)
@@ -168,27 +202,20 @@ class Server:
     self.workers.clear()
 
 
-def names(check: Check) -> list[str]:
-  """The verifiers that a check needs."""
-  if check.verifier == "weighted":
-    return ["weighted", *(name for _, part in check.reference for name in names(part))]
-  return [check.verifier]
-
-
 def work(pipe: Connection):
-  """A worker's life: one answer after the other, until there is nobody to ask."""
+  """Judges one response after the other until the server closes its end."""
   while True:
     try:
       check, response = pipe.recv()
     except EOFError:
       return
     try:
-      said = verify(check, response)
+      result = verify(check, response)
     except UnusableError as error:
-      said = error
-    except Exception as error:  # a verifier's own mistake: counted, and said once for each kind
-      said = Verdict(0.0, "crashed", f"{check.verifier}: {error!r}"[:1000])
-    pipe.send(said)
+      result = error
+    except Exception as error:  # the verifier's own mistake; the metrics count it
+      result = Verdict(0.0, "crashed", f"{check.verifier}: {error!r}"[:1000])
+    pipe.send(result)
 
 
 if __name__ == "__main__":

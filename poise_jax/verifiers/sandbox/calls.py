@@ -1,8 +1,8 @@
-"""The two ends of a code check, each a program in a sandbox of its own (see code.py).
+"""Remote calls between a program and its tests, each in a sandbox of its own (see ../code.py).
 
-`serve` loads an answer and does what it is asked with it; `test` runs the tests and asks. Between
-them only plain data travels, as JSON: the tests never hold an object of the answer's, so nothing
-that the answer does can change what they find. Standard library alone.
+`serve` loads the program and answers requests; `test` runs the tests and sends requests. Only plain
+data travels between them, as JSON. The tests never hold an object of the program, so nothing that
+the program does can change their results. Standard library only.
 """
 
 import builtins
@@ -19,14 +19,16 @@ _ALIASES = {"np": "numpy"}
 
 
 class Remote:
-  """An object of the other end, which is asked for everything but equality and truth: those are
-  this end's to judge, and no object of the other's equals anything but itself."""
+  """Stands for an object at the other end and forwards operations to it.
+
+  Equality and truth are decided at this end: a remote object is true and equals only itself.
+  """
 
   def __init__(self, peer, place):
     self._peer, self._place = peer, place
 
   def __call__(self, *args, **kwargs):
-    """Calls it at the other end."""
+    """Calls the object at the other end."""
     return self._peer.ask("call", self._place, *args, **kwargs)
 
   def __getattr__(self, name):
@@ -73,32 +75,35 @@ _OPERATIONS = {
 
 
 class Peer:
-  """One end of the pipe. Answers requests while it waits for the reply to its own."""
+  """One end of the pipe. Serves requests while it waits for the reply to its own."""
 
   def __init__(self, pipe, allowed):
     self.incoming, self.outgoing = os.fdopen(pipe, "r"), os.fdopen(os.dup(pipe), "w")
     self.allowed, self.objects = allowed, []
 
   def send(self, message):
-    """Writes one message, a line of JSON."""
+    """Sends one message, a line of JSON."""
     self.outgoing.write(json.dumps(message) + "\n")
     self.outgoing.flush()
 
   def receive(self):
-    """Waits for the next message; EOFError if there will be none."""
+    """Waits for the next message; raises EOFError if the other end has closed the pipe."""
     line = self.incoming.readline()
     if not line:
-      raise EOFError("the other end is gone")
+      raise EOFError("the other end has closed the pipe")
     return json.loads(line)
 
   def ask(self, operation, place, *args, **kwargs):
-    """What the other end gives, or raises as one of Python's own exceptions; what it changed in
-    the arguments is changed here too, as in a call within one process."""
-    self.send(["do", operation, place, self.encode(args), self.encode(kwargs)])
+    """Requests an operation and returns its result.
+
+    Exceptions of the other end are raised here as Python's built-in types, and its changes to
+    mutable arguments are repeated here, as if the call were local.
+    """
+    self.send(["request", operation, place, self.encode(args), self.encode(kwargs)])
     while True:
       kind, *message = self.receive()
-      if kind == "do":
-        self.obey(*message)
+      if kind == "request":
+        self.reply(*message)
       elif kind == "raised":
         error = getattr(builtins, str(message[0]), None)
         known = isinstance(error, type) and issubclass(error, Exception)
@@ -115,26 +120,26 @@ class Peer:
             old.update(new)
         return value
 
-  def obey(self, operation, place, args, kwargs):
-    """Does what the other end asks for and replies."""
+  def reply(self, operation, place, args, kwargs):
+    """Serves a request and sends its result or exception."""
     try:
       if operation not in self.allowed:
         raise PermissionError(operation)
       args, kwargs = self.decode(args), self.decode(kwargs)
       value = _OPERATIONS[operation](self.objects[place], *args, **kwargs)
-      reply = ["gave", self.encode(value), self.encode(args)]
+      message = ["returned", self.encode(value), self.encode(args)]
     except Exception as error:
       kinds = [kind.__name__ for kind in type(error).__mro__ if hasattr(builtins, kind.__name__)]
-      reply = ["raised", kinds[0], str(error)]
-    self.send(reply)
+      message = ["raised", kinds[0], str(error)]
+    self.send(message)
 
   def encode(self, value):
-    """A value as JSON; what is no plain data stays here and is called by its place."""
+    """A value as JSON. Objects that are not plain data stay here; their place in a list travels."""
     if value is None or type(value) in (bool, int, float, str):
       return value
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
       return self.encode(value.tolist())
-    for kind in (bool, int, float, str):  # enumerations and the like, as what they are based on
+    for kind in (bool, int, float, str):  # subclasses, such as enumerations, as their base
       if isinstance(value, kind):
         return kind(value)
     if isinstance(value, dict):
@@ -154,7 +159,7 @@ class Peer:
     return ["mine", len(self.objects) - 1]
 
   def decode(self, value):
-    """What `encode` at the other end made JSON of; ValueError if it was something else."""
+    """The value that `encode` at the other end turned into JSON; raises ValueError otherwise."""
     if not isinstance(value, list):
       return value
     name, content = value
@@ -168,11 +173,11 @@ class Peer:
       return Remote(self, int(content))
     if name == "yours":
       return self.objects[content]
-    raise ValueError(f"{name!r} is no kind of value")
+    raise ValueError(f"unknown kind of value {name!r}")
 
 
 def serve(pipe, code):
-  """Loads an answer and does what it is asked, for good."""
+  """Loads a program and serves requests until the sandbox ends."""
   sys.setrecursionlimit(10_000)
   sys.set_int_max_str_digits(0)
   peer = Peer(pipe, _OPERATIONS)
@@ -180,65 +185,65 @@ def serve(pipe, code):
   try:
     exec(compile(code, "solution.py", "exec"), vars(module))
     names = {k: v for k, v in vars(module).items() if not k.startswith("__")}
-    peer.send(["gave", {name: peer.encode(value) for name, value in names.items()}])
+    peer.send(["returned", {name: peer.encode(value) for name, value in names.items()}])
   except BaseException as error:
     peer.send(["raised", f"{type(error).__name__}: {error}"[:300]])
   while True:
     kind, *message = peer.receive()
-    peer.obey(*message)
+    peer.reply(*message)
 
 
 def test(pipe, setup, tests, name, calls):
-  """Runs tests and writes "1" or "0" for each of them on the standard output.
+  """Runs tests and writes "1" (passed) or "0" (failed) for each to the standard output.
 
   Args:
-    pipe: to the answer.
+    pipe: file descriptor of the pipe to the program.
     setup: source that runs before each test.
-    tests: sources; one fails by raising.
-    name: the function that calls are of, and that a test's own `check` is given.
-    calls: pairs of arguments and what is to be returned.
+    tests: sources of tests; a test fails by raising.
+    name: function that `calls` call, and that is passed to the `check` that a test defines.
+    calls: (arguments, expected result) of each call.
   """
-  verdicts = os.fdopen(os.dup(1), "w")
+  results = os.fdopen(os.dup(1), "w")
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   sys.set_int_max_str_digits(0)
   peer = Peer(pipe, ("call",))
   kind, names = peer.receive()
-  if kind != "gave":
-    verdicts.write(f"answer: {names}")
+  if kind != "returned":
+    results.write(f"not loaded: {names}")
     return
-  known = {}
+  scope = {}
   for key, value in names.items():
     if isinstance(value, list) and value[0] == "module":
       module = str(value[1])
       if module in sys.stdlib_module_names and key == module or _ALIASES.get(key) == module:
-        known[key] = importlib.import_module(module)
-    elif not hasattr(builtins, key) or key == name:  # an answer's own `all` would judge itself
-      known[key] = peer.decode(value)
+        scope[key] = importlib.import_module(module)
+    elif not hasattr(builtins, key) or key == name:  # a program's own `all` would judge itself
+      scope[key] = peer.decode(value)
   for source in tests:
-    scope = {"__name__": "tests", **known}
+    variables = {"__name__": "tests", **scope}
     try:
-      exec(setup, scope)
-      exec(source, scope)
-      if name and callable(check := scope.get("check")) and not isinstance(check, Remote):
-        check(known[name])
+      exec(setup, variables)
+      exec(source, variables)
+      if name and callable(check := variables.get("check")) and not isinstance(check, Remote):
+        check(scope[name])
       passed = True
     except BaseException:
       passed = False
-    verdicts.write(f"{passed:d}")
-    verdicts.flush()
+    results.write(f"{passed:d}")
+    results.flush()
   for args, expected in calls:
     try:
-      function = known[name] if name in known else getattr(known["Solution"](), name)
+      function = scope[name] if name in scope else getattr(scope["Solution"](), name)
       value = plain(function(*args))
       passed = value == expected or [value] == expected
     except BaseException:
       passed = False
-    verdicts.write(f"{passed:d}")
-    verdicts.flush()
+    results.write(f"{passed:d}")
+    results.flush()
 
 
 def plain(value):
-  """A value as JSON would give it back, which expected values went through."""
+  """A value as it would come back from JSON, as the expected values did."""
   if isinstance(value, list | tuple):
     return [plain(item) for item in value]
   if isinstance(value, dict):

@@ -1,14 +1,14 @@
-"""Runs a Python program where it can do no harm: Linux namespaces, by the standard library alone.
+"""Runs a Python program where it can do no harm, in Linux namespaces. Standard library only.
 
-`Sandbox` starts this very file as a program of its own (`python -I -S sandbox.py FD`), which builds
-an empty file system around itself, gives up its rights, and only then runs what it was given:
+`Sandbox` starts this file as a program (`python -I -S sandbox.py FD`), which builds an empty file
+system around itself, gives up its privileges and then runs the given program with:
 
-- mount namespace with a new root: Python's own folders read-only, and an empty work folder in
-  memory, of limited size; no /proc, no /etc, no /home, no /tmp
-- network namespace without any interface
-- process namespace: no other process can be seen, and all die with the first
-- user: an id of its own if started by root, else one without rights in a user namespace
-- limits of memory, CPU time, file size, processes and open files; an empty environment
+- a mount namespace with a new root: Python's own folders read-only, and an empty work folder of
+  limited size in memory; no /proc, /etc, /home or /tmp
+- a network namespace without interfaces
+- a process namespace: no other process is visible, and all processes die with the first
+- a user id of its own if started by root, else an unprivileged one in a user namespace
+- limits on memory, CPU time, file size, processes and open files; an empty environment
 """
 
 import ctypes
@@ -25,17 +25,15 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x10000000, 0x20000000, 0x40000000
 _NEWIPC, _NEWUTS = 0x8000000, 0x4000000
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-_KEPT = 1 | 2 | 4 | 8 | 1024 | 2048 | (1 << 21)  # flags of a mount that a remount must repeat
+_REPEATED = 1 | 2 | 4 | 8 | 1024 | 2048 | (1 << 21)  # mount flags that a remount must repeat
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS, _CAPBSET_DROP = 1, 4, 38, 24
-_ROOT = (
-  "/proc"  # where the new root is built: it is everywhere, and nothing of Python's is below it
-)
+_ROOT = "/proc"  # mount point of the new root: it exists everywhere and holds nothing of Python's
 WORK = "/sandbox"
 
 
 class Sandbox:
-  """A running program; use it as a context manager, which ends the program and all its children."""
+  """A running program. As a context manager, it ends the program and all its children on exit."""
 
   def __init__(
     self,
@@ -52,15 +50,15 @@ class Sandbox:
     """Starts a program.
 
     Args:
-      program: Python source; runs as __main__ with a global DATA, and PIPE if there is one.
-      stdin: its standard input.
-      data: plain data, what the global DATA holds.
-      pipe: a file descriptor that it inherits; its number there is the global PIPE.
-      memory: bytes that one process may map.
-      disk: bytes of the work folder, and of any one file; also of what is printed.
-      processes: at once, threads included.
-      cpu: seconds of computing of one process.
-      errors: whether standard error is part of the output; else it is lost.
+      program: Python source; runs as __main__ with the globals DATA and PIPE.
+      stdin: the program's standard input.
+      data: plain data, the value of DATA.
+      pipe: a file descriptor that the program inherits; its number in the program is PIPE.
+      memory: limit of the memory that each process maps, in bytes.
+      disk: limit of the work folder, of each file and of the output, in bytes.
+      processes: limit of processes at one time, threads included.
+      cpu: limit of the CPU time of each process, in seconds.
+      errors: whether the output includes standard error, which is discarded otherwise.
     """
     job = dict(program=program, data=data, pipe=pipe, memory=memory, disk=disk, cpu=cpu)
     paths = [sysconfig.get_paths()[name] for name in ("purelib", "platlib")]
@@ -87,21 +85,21 @@ class Sandbox:
         os.close(file)
 
   def wait(self, seconds: float) -> int | None:
-    """Waits for the program's end; its exit code, None if it is still running."""
+    """Waits for the program to end. Returns its exit code, None if it is still running."""
     try:
       return self.process.wait(seconds)
     except subprocess.TimeoutExpired:
       return None
 
-  def output(self, most: int) -> str:
-    """The first `most` bytes of standard output so far."""
-    return os.pread(self.stdout, most, 0).decode(errors="replace")
+  def output(self, limit: int) -> str:
+    """The first `limit` bytes of the standard output so far."""
+    return os.pread(self.stdout, limit, 0).decode(errors="replace")
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    try:  # the first process of the namespace is of the group, and takes all others with it
+    try:  # the group includes the namespace's first process, which takes all others with it
       os.killpg(self.process.pid, signal.SIGKILL)
     except ProcessLookupError:
       pass
@@ -110,19 +108,19 @@ class Sandbox:
 
 
 def _folders() -> list[str]:
-  """What of the file system a Python program needs to see."""
+  """The folders that a Python program needs."""
   places = ["/usr", "/lib", "/lib32", "/lib64", "/bin", sys.base_prefix, sys.prefix]
   places += [os.path.dirname(os.path.realpath(sys.executable))]
-  kept = []
+  folders = []
   for place in places:
     place = os.path.normpath(place)
-    if os.path.exists(place) and place != "/" and place not in kept:
-      kept.append(place)
-  return kept
+    if os.path.exists(place) and place != "/" and place not in folders:
+      folders.append(place)
+  return folders
 
 
 def _call(name, *arguments):
-  """A function of libc; OSError if it fails."""
+  """Calls a function of libc; raises OSError if it fails."""
   if getattr(_LIBC, name)(*arguments) < 0:
     code = ctypes.get_errno()
     raise OSError(code, f"{name}: {os.strerror(code)}")
@@ -138,9 +136,7 @@ def _mount(source, target, kind=None, flags=0, options=None):
 
 
 def _drop_user():
-  """To a user of its own; returns whether it was root, who needs no user namespace."""
-  if os.geteuid():
-    return False
+  """Switches from root to an unused user id."""
   os.setgroups([])
   fresh = 1_000_000_000 + os.getpid()
   try:
@@ -149,11 +145,10 @@ def _drop_user():
   except OSError:  # root of a user namespace that has no such id
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
-  return True
 
 
 def _user_namespace():
-  """Maps this user to itself in a new user namespace, with all rights within."""
+  """Maps this user to a new user namespace, where it has all privileges."""
   uid, gid = os.getuid(), os.getgid()
   _call("unshare", _NEWUSER)
   for name, content in (
@@ -166,7 +161,7 @@ def _user_namespace():
 
 
 def _new_root(folders, disk):
-  """An empty file system with some folders of the old one, read-only, and a work folder."""
+  """Builds an empty file system with a work folder and some of the old folders, read-only."""
   _mount(None, "/", flags=_REC | _PRIVATE)
   _mount("tmpfs", _ROOT, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
   for place in folders:
@@ -177,7 +172,7 @@ def _new_root(folders, disk):
       continue
     os.makedirs(target, exist_ok=True)
     _mount(place, target, flags=_BIND | _REC)
-    flags = os.statvfs(target).f_flag & _KEPT & ~4096
+    flags = os.statvfs(target).f_flag & _REPEATED & ~4096
     _mount(None, target, flags=_REMOUNT | _BIND | _RDONLY | _NOSUID | flags)
   os.mkdir(_ROOT + "/dev")
   for device in ("null", "zero", "urandom", "random"):
@@ -194,7 +189,7 @@ def _new_root(folders, disk):
 
 
 def _drop_rights(was_root):
-  """No capability is left, and none can be won."""
+  """Gives up all capabilities and the means of gaining any."""
   for capability in range(64):
     _LIBC.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
   if was_root:
@@ -206,11 +201,12 @@ def _drop_rights(was_root):
 
 
 def _limit(job):
+  """Sets the limits of this process and its children."""
   for name, value in (
     ("AS", job["memory"]),
     ("FSIZE", job["disk"]),
     ("CPU", job["cpu"]),
-    ("NPROC", job["processes"] + 1),  # and the first process
+    ("NPROC", job["processes"] + 1),  # plus the namespace's first process
     ("NOFILE", 64),
     ("CORE", 0),
     ("STACK", 16 << 20),
@@ -219,12 +215,12 @@ def _limit(job):
 
 
 def main(descriptor: int):
-  """Runs a job in a sandbox; exits with 120 if that cannot be made."""
+  """Runs a job in a sandbox; exits with code 120 if the sandbox cannot be made."""
   with open(descriptor) as file:
     job = json.load(file)
   try:
     was_root = os.geteuid() == 0
-    # Before all: this process dies with the one that started it.
+    # First of all: this process dies with the one that started it.
     _call("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != job["parent"]:
       os._exit(120)
@@ -244,7 +240,7 @@ def main(descriptor: int):
   except OSError as error:
     print(f"sandbox: {error}", file=sys.stderr)
     os._exit(120)
-  if second:  # the first process of the namespace: when it ends, everything in it does
+  if second:  # this is the namespace's first process: when it ends, all others do
     while True:
       ended, status = os.wait()
       if ended == second:
