@@ -1,8 +1,8 @@
-"""Verifiers against labelled answers and the clock: python -m experiments.verifier_agreement
+"""Speed of verifiers and agreement with labels: python -m experiments.verifier_agreement
 
-Prints the tables of docs/results/verifiers/README.md: answers a minute; agreement of our verifier
-and of bare math-verify by kind of answer; every answer that either gets wrong. Bare math-verify is
-`verify(parse(reference), parse(response))`, in the same pool with the same time limit.
+Prints the tables of docs/results/verifiers/README.md: answers per minute; agreement of our verifier
+and of math-verify alone by kind of answer; every answer that either judges wrongly. math-verify
+alone is `verify(parse(reference), parse(response))`, in the same pool with the same time limit.
 """
 
 import collections
@@ -16,14 +16,15 @@ from experiments import cli
 from poise_jax.verifiers import Check, Verdict
 from poise_jax.verifiers.pool import Pool
 
+FAILURES = ("timed_out", "crashed")  # statuses without a judgement
 LABELLED = pathlib.Path(__file__).parents[1] / "tests/verifiers/labelled_answers.py"
-WORKERS = flags.DEFINE_integer("workers", 0, "processes; 0: one for each core")
-TIME_LIMIT = flags.DEFINE_float("time_limit", 10.0, "seconds for one answer")
-TIMED = flags.DEFINE_integer("timed", 10_000, "answers whose throughput is measured")
+WORKERS = flags.DEFINE_integer("workers", 0, "processes that judge; 0: one per core")
+TIME_LIMIT = flags.DEFINE_float("time_limit", 10.0, "seconds per answer")
+TIMED = flags.DEFINE_integer("timed", 10_000, "answers in each throughput measurement")
 
 
 def bare(reference: str, response: str) -> Verdict:
-  """What math-verify says by itself; the pool limits its time, so its own alarms are off."""
+  """math-verify alone, without its own time limits: the pool has one."""
   import math_verify
 
   gold = math_verify.parse(f"${reference}$", parsing_timeout=None)
@@ -32,15 +33,15 @@ def bare(reference: str, response: str) -> Verdict:
 
 
 def labelled() -> list[tuple[str, str, str, bool]]:
-  """(kind, reference, response, is it right?) of every labelled answer."""
+  """(kind, reference, response, whether it is right) of every labelled answer."""
   spec = importlib.util.spec_from_file_location("labelled_answers", LABELLED)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.ANSWERS
 
 
-def shown(text: str) -> str:
-  """A text in a table's cell: its end, in a line."""
+def cell(text: str) -> str:
+  """A text for a table's cell: one line, only the end of a long text."""
   text = text.removeprefix("We simplify and obtain the result, so the answer is ")
   text = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
   text = text if len(text) < 60 else f"({len(text):,} characters) …{text[-30:]}"
@@ -48,39 +49,37 @@ def shown(text: str) -> str:
 
 
 def agreement(answers, verdicts: dict[str, list[Verdict]]) -> str:
-  """Tables of how often each verifier agrees with the labels, and where it does not."""
+  """Tables of how often each verifier agrees with the labels, and of every disagreement."""
   kinds = list(dict.fromkeys(kind for kind, *_ in answers))
-  lines = ["| answers | of them right | " + " | ".join(verdicts) + " |", "|---" * 4 + "|"]
+  lines = ["| answers | labelled right | " + " | ".join(verdicts) + " |", "|---" * 4 + "|"]
   for kind in [*kinds, "all"]:
     rows = [i for i, answer in enumerate(answers) if kind in (answer[0], "all")]
     agree = [sum(v[i].score == answers[i][3] for i in rows) for v in verdicts.values()]
     right = sum(answers[i][3] for i in rows)
     lines.append(f"| {kind}: {len(rows)} | {right} | {' | '.join(map(str, agree))} |")
-  for name, said in verdicts.items():
-    other = collections.Counter(v.status for v in said if v.status in ("timed_out", "crashed"))
-    wrong = [i for i, v in enumerate(said) if v.score != answers[i][3]]
-    lines += [
-      "",
-      f"{name}: {len(wrong)} against the label; {dict(other) or 'no time-out, no crash'}.",
-    ]
+  for name, judged in verdicts.items():
+    failures = collections.Counter(v.status for v in judged if v.status in FAILURES)
+    mistakes = [i for i, v in enumerate(judged) if v.score != answers[i][3]]
+    summary = dict(failures) or "no time-out, no crash"
+    lines += ["", f"{name}: {len(mistakes)} against the label; {summary}."]
     lines += ["", "| reference | response | label | verdict |", "|---|---|---|---|"]
-    for i in wrong:
+    for i in mistakes:
       _, reference, response, right = answers[i]
-      verdict = said[i].status if said[i].status in ("timed_out", "crashed") else said[i].score
-      lines.append(f"| {shown(reference)} | {shown(response)} | {float(right)} | {verdict} |")
+      verdict = judged[i].status if judged[i].status in FAILURES else judged[i].score
+      lines.append(f"| {cell(reference)} | {cell(response)} | {float(right)} | {verdict} |")
   return "\n".join(lines)
 
 
 def throughput(pool: Pool, count: int) -> str:
-  """Answers a minute, for whole numbers, fractions and expressions that need sympy."""
-  texts = {
+  """Table of answers per minute, for whole numbers, fractions and expressions that need sympy."""
+  examples = {  # name -> function from a number to (verifier, reference, response)
     "last_integer": lambda i: ("last_integer", str(i), f"3 + 4 = {i}"),
     "math, numbers": lambda i: ("math", str(i), rf"So it is \boxed{{{i:,}}}."),
     "math, fractions": lambda i: ("math", f"{i}/7", rf"So it is \boxed{{\frac{{{2 * i}}}{{14}}}}."),
     "math, sympy": lambda i: ("math", rf"\sqrt{{{i}}}", rf"So it is \boxed{{{i}^{{1/2}}}}."),
   }
-  lines = ["| answers | number | a minute |", "|---|---|---|"]
-  for name, make in texts.items():
+  lines = ["| answers | number | per minute |", "|---|---|---|"]
+  for name, make in examples.items():
     n = count if "sympy" not in name else max(1, count // 20)
     rows = [make(i) for i in range(1, n + 1)]
     checks = [Check(verifier, reference) for verifier, reference, _ in rows]
@@ -94,7 +93,7 @@ def throughput(pool: Pool, count: int) -> str:
 
 
 def main(_):
-  """Prints all tables."""
+  """Prints the tables."""
   answers = labelled()
   responses = [response for _, _, response, _ in answers]
   names = {"poise_jax": "math", "math-verify alone": "experiments.verifier_agreement:bare"}
