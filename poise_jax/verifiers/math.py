@@ -9,7 +9,7 @@ import math_verify
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import LONGEST, last_box, last_line, last_tag
 
-# Silences warnings that its time limits are off: the pool's own limit also stops C code.
+# Silences warnings that math-verify's time limits are off: the pool's limit also stops C code.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 

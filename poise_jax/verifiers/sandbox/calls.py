@@ -106,8 +106,8 @@ class Peer:
         self.reply(*message)
       elif kind == "raised":
         error = getattr(builtins, str(message[0]), None)
-        known = isinstance(error, type) and issubclass(error, Exception)
-        raise (error if known and error is not EOFError else RuntimeError)(str(message[1]))
+        builtin = isinstance(error, type) and issubclass(error, Exception)
+        raise (error if builtin and error is not EOFError else RuntimeError)(str(message[1]))
       else:
         value, changed = map(self.decode, message)
         for old, new in zip(args, changed, strict=True):

@@ -184,7 +184,7 @@ def _new_root(folders, disk):
   _mount(None, _ROOT, flags=_REMOUNT | _RDONLY | _NOSUID | _NODEV)
   os.chdir(_ROOT)
   _call("syscall", _PIVOT_ROOT[os.uname().machine], b".", b".")
-  _call("umount2", b".", 2)  # detached: the old root is gone
+  _call("umount2", b".", 2)  # detaches the old root
   os.chdir(WORK)
 
 
