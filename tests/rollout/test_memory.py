@@ -84,8 +84,8 @@ def test_stages_are_few_and_read_little(length):
 @pytest.mark.parametrize(
   "change,said",
   [
-    (dict(cache_dtype="int4"), "rollout.cache_dtype 'int4' is unknown"),
-    (dict(prefill_chunk=-1), "rollout.prefill_chunk=-1"),
+    (dict(cache_dtype="int4"), "unknown rollout.cache_dtype 'int4'; did you mean 'int8'"),
+    (dict(prefill_chunk=-1), "rollout.prefill_chunk must not be negative, got -1"),
   ],
 )
 def test_bad_options_are_named(change, said):
