@@ -11,7 +11,8 @@ from poise_jax import models, rollout
 from poise_jax.learner import update
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.rollout import RolloutConfig
-from poise_jax.rollout.sampler import prefill, stages
+from poise_jax.rollout.prefill import prefill
+from poise_jax.rollout.sampler import stages
 from poise_jax.types import Prompts
 
 CONFIG = models.ModelConfig("qwen3", 60, 48, 64, 2, 4, 2, 16, qk_norm=True, rope_theta=1e4)
