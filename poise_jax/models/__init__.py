@@ -7,6 +7,7 @@ from poise_jax.models.io.tokenizers import (
   save_tokenizer,
   token_texts,
 )
+from poise_jax.models.layouts import sampling_axes, sampling_params
 from poise_jax.models.rows import Rows
 from poise_jax.models.transformer import (
   Output,
@@ -15,8 +16,6 @@ from poise_jax.models.transformer import (
   hidden_states,
   init,
   logical_axes,
-  sampling_axes,
-  sampling_params,
   unembedding,
 )
 

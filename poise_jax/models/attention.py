@@ -20,7 +20,9 @@ from poise_jax.models.kv_cache import KVCache
 NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
 WHOLE = 1024  # query positions whose scores [B, H, S, T] xla holds at once; of more than these
 QUERY_BLOCK = 512  # so many
-KEPT = "attention"  # what rematerialisation keeps of splash: with it, only the backward kernel runs
+RESIDUALS = (
+  "attention"  # name of splash's residuals [B, H, T, K]; saved, no forward pass is repeated
+)
 BEST = {"tpu": "splash", "gpu": "cudnn"}  # platform -> implementation; others: xla
 
 
@@ -122,7 +124,7 @@ def splash(q, k, v, valid, interpret: bool = False):
       block_sizes=splash_attention.BlockSizes(
         *[block] * 4, math.gcd(length + pad, 1024), block, use_fused_bwd_kernel=True
       ),
-      residual_checkpoint_name=KEPT,
+      residual_checkpoint_name=RESIDUALS,
       head_shards=1,
       q_seq_shards=1,
       interpret=interpret,

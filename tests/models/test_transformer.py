@@ -9,7 +9,7 @@ import pytest
 from tiny_models import CASES, LENGTHS, batch, load_tiny, run_transformers
 
 from poise_jax import models
-from poise_jax.models.transformer import SamplingDense
+from poise_jax.models.linear import SamplingDense
 
 forward = jax.jit(models.forward, static_argnums=0)
 
@@ -121,7 +121,7 @@ def test_a_kernel_of_several_maps_is_those_maps_in_rows_and_in_columns():
   bias = rng.normal(size=(2, 3)).astype(np.float32)
   expected = np.einsum("rd,ued->rue", x, kernel) + bias
   params = {"params": {"kernel": kernel, "bias": bias}}
-  y = SamplingDense((2, 3), True, jnp.float32, columns=False).apply(params, x)
+  y = SamplingDense((2, 3), True, jnp.float32, features_first=False).apply(params, x)
   np.testing.assert_allclose(y, expected, atol=1e-5)
-  y = SamplingDense((2, 3), True, jnp.float32, columns=True).apply(params, x.T)
+  y = SamplingDense((2, 3), True, jnp.float32, features_first=True).apply(params, x.T)
   np.testing.assert_allclose(y, np.moveaxis(expected, 0, -1), atol=1e-5)

@@ -11,7 +11,8 @@ from poise_jax import models, rollout
 from poise_jax.learner import update
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.rollout import RolloutConfig
-from poise_jax.rollout.sampler import prefill, stages
+from poise_jax.rollout.prefill import prefill
+from poise_jax.rollout.sampler import stages
 from poise_jax.types import Prompts
 
 CONFIG = models.ModelConfig("qwen3", 60, 48, 64, 2, 4, 2, 16, qk_norm=True, rope_theta=1e4)
@@ -84,8 +85,8 @@ def test_stages_are_few_and_read_little(length):
 @pytest.mark.parametrize(
   "change,said",
   [
-    (dict(cache_dtype="int4"), "rollout.cache_dtype 'int4' is unknown"),
-    (dict(prefill_chunk=-1), "rollout.prefill_chunk=-1"),
+    (dict(cache_dtype="int4"), "unknown rollout.cache_dtype 'int4'; did you mean 'int8'"),
+    (dict(prefill_chunk=-1), "rollout.prefill_chunk must not be negative, got -1"),
   ],
 )
 def test_bad_options_are_named(change, said):

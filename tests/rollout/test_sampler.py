@@ -215,9 +215,7 @@ def test_padding_does_not_change_a_prompt(params, prompts):
 def test_no_array_holds_every_state(params, prompts):
   """No [P, n, T, D] anywhere in the compiled program: only the window of k states."""
   p, n, t, d = 4, 2, 12, CONFIG.hidden_size
-  sample = jax.jit(
-    lambda params, key: rollout.sample(CONFIG, params, prompts, key, BASE).features
-  )
+  sample = jax.jit(lambda params, key: rollout.sample(CONFIG, params, prompts, key, BASE).features)
   text = sample.lower(params, jax.random.key(0)).compile().as_text()
   for shape in (f"[{p},{n},{t},{d}]", f"[{p * n},{t},{d}]", f"[{t},{p},{n},{d}]"):
     assert shape not in text
@@ -227,11 +225,11 @@ def test_no_array_holds_every_state(params, prompts):
 @pytest.mark.parametrize(
   "change,message",
   [
-    (dict(n=0), "rollout.n=0"),
-    (dict(temperature=-1.0), "rollout.temperature=-1.0"),
-    (dict(top_p=0.0), "rollout.top_p=0.0"),
-    (dict(top_k=-1), "rollout.top_k=-1"),
-    (dict(feature_layers=(3, 1)), "must be whole numbers that increase"),
+    (dict(n=0), "rollout.n must be at least 1, got 0"),
+    (dict(temperature=-1.0), "temperature must not be negative, got -1.0"),
+    (dict(top_p=0.0), r"rollout.top_p must be in \(0, 1\], got 0.0"),
+    (dict(top_k=-1), "rollout.top_k must not be negative, got -1"),
+    (dict(feature_layers=(3, 1)), "must be whole numbers in increasing order"),
   ],
 )
 def test_bad_options_are_named(change, message):
