@@ -172,7 +172,9 @@ from small_run import small
 devices = chips.topology_devices("v6e:8x8")
 sharding.make_mesh(tensor=4, devices=devices)  # half of a ring
 changes = dict(model__dtype="bfloat16", train__dtype="bfloat16", train__remat="full")
-report = topology.report(small(mesh__tensor=2, **changes), "v5e:2x2")
+config = small(mesh__tensor=2, **changes)
+config.model.shape = dict(config.model.shape, hidden_size=4096, intermediate_size=16384)
+report = topology.report(config, "v5e:2x2")
 print(json.dumps([report.memory.fits, dataclasses.asdict(report)]))
 """
   path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "planning")])
@@ -190,5 +192,6 @@ print(json.dumps([report.memory.fits, dataclasses.asdict(report)]))
   assert report["compiled"] and report["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
   for count in report["flops"].values():
     assert 0.9 < count["program"] / count["model"] < 3
+  on_core = 2**27  # VMEM, where some of the weights stay from step to step
   for stage in report["decode"]:
-    assert stage["bytes"] > 0.9 * stage["least_bytes"]
+    assert stage["least_bytes"] - on_core < stage["bytes"] < 1.2 * stage["least_bytes"]
