@@ -178,10 +178,9 @@ def dry_run(config: ConfigDict):
   show_config(config, console, explain=False)
   with console.status("setting up") as status:
     from poise_jax.planning import memory
-    from poise_jax.training import train
+    from poise_jax.training.build import build
 
-    run = train.setup(config.copy_and_resolve_references(), abstract=True)
-    plan = memory.dry_run(run, status.update)
+    plan = memory.dry_run(build(config.copy_and_resolve_references()), status.update)
   show_plan(console, plan)
   if not plan.fits:
     raise UsageError(plan.verdict)

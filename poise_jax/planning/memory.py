@@ -18,8 +18,8 @@ import jax
 from poise_jax.distributed import sharding
 from poise_jax.models.kv_cache import token_bytes
 from poise_jax.planning.flops import device_bytes
-from poise_jax.planning.step import StepShapes, samples_per_pass, step_programs, step_shapes
-from poise_jax.training.train import Programs
+from poise_jax.planning.step import StepShapes, step_programs, step_shapes
+from poise_jax.training.build import StepConfig
 
 GIB = 2**30
 # A process on a CPU grows while it runs: freed pages stay mapped, and evaluation compiles another
@@ -40,7 +40,7 @@ class ProgramMemory:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
-  """Sizes and memory of a run. Memory is in bytes on one device."""
+  """Sizes and memory of a step. Memory is in bytes on one device."""
 
   sizes: dict[str, int]  # parameters, prompts, tokens, steps
   always: dict[str, int]  # arrays that exist all the time
@@ -85,29 +85,28 @@ class MemoryReport:
     return f"does not fit: a step needs {need}; {advice}"
 
 
-def dry_run(run: Programs, on_phase: Callable[[str], None] = lambda _: None) -> MemoryReport:
-  """Compiles one step of `run`, whose parameters may be shapes only, for the devices of its mesh.
+def dry_run(step: StepConfig, on_phase: Callable[[str], None] = lambda _: None) -> MemoryReport:
+  """Compiles a step for the devices of its mesh; no array is allocated.
 
   Args:
-    run: from `training`; nothing of it is computed.
+    step: from `training.build`.
     on_phase: called with what happens next, such as "compiling the sampler".
   """
-  with jax.set_mesh(run.mesh):
-    shapes = step_shapes(run)
-  return memory_report(run, shapes, compile_step(run, shapes, on_phase))
+  shapes = step_shapes(step)
+  return memory_report(step, shapes, compile_step(step, shapes, on_phase))
 
 
 def compile_step(
-  run: Programs,
+  step: StepConfig,
   shapes: StepShapes,
   on_phase: Callable[[str], None] = lambda _: None,
   on_compiled: Callable[[str, jax.stages.Compiled], None] = lambda name, compiled: None,
 ) -> dict[str, ProgramMemory]:
-  """Compiles the programs of a step for the devices of the run's mesh.
+  """Compiles the programs of a step for the devices of its mesh.
 
   Args:
-    run: describes the programs.
-    shapes: from `step_shapes(run)`.
+    step: describes the programs.
+    shapes: from `step_shapes(step)`.
     on_phase: called with what happens next.
     on_compiled: called with the name of each program and its compiled form.
 
@@ -115,8 +114,8 @@ def compile_step(
     Memory by name of the program, those included that the compiler rejects for their size.
   """
   programs = {}
-  with jax.set_mesh(run.mesh):
-    for name, (function, args) in step_programs(run, shapes).items():
+  with jax.set_mesh(step.mesh):
+    for name, (function, args) in step_programs(step, shapes).items():
       on_phase(f"compiling {name}")
       start = time.perf_counter()
       lowered = function.lower(*args)
@@ -125,7 +124,7 @@ def compile_step(
       except jax.errors.JaxRuntimeError as error:
         programs[name] = _rejected(error, args, time.perf_counter() - start)
         continue
-      programs[name] = _analysis(compiled, run.mesh, time.perf_counter() - start)
+      programs[name] = _analysis(compiled, step.mesh, time.perf_counter() - start)
       on_compiled(name, compiled)
   return programs
 
@@ -154,24 +153,23 @@ def _rejected(error, args, seconds):
 
 
 def memory_report(
-  run: Programs, shapes: StepShapes, programs: dict[str, ProgramMemory], limit: int | None = None
+  step: StepConfig, shapes: StepShapes, programs: dict[str, ProgramMemory], limit: int | None = None
 ) -> MemoryReport:
   """Adds up the memory of a step.
 
   Args:
-    run: describes the step.
-    shapes: from `step_shapes(run)`.
+    step: describes the step.
+    shapes: from `step_shapes(step)`.
     programs: compiled or estimated; at least "the sampler" and "the update".
     limit: bytes of memory that a device has; None: as the device says.
   """
-  parameters, caches = device_bytes(shapes.params), cache_bytes(run)
+  parameters, caches = device_bytes(shapes.params), cache_bytes(step)
   sampler, learner = programs["the sampler"], programs["the update"]
   logprobs = programs.get("log-probs", ProgramMemory(0, 0, 0, 0.0))
   rollouts = device_bytes(shapes.rollouts)
-  on_cpu = _on_cpu(run.mesh)
-  allocated = sum(x.nbytes for x in jax.tree.leaves(run.params) if isinstance(x, jax.Array))
+  on_cpu = _on_cpu(step.mesh)
   return MemoryReport(
-    sizes=_sizes(run, shapes),
+    sizes=_sizes(step, shapes),
     always={
       "parameters": parameters,
       "optimizer": device_bytes(shapes.state.opt_state),
@@ -191,38 +189,38 @@ def memory_report(
       "results": learner.outputs,
     },
     programs=programs,
-    process=max(_resident_bytes() - allocated, 0) if on_cpu else 0,
-    limit=_device_memory(run.mesh.devices.flat[0]) if limit is None else limit,
+    process=_resident_bytes() if on_cpu else 0,
+    limit=_device_memory(step.mesh.devices.flat[0]) if limit is None else limit,
     sharing=len(jax.local_devices()) if on_cpu else 1,
   )
 
 
-def _sizes(run, shapes):
-  config, n, length = run.config, run.rollout.n, run.rollout.max_new_tokens
-  passes = config.rollouts // samples_per_pass(run)  # over prompts
+def _sizes(step, shapes):
+  config, length = step.config, step.rollout.max_new_tokens
+  passes = config.rollouts // shapes.responses_per_row  # over prompts
   trained = config.rollouts * length + passes * config.task.max_prompt_length
   return {
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.params)),
-    "devices": run.mesh.size,
-    "prompts per step": config.rollouts // n,
+    "devices": step.mesh.size,
+    "prompts per step": step.groups,
     "rollouts per step": config.rollouts,
     "tokens sampled per step, at most": config.rollouts * length,
     "tokens trained on per step, with prompts and padding": trained,
     "optimizer steps per batch": shapes.optimizer_steps,
-    "micro-batches per optimizer step": run.update.minibatch_size // run.update.microbatch_size,
-    "warm-start steps": run.warm_start.steps,
+    "micro-batches per optimizer step": step.update.minibatch_size // step.update.microbatch_size,
+    "warm-start steps": step.warm_start.steps,
     "steps": config.steps,
     "rollouts in total": config.steps * config.rollouts,
     "tokens sampled in total, at most": config.steps * config.rollouts * length,
   }
 
 
-def cache_bytes(run: Programs) -> int:
+def cache_bytes(step: StepConfig) -> int:
   """Keys and values of all prompts and of all responses at full length, on one device."""
-  n, dtype = run.rollout.n, run.rollout.cache_dtype or run.config.model.dtype
-  positions = n * run.rollout.max_new_tokens + run.config.task.max_prompt_length
-  caches = token_bytes(run.model, dtype) * run.config.rollouts // n * positions
-  return caches // (sharding.batch_shards(run.mesh) * run.mesh.shape["tensor"])
+  n, dtype = step.rollout.n, step.rollout.cache_dtype or step.config.model.dtype
+  positions = n * step.rollout.max_new_tokens + step.config.task.max_prompt_length
+  caches = token_bytes(step.model, dtype) * step.config.rollouts // n * positions
+  return caches // (sharding.batch_shards(step.mesh) * step.mesh.shape["tensor"])
 
 
 def _on_cpu(mesh):

@@ -5,9 +5,9 @@ import dataclasses
 from poise_jax.planning import flops
 from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
-from poise_jax.planning.step import StepShapes, samples_per_pass
+from poise_jax.planning.step import StepShapes
 from poise_jax.rollout.sampler import stages
-from poise_jax.training.train import Programs
+from poise_jax.training.build import StepConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,40 +42,40 @@ class Roofline:
   step_tokens_per_second: float
 
 
-def model_flops(run: Programs) -> dict[str, float]:
+def model_flops(step: StepConfig, shapes: StepShapes) -> dict[str, float]:
   """FLOPs per chip that the model itself needs, by program."""
-  prompt, response = run.config.task.max_prompt_length, run.rollout.max_new_tokens
-  n, together = run.rollout.n, samples_per_pass(run)
-  sequence = flops.training_flops(run.model, prompt, together, response) / together
-  group = flops.sampling_flops(run.model, prompt, n, response)
+  prompt, response = step.config.task.max_prompt_length, step.rollout.max_new_tokens
+  n, m = step.rollout.n, shapes.responses_per_row
+  sequence = flops.training_flops(step.model, prompt, m, response) / m
+  group = flops.sampling_flops(step.model, prompt, n, response)
   return {
-    "the sampler": group * run.config.rollouts / n / run.mesh.size,
-    "log-probs": sequence / 3 * run.config.rollouts / run.mesh.size,
-    "the update": sequence * run.update.minibatch_size / run.mesh.size,
+    "the sampler": group * step.config.rollouts / n / step.mesh.size,
+    "log-probs": sequence / 3 * step.config.rollouts / step.mesh.size,
+    "the update": sequence * step.update.minibatch_size / step.mesh.size,
   }
 
 
-def prefill_flops(run: Programs) -> float:
+def prefill_flops(step: StepConfig) -> float:
   """FLOPs per chip to read all prompts of a step."""
-  prompt = flops.forward_flops(run.model, run.config.task.max_prompt_length, 1)
-  return prompt * run.config.rollouts / run.rollout.n / run.mesh.size
+  prompt = flops.forward_flops(step.model, step.config.task.max_prompt_length, 1)
+  return prompt * step.config.rollouts / step.rollout.n / step.mesh.size
 
 
-def decode_stages(run: Programs, shapes: StepShapes) -> list[DecodeStage]:
+def decode_stages(step: StepConfig, shapes: StepShapes) -> list[DecodeStage]:
   """The sampler's stages, whose caches grow, with the least bytes that a step of each reads."""
-  n, length, width = run.rollout.n, run.rollout.max_new_tokens, run.config.task.max_prompt_length
-  position_bytes = cache_bytes(run) / (n * length + width)
+  n, length, width = step.rollout.n, step.rollout.max_new_tokens, step.config.task.max_prompt_length
+  position_bytes = cache_bytes(step) / (n * length + width)
   decode_stages, last = [], 0
   for size in stages(length):
     caches = position_bytes * width + position_bytes * n * size
-    least = flops.decode_bytes(shapes.sampling_params, run.model.tie_word_embeddings, caches)
+    least = flops.decode_bytes(shapes.sampling_params, step.model.tie_word_embeddings, caches)
     decode_stages.append(DecodeStage(size, size - last, least))
     last = size
   return decode_stages
 
 
 def roofline(
-  run: Programs,
+  step: StepConfig,
   shapes: StepShapes,
   chip: Chip,
   flop_counts: dict[str, FlopCount],
@@ -85,22 +85,22 @@ def roofline(
   and communication took no time. No run is faster.
 
   Args:
-    run: describes the step.
-    shapes: from `step_shapes(run)`.
+    step: describes the step.
+    shapes: from `step_shapes(step)`.
     chip: the hardware.
     flop_counts: by program: "the update", and "log-probs" if the step computes them. An update
       that is missing, as the compiler rejected it, counts with the model's own FLOPs.
     decoding: from `decode_stages`, with the bytes and FLOPs of the compiled program if known.
   """
 
-  sampling = prefill_flops(run) / chip.flops
+  sampling = prefill_flops(step) / chip.flops
   for stage in decoding:
     moved = stage.least_bytes if stage.bytes is None else stage.bytes
     sampling += stage.steps * max(moved / chip.bandwidth, (stage.flops or 0.0) / chip.flops)
-  work = {"the update": model_flops(run)["the update"], "log-probs": 0.0}
+  work = {"the update": model_flops(step, shapes)["the update"], "log-probs": 0.0}
   work |= {name: count.program for name, count in flop_counts.items()}
   updating = (work["log-probs"] + shapes.optimizer_steps * work["the update"]) / chip.flops
-  tokens = run.config.rollouts * run.rollout.max_new_tokens
+  tokens = step.config.rollouts * step.rollout.max_new_tokens
   return Roofline(
     sampling_seconds=sampling,
     updating_seconds=updating,

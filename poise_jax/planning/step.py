@@ -1,6 +1,6 @@
 """One training step that is not run: shapes of its arrays, and the programs to compile for it.
 
-Nothing is loaded or allocated. Only this file of planning calls training and learner.
+Nothing is loaded or allocated.
 """
 
 import dataclasses
@@ -18,7 +18,9 @@ from poise_jax import models, rollout
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.learner import update
-from poise_jax.training import train
+from poise_jax.learner.batching import Batch
+from poise_jax.training import build
+from poise_jax.training.build import StepConfig
 from poise_jax.types import Experience, Prompts, Rollouts, TrainState
 
 Shapes = PyTree[jax.ShapeDtypeStruct]
@@ -32,15 +34,20 @@ class StepShapes:
   state: TrainState
   estimator: Shapes
   reference: Shapes  # () if no reference policy is kept
-  sampling_params: Shapes  # parameters in the sampler's layout and dtype
+  sampling_params: Shapes  # parameters in the sampling layout and dtype
   prompts: Prompts
   rollouts: Rollouts
-  batch: dict[str, jax.ShapeDtypeStruct]  # [P * n, ...], cut into mini-batches
+  batch: Batch  # all rows of the update, before they are cut into mini-batches
   optimizer_steps: int  # per batch
 
+  @property
+  def responses_per_row(self) -> int:
+    """m, responses that share one pass over their prompt in the update."""
+    return self.batch.tokens.shape[1]
 
-def abstract_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> train.Programs:
-  """Programs of a step of `config`, without weights, tokenizer or data.
+
+def abstract_step(config: ConfigDict, mesh: Mesh | AbstractMesh) -> StepConfig:
+  """A step of `config`, without weights, tokenizer or data.
 
   Token ids of the tokenizer are made up, and the training set has config.task.train prompts:
   neither changes a shape that matters.
@@ -55,103 +62,104 @@ def abstract_programs(config: ConfigDict, mesh: Mesh | AbstractMesh) -> train.Pr
       "and needs the complete shape, as in configs/qwen3_4b_dapo_math.py"
     )
   config = config.copy_and_resolve_references()
-  model = models.ModelConfig(**config.model.shape)
-  return train.programs(
+  return build.build_step(
     config,
     mesh,
-    model,
-    train.abstract_params(mesh, model),
+    models.ModelConfig(**config.model.shape),
     eos_ids=(1,),
     think_end=(2,) if config.task.think_end else (),
     prompts=config.task.train,
   )
 
 
-def step_shapes(run: train.Programs) -> StepShapes:
-  """Shapes of a step of `run`, whose mesh may be abstract."""
-  config, model = run.config, run.model
-  groups, n, length = config.rollouts // run.rollout.n, run.rollout.n, run.rollout.max_new_tokens
-  batch_sharding = sharding.batch_sharding(run.mesh)
+def step_shapes(step: StepConfig) -> StepShapes:
+  """Shapes of a step, whose mesh may be abstract."""
+  mesh = step.mesh if isinstance(step.mesh, AbstractMesh) else step.mesh.abstract_mesh
+  with jax.sharding.use_abstract_mesh(mesh):
+    params = step.param_shapes
+    state = jax.eval_shape(lambda p: update.init(p, step.update), params)
+    state = sharded_like(params, state)
+    estimator = sharded_like(params, jax.eval_shape(step.estimator.init, params))
+    reference = params if step.keeps_reference else ()
+    sampling_params = jax.eval_shape(step.sampling_params, params)
+    prompts, experience = _experience(step, sampling_params)
+    advantages = jax.eval_shape(step.estimator.estimate, estimator, experience).advantages
+    optimizer_steps = 0
+
+    def policy_batch(*args):
+      nonlocal optimizer_steps  # a number, which eval_shape would turn into a shape
+      batch, optimizer_steps = update.policy_batch(step.model, step.update, *args)
+      return batch
+
+    batch = jax.eval_shape(policy_batch, params, experience, advantages, reference)
+    return StepShapes(
+      params=params,
+      state=state,
+      estimator=estimator,
+      reference=reference,
+      sampling_params=sampling_params,
+      prompts=prompts,
+      rollouts=experience.rollouts,
+      batch=_split_rows(step.mesh, batch),
+      optimizer_steps=optimizer_steps,
+    )
+
+
+def _experience(step, sampling_params):
+  """Prompts and Experience of a step."""
+  groups, n, m = step.groups, step.rollout.n, step.estimator.reference_n
+  length, width = step.rollout.max_new_tokens, step.config.task.max_prompt_length
 
   def array(dtype, *shape):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(step.mesh))
 
-  def by_rows(tree):
-    return jax.tree.map(lambda x: array(x.dtype, *x.shape), tree)
-
-  params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), run.params
-  )
-  state = sharded_like(params, jax.eval_shape(lambda p: update.init(p, run.update), params))
-  estimator = sharded_like(params, jax.eval_shape(run.estimator.init, params))
-  reference = params if run.keeps_reference else ()
-  sampling_params = jax.eval_shape(run.sampling_params, params)
-  width = config.task.max_prompt_length
   prompts = Prompts(array(np.int32, groups, width), array(bool, groups, width))
-  sample = functools.partial(rollout.sample, model, rollout=run.rollout)
-  rollouts = by_rows(jax.eval_shape(sample, sampling_params, prompts, _key()))
-
-  m = run.estimator.reference_n
+  sample = functools.partial(rollout.sample, step.model, rollout=step.rollout)
+  rollouts = jax.eval_shape(sample, sampling_params, prompts, _key())
   ids = array(np.int32, groups)
   experience = Experience(
-    rollouts,
+    rollouts=_split_rows(step.mesh, rollouts),
     scores=array(np.float32, groups, n),
     token_rewards=array(np.float32, groups, n, length),
     domains=ids,
     prompt_ids=ids,
-    age=ids,
+    age=ids if step.collect.dynamic_sampling else (),
     reference_scores=array(np.float32, groups, m) if m else (),
   )
-  advantages = jax.eval_shape(run.estimator.estimate, estimator, experience)[0]
-  age = ids if run.collect.dynamic_sampling else None
-  optimizer_steps = 0
+  return prompts, experience
 
-  def learning_batch(params, rollouts, advantages, reference, age):
-    nonlocal optimizer_steps  # a number, which eval_shape would turn into a shape
-    batch, optimizer_steps = update.learning_batch(
-      model, params, rollouts, advantages, run.update, reference, age
-    )
-    return batch
 
-  batch = by_rows(jax.eval_shape(learning_batch, params, rollouts, advantages, reference, age))
-  return StepShapes(
-    params, state, estimator, reference, sampling_params, prompts, rollouts, batch, optimizer_steps
-  )
+def _split_rows(mesh, tree):
+  """`tree` with its leading axis split over the batch axes of the mesh."""
+  split = sharding.batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), tree)
 
 
 def step_programs(
-  run: train.Programs, shapes: StepShapes
+  step: StepConfig, shapes: StepShapes
 ) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
   """Jitted functions of a step with the arguments to lower them for, in the order they run."""
-  model, n = run.model, run.rollout.n
+  model, batch = step.model, shapes.batch
   sample = jax.jit(rollout.sample, static_argnums=(0, 4))
   programs = {
-    "the sampler's layout": (run.sampling_params, (shapes.params,)),
-    "the sampler": (sample, (model, shapes.sampling_params, shapes.prompts, _key(), run.rollout)),
+    "the sampler's layout": (step.sampling_params, (shapes.params,)),
+    "the sampler": (sample, (model, shapes.sampling_params, shapes.prompts, _key(), step.rollout)),
   }
-  if recomputes_logprobs(run, shapes) or "reference_logprobs" in shapes.batch:
-    fields = jax.eval_shape(update.response_batch, shapes.rollouts)
-    batch = {name: shapes.batch[name] for name in fields}
-    programs["log-probs"] = (update.recompute, (model, shapes.params, batch, run.update, n))
-  size = run.update.minibatch_size
+  if recomputes_logprobs(step, shapes) or "reference_logprobs" in batch.fields:
+    tokens = batch.replace(fields={})
+    programs["log-probs"] = (update.batch_logprobs, (model, shapes.params, tokens, step.update))
+  rows = step.update.minibatch_size // shapes.responses_per_row
   minibatch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding), shapes.batch
+    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding), batch
   )
-  programs["the update"] = (
-    update.minibatch_step,
-    (model, run.update, shapes.state, minibatch, n),
-  )
+  arguments = (model, step.update, shapes.state, minibatch)
+  programs["the update"] = (update.minibatch_step, arguments)
   return programs
 
 
-def recomputes_logprobs(run: train.Programs, shapes: StepShapes) -> bool:
-  """Whether a step computes the log-probs of the policy that sampled, once more, for the loss."""
-  return "old_logprobs" in shapes.batch and run.update.old_logprobs == "recompute"
-
-
-def samples_per_pass(run: train.Programs) -> int:
-  """Number of a prompt's samples that share one pass over it in the update."""
-  return update.samples_together(run.rollout.n, run.update, run.mesh)
+def recomputes_logprobs(step: StepConfig, shapes: StepShapes) -> bool:
+  """Whether the trainer recomputes the log-probs of the policy that sampled."""
+  return "old_logprobs" in shapes.batch.fields and step.update.old_logprobs == "recompute"
 
 
 def sharded_like(params: Shapes, tree: Shapes) -> Shapes:

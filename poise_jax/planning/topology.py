@@ -27,8 +27,8 @@ from poise_jax.planning.roofline import (
   prefill_flops,
   roofline,
 )
-from poise_jax.planning.step import abstract_programs, step_shapes
-from poise_jax.training.train import Programs
+from poise_jax.planning.step import StepShapes, abstract_step, step_shapes
+from poise_jax.training.build import StepConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,14 @@ class TopologyReport:
   roofline: Roofline
 
 
-def programs(config: ConfigDict, topology: str) -> Programs:
-  """Programs of a step of `config` on a mesh of such chips, not compiled yet.
+def topology_step(config: ConfigDict, topology: str) -> StepConfig:
+  """A step of `config` on a mesh of such chips.
 
   Raises:
-    UserError: see `topology_devices` and `abstract_programs`.
+    UserError: see `topology_devices` and `abstract_step`.
   """
   mesh = sharding.make_mesh(**config.mesh, devices=topology_devices(topology))
-  return abstract_programs(config, mesh)
+  return abstract_step(config, mesh)
 
 
 def report(
@@ -65,42 +65,45 @@ def report(
     on_phase: called with what happens next, such as "compiling the sampler".
 
   Raises:
-    UserError: see `topology_devices` and `abstract_programs`.
+    UserError: see `topology_devices` and `abstract_step`.
   """
-  run = programs(config, topology)
-  shapes = step_shapes(run)
+  step = topology_step(config, topology)
+  shapes = step_shapes(step)
   chip = CHIPS[parse_topology(topology)[0]]
-  compiled = isinstance(run.mesh, jax.sharding.Mesh)
-  decoding, large = decode_stages(run, shapes), {}
+  compiled = isinstance(step.mesh, jax.sharding.Mesh)
+  decoding, large = decode_stages(step, shapes), {}
   if compiled:
     texts = {}
     program_memory = memory.compile_step(
-      run, shapes, on_phase, lambda name, program: texts.update({name: program.as_text()})
+      step, shapes, on_phase, lambda name, program: texts.update({name: program.as_text()})
     )
     on_phase("counting FLOPs and bytes")
     hlo_programs = {name: hlo.Program(text) for name, text in texts.items()}
-    flops, decoding = compiled_work(run, decoding, hlo_programs)
-    lengths = (run.config.task.max_prompt_length, run.rollout.max_new_tokens)
+    flops, decoding = compiled_work(step, shapes, decoding, hlo_programs)
+    lengths = (step.config.task.max_prompt_length, step.rollout.max_new_tokens)
     large = {
-      name: large_arrays(program, run.model, run.mesh.shape["tensor"], *lengths)
+      name: large_arrays(program, step.model, step.mesh.shape["tensor"], *lengths)
       for name, program in hlo_programs.items()
     }
   else:
-    program_memory = estimated_programs(run, shapes)
-    flops = estimated_flops(run, shapes)
+    program_memory = estimated_programs(step, shapes)
+    flops = estimated_flops(step, shapes)
   return TopologyReport(
-    memory=memory.memory_report(run, shapes, program_memory, chip.memory),
+    memory=memory.memory_report(step, shapes, program_memory, chip.memory),
     compiled=compiled,
-    mesh=dict(run.mesh.shape),
+    mesh=dict(step.mesh.shape),
     flops=flops,
     decode=decoding,
     large_arrays={name: arrays for name, arrays in large.items() if arrays},
-    roofline=roofline(run, shapes, chip, flops, decoding),
+    roofline=roofline(step, shapes, chip, flops, decoding),
   )
 
 
 def compiled_work(
-  run: Programs, decoding: list[DecodeStage], hlo_programs: dict[str, hlo.Program]
+  step: StepConfig,
+  shapes: StepShapes,
+  decoding: list[DecodeStage],
+  hlo_programs: dict[str, hlo.Program],
 ) -> tuple[dict[str, FlopCount], list[DecodeStage]]:
   """FLOPs of the compiled programs, and `decoding` with the work of the compiled decode loops.
 
@@ -109,7 +112,7 @@ def compiled_work(
   Raises:
     ValueError: the sampler has other loops than expected.
   """
-  needed = model_flops(run)
+  needed = model_flops(step, shapes)
   flops = {
     name: FlopCount(program.flops(), needed[name], program.collective_bytes())
     for name, program in hlo_programs.items()
@@ -137,7 +140,7 @@ def compiled_work(
   ]
   # Each decode loop has an unknown trip count and so counts once in the sampler's total.
   prefill = sampler.flops() - sum(stage.flops for stage in decoding)
-  flops["prefill"] = FlopCount(prefill, prefill_flops(run))
+  flops["prefill"] = FlopCount(prefill, prefill_flops(step))
   return flops, decoding
 
 

@@ -7,8 +7,9 @@ import pytest
 from configs import common, qwen3_4b_dapo_math, r1_distill_1p5b_dapo_math
 from poise_jax import models
 from poise_jax.data import sources, templates
-from poise_jax.planning import step, topology
+from poise_jax.planning import topology
 from poise_jax.planning.chips import parse_topology
+from poise_jax.training import build
 
 CONFIGS = (qwen3_4b_dapo_math, r1_distill_1p5b_dapo_math)
 each_config = pytest.mark.parametrize("module", CONFIGS, ids=lambda m: m.__name__)
@@ -125,9 +126,9 @@ def test_the_shape_is_that_of_the_published_model(module, total, layers):
 def test_every_algorithm_divides_over_the_meshes_in_the_docs(module, algorithm, monkeypatch):
   # Only that sizes divide; not that memory suffices.
   monkeypatch.setattr(topology, "topology_devices", lambda name: parse_topology(name)[1])
-  monkeypatch.setattr(step.train.jax, "eval_shape", lambda *_: None)
-  monkeypatch.setattr(step.train, "sampling_layout", lambda *_: None)
+  monkeypatch.setattr(build.jax, "eval_shape", lambda *_: None)
+  monkeypatch.setattr(build, "sampling_layout", lambda *_: None)
   slices = ("v5p:4x4x4", "v6e:8x8", "h100:8")
   for name in slices if module is qwen3_4b_dapo_math else ("v5p:2x2x2", "v6e:4x4", "v5e:4x8"):
-    run = topology.programs(module.get_config(algorithm), name)
-    assert run.update.minibatch_size % run.update.microbatch_size == 0
+    step = topology.topology_step(module.get_config(algorithm), name)
+    assert step.update.minibatch_size % step.update.microbatch_size == 0

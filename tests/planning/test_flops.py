@@ -9,8 +9,10 @@ from small_run import MODEL
 
 from poise_jax import models
 from poise_jax.learner import update
+from poise_jax.learner.batching import Batch
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.planning import flops, hlo
+from poise_jax.types import Prompts
 
 
 def test_parameters_are_those_that_multiply_tokens():
@@ -57,20 +59,22 @@ def test_flops_of_a_forward_pass_are_those_of_its_program():
 @pytest.mark.parametrize("n", [1, 2])
 def test_rematerialised_training_needs_up_to_a_third_more(n):
   config = UpdateConfig(minibatch_size=4, microbatch_size=2, remat="full", logprob_chunk=32)
-  length, rows = 32, jax.ShapeDtypeStruct((4, 32), jnp.float32)
-  batch = {name: rows for name in ("advantages", "old_logprobs", "sampler_logprobs")}
-  for name, width, dtype in (
-    ("tokens", 2 * length, jnp.int32),
-    ("mask", 2 * length, bool),
-    ("targets", length, jnp.int32),
-    ("response_mask", length, bool),
-  ):
-    batch[name] = jax.ShapeDtypeStruct((4, width), dtype)
-  state = jax.eval_shape(lambda p: update.init(p, config), models.abstract_params(MODEL))
-  program = hlo.Program(
-    update.minibatch_step.lower(MODEL, config, state, batch, n).compile().as_text()
+  length, rows = 32, 4 // n
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((rows, *shape, length), dtype)
+
+  names = ("advantages", "old_logprobs", "sampler_logprobs")
+  batch = Batch(
+    prompts=Prompts(array(jnp.int32), array(bool)),
+    tokens=array(jnp.int32, n),
+    mask=array(bool, n),
+    fields={name: array(jnp.float32, n) for name in names},
   )
-  ratio = program.flops() / (4 / n * flops.training_flops(MODEL, length, n, length))
+  state = jax.eval_shape(lambda p: update.init(p, config), models.abstract_params(MODEL))
+  compiled = update.minibatch_step.lower(MODEL, config, state, batch).compile()
+  program = hlo.Program(compiled.as_text())
+  ratio = program.flops() / (rows * flops.training_flops(MODEL, length, n, length))
   # A fourth forward product for three, except for the last one of each layer, which the backward
   # pass does not need; in addition scores above the diagonal, and Adam.
   assert 1.25 < ratio < 1.4

@@ -59,14 +59,14 @@ ENTRY %main (a: f32[2,64,512]) -> f32[2,64,512] {
 )
 def test_an_impossible_topology_is_an_error_of_one_sentence(name, parts):
   with pytest.raises(ValueError) as error:
-    topology.programs(qwen3_4b_dapo_math.get_config(), name)
+    topology.topology_step(qwen3_4b_dapo_math.get_config(), name)
   for part in parts:
     assert part in str(error.value)
 
 
 def test_an_incomplete_shape_is_an_error():
   with pytest.raises(ValueError, match="model.shape lacks vocab_size"):
-    topology.programs(tiny(), "h100:1")
+    topology.topology_step(tiny(), "h100:1")
 
 
 def test_a_loaded_model_must_have_the_shape_of_the_config():
@@ -110,11 +110,11 @@ def test_gpu_flops_by_arithmetic(ppo_on_gpus):
 
 
 def test_an_update_that_the_compiler_rejects_counts_with_the_models_own_flops():
-  run = topology.programs(small(), "h100:1")
-  shapes = step_shapes(run)
-  decoding = roofline.decode_stages(run, shapes)
-  times = roofline.roofline(run, shapes, CHIPS["h100"], {}, decoding)
-  needed = shapes.optimizer_steps * roofline.model_flops(run)["the update"]
+  step = topology.topology_step(small(), "h100:1")
+  shapes = step_shapes(step)
+  decoding = roofline.decode_stages(step, shapes)
+  times = roofline.roofline(step, shapes, CHIPS["h100"], {}, decoding)
+  needed = shapes.optimizer_steps * roofline.model_flops(step, shapes)["the update"]
   assert times.updating_seconds == needed / CHIPS["h100"].flops
 
 
@@ -136,8 +136,8 @@ def test_the_committed_table_is_that_of_its_results():
 
 
 def test_critics_and_moments_are_sharded_like_parameters():
-  run = topology.programs(small("ppo", mesh__tensor=2, rollout__n=1), "h100:8")
-  shapes = step_shapes(run)
+  step = topology.topology_step(small("ppo", mesh__tensor=2, rollout__n=1), "h100:8")
+  shapes = step_shapes(step)
   kernel = lambda tree: tree["layers"]["mlp"]["up_proj"]["kernel"]  # noqa: E731
   expected = kernel(shapes.params).sharding
   assert expected.spec == sharding.spec(("layers", "embed", "mlp"))
@@ -145,7 +145,7 @@ def test_critics_and_moments_are_sharded_like_parameters():
   moments = [x for x in jax.tree.leaves(shapes.state.opt_state) if x.shape == (3, 256, 512)]
   assert len(moments) >= 4 and all(x.sharding == expected for x in moments)
   assert shapes.estimator.params["value_head"]["bias"].sharding.is_fully_replicated
-  assert shapes.rollouts.tokens.sharding == sharding.batch_sharding(run.mesh)
+  assert shapes.rollouts.tokens.sharding == sharding.batch_sharding(step.mesh)
 
 
 def test_the_command_in_the_readme_works(tmp_path):
