@@ -177,11 +177,10 @@ def dry_run(config: ConfigDict):
   console = rich.console.Console(highlight=False)
   show_config(config, console, explain=False)
   with console.status("setting up") as status:
-    from poise_jax.planning import memory as dry_run
-    from poise_jax.training import train
+    from poise_jax.planning import memory
+    from poise_jax.training.build import build
 
-    run = train.setup(config.copy_and_resolve_references(), abstract=True)
-    plan = dry_run.plan(run, status.update)
+    plan = memory.dry_run(build(config.copy_and_resolve_references()), status.update)
   show_plan(console, plan)
   if not plan.fits:
     raise UsageError(plan.verdict)
@@ -189,7 +188,7 @@ def dry_run(config: ConfigDict):
 
 
 def show_plan(console: rich.console.Console, plan):
-  """Prints a dry_run.Plan but for its verdict."""
+  """Prints a planning.memory.MemoryReport except its verdict."""
   _show(console, "sizes", ((name, f"{value:,}") for name, value in plan.sizes.items()))
 
   def mib(size):

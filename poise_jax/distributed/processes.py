@@ -1,8 +1,9 @@
-"""Several processes of one run: how they start, share out work, agree, and end together.
+"""Several processes of one run: how they start, divide work, agree, and end together.
 
-All run the same program on the same values, each on the devices of its own machine; XLA moves what
-the arrays' shardings ask for. What happens outside of XLA is divided here: work on a list's items
-(`divided`), what only one may do (`on_first`), what all must know alike (`gather`).
+All processes run the same program on the same values, each on the devices of its own machine; XLA
+moves what the shardings of arrays require. Work outside of XLA is coordinated here: `divided`
+splits work on the items of a list, `on_first` runs what only one process may do, `gather` exchanges
+values.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -20,27 +21,28 @@ from jax.experimental import multihost_utils
 
 from poise_jax.errors import UserError
 
-# A process whose machine is gone is missed after this time: well within a minute, and longer than
-# a machine under load keeps still.
-HEARTBEAT = 25  # seconds
-SHUTDOWN = 10  # seconds for which a process that is done waits for the others
+HEARTBEAT = 25  # seconds until a dead process is noticed; longer than a busy machine pauses one
+SHUTDOWN = 10  # seconds for which a process that has finished waits for the others
+
+Parameters = ParamSpec("Parameters")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def started(where: str, sentence: Callable[[Exception], str] = str) -> Iterator[None]:
-  """Connects this process with the others of its run, before anything else of JAX is used.
+  """Connects this process with the others of its run; enter it before any other use of JAX.
 
-  An error ends the process at once, for a clean end would wait for the others, and they for it.
-  JAX's coordinator, which the first process runs, ends those that are left and names who is gone.
+  An error ends the process at once: a regular exit would wait for the other processes, and they for
+  this one. JAX's coordinator, in the first process, then ends the others and names the lost one.
 
   Args:
-    where: "" is a process by itself, unless $JAX_COORDINATOR_ADDRESS is set; "auto" asks the
-      environment (TPU pods, Slurm, Open MPI, Kubernetes); else ADDRESS:PORT,COUNT,INDEX, the
-      first process's address.
-    sentence: what to tell a user of an error.
+    where: "" runs a single process, unless $JAX_COORDINATOR_ADDRESS is set; "auto" reads the
+      environment (TPU pods, Slurm, Open MPI, Kubernetes); otherwise ADDRESS:PORT,COUNT,INDEX with
+      the address of the first process.
+    sentence: describes an error for the user.
 
   Raises:
-    UserError: `where` is none of these, or no environment is found.
+    UserError: `where` is malformed, no cluster is detected, or the processes cannot connect.
   """
   where = where or ("auto" if "JAX_COORDINATOR_ADDRESS" in os.environ else "")
   if not where:
@@ -55,19 +57,19 @@ def started(where: str, sentence: Callable[[Exception], str] = str) -> Iterator[
     sys.stdout.flush()
     if lost := _lost_contact(error):
       print(
-        f"error in {name}: it cannot reach another process ({lost[:200]}); the coordinator says "
-        f"which one is gone within {HEARTBEAT} seconds, as task NUMBER",
+        f"error in {name}: lost contact with another process ({lost[:200]}); within {HEARTBEAT} "
+        "seconds the coordinator names it, as task NUMBER",
         file=sys.stderr,
         flush=True,
       )
-      time.sleep(HEARTBEAT + SHUTDOWN)  # the coordinator's word ends this process
+      time.sleep(HEARTBEAT + SHUTDOWN)  # the coordinator ends this process before that
     else:
       print(f"error in {name}: {sentence(error)}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def _lost_contact(error: BaseException | None) -> str:
-  """What XLA said of another process that is gone, if that is behind an error; else ""."""
+  """XLA's message about a lost process, if that caused the error, otherwise ""."""
   while error is not None:
     text = str(error)
     if re.match(r"(UNKNOWN|UNAVAILABLE|ABORTED|INTERNAL|CANCELLED|DEADLINE_EXCEEDED):", text):
@@ -76,18 +78,18 @@ def _lost_contact(error: BaseException | None) -> str:
   return ""
 
 
-def _connect(where):
+def _connect(where: str):
   arguments = {}
   if where != "auto":
     address, *numbers = where.split(",")
     if ":" not in address or len(numbers) != 2 or not all(x.isdecimal() for x in numbers):
       raise UserError(
-        f"--distributed={where} is neither auto nor ADDRESS:PORT,COUNT,INDEX, such as "
-        "10.0.0.1:1234,4,0 on the first of four processes"
+        f"--distributed={where} must be auto or ADDRESS:PORT,COUNT,INDEX, such as "
+        "10.0.0.1:1234,4,0 for the first of four processes"
       )
     count, index = map(int, numbers)
     if not index < count:
-      raise UserError(f"--distributed={where}: the last number counts from 0 to {count - 1}")
+      raise UserError(f"--distributed={where}: INDEX must be between 0 and {count - 1}")
     arguments = dict(coordinator_address=address, num_processes=count, process_id=index)
   try:
     jax.distributed.initialize(
@@ -95,24 +97,24 @@ def _connect(where):
     )
   except (ValueError, TypeError) as error:
     raise UserError(
-      f"--distributed=auto finds no cluster here ({error}); say which process this is: "
+      f"--distributed=auto detects no cluster ({error}); name the processes with "
       "--distributed=ADDRESS:PORT,COUNT,INDEX"
     ) from error
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
-      f"--distributed={where}: the processes did not find each other ({error}); each must be "
-      "started, and reach the first one's address"
+      f"--distributed={where}: the processes could not connect ({error}); check that all of them "
+      "run and can reach the first one's address"
     ) from error
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes files and prints."""
+  """Whether this is the first process, which writes files and prints."""
   return jax.process_index() == 0
 
 
-def gather(value: Any) -> list[Any]:
-  """Every process's value, in their order. Like all of this module's functions that talk to other
-  processes, all must call it."""
+def gather(value: T) -> list[T]:
+  """Values of all processes, in their order. As with every function here that communicates, all
+  processes must call it."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -122,17 +124,19 @@ def gather(value: Any) -> list[Any]:
   return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def divided(work: Callable[..., Sequence[Any]], *items: Sequence[Any]) -> list[Any]:
-  """work(*items), which has a result an item: each process works on some, and all get them all."""
+def divided(work: Callable[..., Sequence[T]], *items: Sequence) -> list[T]:
+  """work(*items), one result per item; each process works on a share, and all get all results."""
   index, count = jax.process_index(), jax.process_count()
   results = [None] * len(items[0])
-  for i, part in enumerate(gather(list(work(*(each[index::count] for each in items))))):
-    results[i::count] = part
+  for i, share in enumerate(gather(list(work(*(each[index::count] for each in items))))):
+    results[i::count] = share
   return results
 
 
-def on_first(work: Callable[..., Any], *args, **kwargs) -> Any:
-  """work(*args, **kwargs) on the first process alone; its result, or error, is that of all."""
+def on_first(
+  work: Callable[Parameters, T], *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> T:
+  """work(*args, **kwargs) in the first process only; all return its result or raise its error."""
   outcome = None
   if is_first():
     try:
@@ -147,13 +151,13 @@ def on_first(work: Callable[..., Any], *args, **kwargs) -> Any:
   return result
 
 
-def check_alike(what: str, value: Any):
-  """Raises UserError, naming the process, where `value` is not the first process's."""
-  there = gather(value)
-  if different := [i for i, other in enumerate(there) if other != there[0]]:
+def check_alike(what: str, value: object):
+  """Raises UserError, naming a process, if `value` differs from the first process's."""
+  values = gather(value)
+  if different := [i for i, other in enumerate(values) if other != values[0]]:
     raise UserError(f"{what} is not the same in process {different[0]} as in process 0")
 
 
 def wait_for_all():
-  """Returns once every process has come here."""
+  """Returns when every process has called it."""
   gather(None)

@@ -1,26 +1,28 @@
-"""The mesh and the one table from logical axis names to mesh axes. Nothing else knows mesh axes.
+"""The device mesh, and the one table from logical axes of arrays to mesh axes.
 
-The mesh has three axes: `data` replicates parameters, `fsdp` shards parameters and the batch,
-`tensor` shards heads, MLP width and vocabulary. On one device all of it is a no-op.
+The mesh has three axes: `data` replicates parameters, `fsdp` shards parameters, both split the
+batch, and `tensor` shards heads, MLP width and vocabulary. On one device none of it does anything.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree, Shaped
 
 from poise_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # mesh axes that split the batch
 
-RULES = {
+Rules = Mapping[str | None, str | tuple[str, ...] | None]  # logical axis -> mesh axes
+
+RULES: Rules = {
   "batch": BATCH,
   "embed": "fsdp",
   "heads": "tensor",
@@ -31,116 +33,138 @@ RULES = {
   "head_dim": None,
   None: None,
 }
-SAMPLING_RULES = {**RULES, "embed": None}  # decoding reads every weight for every token: no fsdp
+SAMPLING_RULES: Rules = {**RULES, "embed": None}  # decoding reads every weight for every token
 
 
 def make_mesh(
-  data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence | int | None = None
+  data: int = 1,
+  fsdp: int = -1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | int | None = None,
 ) -> Mesh | AbstractMesh:
-  """A mesh over all devices, over `devices`, or of so many that are imagined only: then shapes have
-  shardings, but nothing can be compiled. One size may be -1: what is left.
+  """Creates a mesh.
+
+  Args:
+    data: size of the axis that replicates parameters and splits the batch.
+    fsdp: size of the axis that shards parameters and splits the batch.
+    tensor: size of the axis that shards heads, MLP width and vocabulary. One of the three sizes
+      may be -1: as many as there are devices for.
+    devices: default: all. A number makes an abstract mesh, on which shapes have shardings, but
+      nothing can be compiled.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the product of the sizes is not the number of devices.
   """
   sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
   devices = jax.devices() if devices is None else devices
   count = devices if isinstance(devices, int) else len(devices)
-  free = [axis for axis, size in sizes.items() if size == -1]
-  known = math.prod(size for size in sizes.values() if size != -1)
   for axis, size in sizes.items():
     if size < 1 and size != -1:
-      raise UserError(f"mesh.{axis}={size} must be positive, or -1 for what is left")
+      raise UserError(
+        f"mesh.{axis} must be at least 1, or -1 for all remaining devices, got {size}"
+      )
+  free = [axis for axis, size in sizes.items() if size == -1]
   if len(free) > 1:
     raise UserError(f"only one mesh axis can be -1, got {' and '.join(free)}")
-  if free and count % known == 0:
-    sizes[free[0]] = count // known
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if free and count % fixed == 0:
+    sizes[free[0]] = count // fixed
   if math.prod(sizes.values()) != count:
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-    raise UserError(f"mesh {shape} does not fit {count} devices; the sizes must multiply to it")
-  kinds = (AxisType.Auto,) * len(AXES)
+    raise UserError(
+      f"mesh {shape} does not match the {count} devices; the product of its sizes must be {count}"
+    )
+  axis_types = (AxisType.Auto,) * len(AXES)
   if isinstance(devices, int):
-    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=kinds)
-  # An axis may be part of a ring of chips: v6e:8x8 has no ring of the 4 that tensor=4 asks for.
-  placed = mesh_utils.create_device_mesh(
+    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=axis_types)
+  # An axis may be a part of a ring of chips: v6e:8x8 has no ring of the 4 that tensor=4 needs.
+  grid = mesh_utils.create_device_mesh(
     tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
-  return Mesh(placed, AXES, axis_types=kinds)
+  return Mesh(grid, AXES, axis_types=axis_types)
 
 
 def platform() -> str:
-  """Of the devices that a program is traced for: those of the mesh in use, or JAX's default one."""
+  """Platform, such as "tpu", of the mesh in use (`jax.set_mesh`), or else JAX's default."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
 
-def batch_shards(mesh: Mesh) -> int:
-  """How many ways the batch is split."""
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+  """Number of shards of the batch."""
   return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def spec(names: tuple, rules: dict = RULES) -> P:
-  """The PartitionSpec of logical axis `names`."""
+def spec(names: tuple[str | None, ...], rules: Rules = RULES) -> P:
+  """PartitionSpec of an array with these logical axes."""
   return P(*(rules[name] for name in names))
 
 
-def param_shardings(mesh: Mesh, shapes: Any, logical_axes: Any, rules: dict = RULES) -> Any:
-  """NamedShardings for a parameter tree.
+def param_shardings(
+  mesh: Mesh | AbstractMesh, shapes: PyTree, logical_axes: PyTree, rules: Rules = RULES
+) -> PyTree[NamedSharding]:
+  """Shardings of a tree of parameters.
+
+  Args:
+    mesh: in which the parameters are placed.
+    shapes: tree of arrays or shapes.
+    logical_axes: the same tree with a tuple of logical axes in place of each array.
+    rules: from logical axes to mesh axes.
 
   Raises:
-    UserError: a dimension does not divide its mesh axis; names parameter, dimension and axis.
+    UserError: a dimension is not a multiple of the size of its mesh axis.
   """
 
-  def one(path, shape, names):
-    for size, name in zip(shape.shape, names, strict=True):
+  def leaf(path, x, names):
+    for size, name in zip(x.shape, names, strict=True):
       axis = rules[name]
       if axis is not None and size % mesh.shape[axis]:
         raise UserError(
-          f"parameter {jax.tree_util.keystr(path)} {tuple(shape.shape)}: its {name!r} size {size} "
-          f"is not a multiple of mesh.{axis}={mesh.shape[axis]}"
+          f"parameter {jax.tree_util.keystr(path)} of shape {tuple(x.shape)}: size {size} of axis "
+          f"{name!r} is not a multiple of mesh.{axis}={mesh.shape[axis]}"
         )
     return NamedSharding(mesh, spec(names, rules))
 
-  return jax.tree_util.tree_map_with_path(one, shapes, logical_axes)
+  return jax.tree_util.tree_map_with_path(leaf, shapes, logical_axes)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis over the batch axes, the rest whole."""
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
+  """Sharding that splits the leading axis over the batch axes of the mesh."""
   return NamedSharding(mesh, P(BATCH))
 
 
-def place(tree: Any, shardings: Any) -> Any:
-  """Arrays of this process, which every other process holds alike, laid out as `shardings` say."""
+def place(tree: PyTree, shardings: PyTree[jax.sharding.Sharding]) -> PyTree[jax.Array]:
+  """Arrays with the given shardings, from arrays that every process holds in full and alike."""
   if jax.process_count() == 1:
     return jax.device_put(tree, shardings)
 
-  def one(x, sharding):
+  def leaf(x, sharding):
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
-  return jax.tree.map(one, tree, shardings)
+  return jax.tree.map(leaf, tree, shardings)
 
 
-def spread(mesh: Mesh, tree: Any) -> Any:
-  """`tree` with those jax.Arrays that lie on no mesh yet whole on each of this one's devices."""
-  whole = NamedSharding(mesh, P())
+def spread(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Replicates over the mesh those jax.Arrays of `tree` that are not on a mesh yet."""
+  replicated = NamedSharding(mesh, P())
 
-  def one(x):
+  def leaf(x):
     off_mesh = isinstance(x, jax.Array) and not isinstance(x.sharding, NamedSharding)
-    return place(x, whole) if off_mesh else x
+    return place(x, replicated) if off_mesh else x
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(leaf, tree)
 
 
-def fetch(tree: Any) -> Any:
-  """`tree` as NumPy arrays, whole in every process; all processes must call this."""
+def fetch(tree: PyTree) -> PyTree:
+  """NumPy arrays, complete in every process. All processes must call this."""
 
-  def whole(x):
+  def leaf(x):
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
       return x
     return _copy_to(NamedSharding(x.sharding.mesh, P()))(x)
 
-  return jax.device_get(jax.tree.map(whole, tree))
+  return jax.device_get(jax.tree.map(leaf, tree))
 
 
 @functools.cache
@@ -148,46 +172,50 @@ def _copy_to(sharding):
   return jax.jit(lambda x: x, out_shardings=sharding)
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Pins the layout of an activation inside jit; does nothing outside a mesh (`jax.set_mesh`)."""
+def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+  """Fixes the sharding of an array inside jit by its logical axes; without a mesh
+  (`jax.set_mesh`) does nothing."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names))
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """NumPy arrays, the same in every process, onto the mesh; see `put_rows`."""
+def put_batch(mesh: Mesh, batch: PyTree) -> PyTree[jax.Array]:
+  """Puts NumPy arrays, the same in every process, onto the mesh; see `put_rows`."""
   size = len(jax.tree.leaves(batch)[0])
   return put_rows(mesh, size, lambda rows: jax.tree.map(lambda x: np.asarray(x)[rows], batch))
 
 
-def put_rows(mesh: Mesh, size: int, rows: Callable[[list[int]], Any]) -> Any:
-  """A batch on the mesh, leading axis over the batch axes; a process makes its devices' part alone.
+def put_rows(
+  mesh: Mesh, size: int, make_rows: Callable[[list[int]], PyTree[np.ndarray]]
+) -> PyTree[jax.Array]:
+  """Makes a batch on the mesh, its leading axis split over the batch axes; each process makes the
+  rows of its own devices only.
 
   Args:
     mesh: of all processes.
-    size: of the whole batch.
-    rows: numbers of rows -> NumPy arrays of these, [rows, ...].
+    size: number of rows of the whole batch.
+    make_rows: indices of rows -> NumPy arrays of these rows, [rows, ...].
 
   Raises:
-    UserError: the size does not divide.
+    UserError: the size is not a multiple of the number of shards.
   """
   shards = batch_shards(mesh)
   if size % shards:
     raise UserError(
-      f"a batch of {size} does not divide over the {shards} batch shards of the mesh "
+      f"a batch of {size} is not a multiple of the {shards} batch shards of the mesh "
       f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
     )
   sharding = batch_sharding(mesh)
-  parts = sharding.addressable_devices_indices_map((size,)).values()
-  here = sorted({row for (part,) in parts for row in range(*part.indices(size))})
-  place_of = {row: i for i, row in enumerate(here)}
+  slices = sharding.addressable_devices_indices_map((size,)).values()
+  local_rows = sorted({row for (part,) in slices for row in range(*part.indices(size))})
+  position = {row: i for i, row in enumerate(local_rows)}
 
-  def one(x):
+  def leaf(x):
     def shard(index):
       start, stop, _ = index[0].indices(size)
-      return x[place_of[start] : place_of[start] + stop - start][:, *index[1:]]
+      return x[position[start] : position[start] + stop - start][:, *index[1:]]
 
     return jax.make_array_from_callback((size, *x.shape[1:]), sharding, shard)
 
-  return jax.tree.map(one, rows(here))
+  return jax.tree.map(leaf, make_rows(local_rows))

@@ -1,63 +1,85 @@
-"""What a model itself needs, whatever program computes it: FLOPs of its products, and the bytes
-that decoding a token has to read.
+"""FLOPs and bytes that a model itself needs, whatever program computes it.
 
-Counted are matrix products alone: 2 FLOPs a parameter and token going forward, twice that going
-back (the 6ND of arXiv 2001.08361), and attention over the positions up to a token's own. Nothing is
-counted for what a program computes again (rematerialisation), for norms, softmax or the optimizer.
+Only matrix products count: 2 FLOPs per parameter and token in the forward pass, twice that in the
+backward pass (the 6ND of arXiv 2001.08361), plus causal attention. Rematerialisation, norms,
+softmax and the optimizer are not counted.
 """
 
 import math
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from poise_jax.models import ModelConfig
 
 
-def parameters(model: ModelConfig) -> tuple[int, int]:
-  """How many multiply each token: in all layers, and in the unembedding."""
-  c = model
-  heads, groups = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-  layer = c.hidden_size * (2 * heads + 2 * groups + 3 * c.intermediate_size)
-  return c.num_hidden_layers * layer, c.hidden_size * c.vocab_size
+def matmul_parameters(model: ModelConfig) -> tuple[int, int]:
+  """Number of parameters that multiply each token: (all layers together, the unembedding)."""
+  queries = model.num_attention_heads * model.head_dim
+  keys = model.num_key_value_heads * model.head_dim
+  layer = model.hidden_size * (2 * queries + 2 * keys + 3 * model.intermediate_size)
+  return model.num_hidden_layers * layer, model.hidden_size * model.vocab_size
 
 
-def forward_flops(model: ModelConfig, length: int, scored: int, start: int = 0) -> float:
-  """Of positions start to `length` of one sequence, the last `scored` of which get logits."""
-  layers, head = parameters(model)
+def forward_flops(model: ModelConfig, length: int, num_logits: int, start: int = 0) -> float:
+  """Forward pass over positions start to `length` of one sequence.
+
+  Args:
+    model: shape of the decoder.
+    length: tokens up to the last position.
+    num_logits: positions whose logits are computed.
+    start: positions already in the cache: they are attended to, not computed.
+  """
+  layers, unembedding = matmul_parameters(model)
   pairs = (length * (length + 1) - start * (start + 1)) / 2  # (query, key)
   width = model.num_attention_heads * model.head_dim
-  attention = 4 * model.num_hidden_layers * width * pairs  # two products
-  return 2.0 * (layers * (length - start) + head * scored) + attention
+  attention = 4 * model.num_hidden_layers * width * pairs  # scores and weighted values
+  return 2.0 * (layers * (length - start) + unembedding * num_logits) + attention
 
 
-def training_flops(model: ModelConfig, prompt: int, n: int, response: int) -> float:
-  """Forward and backward of n responses to one prompt, which is read once; logits of responses."""
-  own = forward_flops(model, prompt + response, response, start=prompt)
-  return 3 * (forward_flops(model, prompt, 0) + n * own)
+def training_flops(
+  model: ModelConfig, prompt_length: int, num_responses: int, response_length: int
+) -> float:
+  """Forward and backward pass of responses that share one pass over their prompt; logits of
+  response tokens only."""
+  prompt = forward_flops(model, prompt_length, 0)
+  length = prompt_length + response_length
+  response = forward_flops(model, length, response_length, start=prompt_length)
+  return 3 * (prompt + num_responses * response)
 
 
-def sampling_flops(model: ModelConfig, prompt: int, n: int, response: int) -> float:
-  """Of n responses to one prompt, which is read once."""
-  prefill = forward_flops(model, prompt, 1)
-  return prefill + n * forward_flops(model, prompt + response, response, start=prompt)
+def sampling_flops(
+  model: ModelConfig, prompt_length: int, num_responses: int, response_length: int
+) -> float:
+  """Prefill of one prompt and decoding of its responses."""
+  prefill = forward_flops(model, prompt_length, 1)
+  length = prompt_length + response_length
+  response = forward_flops(model, length, response_length, start=prompt_length)
+  return prefill + num_responses * response
 
 
-def decode_bytes(decoding: Any, tied: bool, prompt_cache: float, response_cache: float) -> float:
-  """The least that one decode step reads on one device: every weight and every cached position
-  once. Of an embedding that is not the unembedding too, only the rows of the tokens are read.
+def decode_bytes(
+  sampling_params: PyTree[jax.ShapeDtypeStruct], tied: bool, cache_bytes: float
+) -> float:
+  """Least number of bytes that one decode step reads on one device: every weight and every cached
+  position once. An embedding that is not also the unembedding is read at the sampled tokens only,
+  which is not counted.
 
-  decoding: shapes, with shardings, of the parameters in the sampler's layout.
+  Args:
+    sampling_params: shapes and shardings of the parameters in the sampling layout.
+    tied: whether the embedding is also the unembedding.
+    cache_bytes: keys and values on one device.
   """
-  read = decoding if tied else {k: v for k, v in decoding.items() if k != "embed_tokens"}
-  return device_bytes(read) + prompt_cache + response_cache
+  if not tied:
+    sampling_params = {k: v for k, v in sampling_params.items() if k != "embed_tokens"}
+  return device_bytes(sampling_params) + cache_bytes
 
 
-def device_bytes(tree: Any) -> int:
-  """What a tree of arrays or shapes takes on one device."""
+def device_bytes(tree: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> int:
+  """Bytes that a tree of arrays, or of shapes with shardings, takes on one device."""
 
-  def one(x):
+  def leaf_bytes(x):
     shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
     return math.prod(shape) * x.dtype.itemsize
 
-  return sum(one(x) for x in jax.tree.leaves(tree))
+  return sum(leaf_bytes(x) for x in jax.tree.leaves(tree))

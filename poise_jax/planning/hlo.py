@@ -1,33 +1,21 @@
-"""What a compiled program does, read from its optimised HLO: FLOPs, bytes of memory, buffers.
+"""What a compiled program does, read from its optimised HLO: FLOPs, memory traffic, buffers.
 
-XLA's own cost analysis counts the body of a loop once, whatever its trip count. Here each loop's
-body is analysed as a program of its own, by the same analysis, and counted as often as it runs. A
-kernel that XLA does not look into (a Pallas call) counts what its operands' shapes say.
+XLA's own cost analysis counts the body of a loop once, whatever its trip count. Here the same
+analysis runs on each loop's body as a program of its own, and the result is multiplied by the trip
+count. Kernels that XLA does not look into (Pallas calls) are counted from their operands' shapes.
 """
 
-import dataclasses
 import functools
 import math
 import re
 from collections.abc import Iterator
 
 import jax
-from jaxlib import _hlo, _jax
 
 from poise_jax.errors import UserError
+from poise_jax.planning.hlo_text import Array, Computation, Instruction, parse
 
-BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16}
-BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
-
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.-]+) = (.*)$")
-_CALLED = re.compile(
-  r"(?:calls|body|condition|to_apply|called_computations|branch_computations|\w+_computation)="
-  r"(\{[^}]*\}|%[\w.-]+)"
-)
-_REMARKS = re.compile(r", (?:frontend_attributes|metadata|backend_config)=")
-NO_TRAFFIC = {  # names for what is there already, or the end of what was begun
+NO_TRAFFIC = {  # opcodes that rename or wait for a buffer that exists already
   "parameter",
   "constant",
   "tuple",
@@ -51,233 +39,186 @@ NO_TRAFFIC = {  # names for what is there already, or the end of what was begun
 }
 COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
 SLICES = {"dynamic-slice", "slice", "gather"}
+RENAMES = {"parameter", "bitcast", "tuple", "get-tuple-element"}
+ELEMENTWISE = {"bitcast", "copy", "convert", "reshape", "transpose"}  # read what is read of them
 
 
-@dataclasses.dataclass(frozen=True)
-class Array:
-  """A buffer's type."""
+def xla_flops(text: str) -> float:
+  """FLOPs by XLA's cost analysis of an HLO module in text form; each loop's body counts once.
 
-  dtype: str
-  shape: tuple[int, ...]
-  near: bool  # in memory of the core itself (VMEM and the like), not in the device's
+  `jax.stages.Compiled.cost_analysis` covers whole programs only, and jax has no public way to
+  analyse a part of one. This is the only place that uses jaxlib's private modules.
 
-  @property
-  def bytes(self) -> int:
-    """Without the padding of a layout's tiles."""
-    return math.prod(self.shape) * BITS.get(self.dtype, 8) // 8
+  Raises:
+    UserError: this version of jaxlib has no such analysis.
+  """
+  try:
+    from jaxlib import _hlo, _jax
 
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  """A line of a computation."""
-
-  name: str
-  arrays: tuple[Array, ...]  # what it returns; several of a tuple
-  opcode: str
-  operands: tuple[str, ...]
-  text: str
-  root: bool
-
-  @functools.cached_property
-  def called(self) -> tuple[str, ...]:
-    """Names of the computations it uses."""
-    found = (re.findall(r"%([\w.-]+)", x) for x in _CALLED.findall(self.text))
-    return tuple(name for names in found for name in names)
-
-  def attribute(self, name: str) -> str:
-    """The computation that `name` says, such as a loop's body."""
-    return re.search(rf"\b{name}=%([\w.-]+)", self.text)[1]
+    module = _hlo.hlo_module_from_text(text)
+    costs = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+  except (ImportError, AttributeError, TypeError) as error:
+    raise UserError(
+      f"cannot count the FLOPs of compiled programs with jax {jax.__version__} ({error}), "
+      "which moved its HLO cost analysis; install jax 0.10.2"
+    ) from error
+  return max(costs.get("flops", 0.0), 0.0)
 
 
 class Program:
-  """A compiled program's computations, from `jax.stages.Compiled.as_text()`."""
+  """A compiled program.
+
+  Args:
+    text: from `jax.stages.Compiled.as_text()`.
+  """
 
   def __init__(self, text: str):
-    self.computations: dict[str, dict[str, Instruction]] = {}
-    self.lines: dict[str, list[str]] = {}
-    current = None
-    for line in _whole_lines(text):
-      if found := _COMPUTATION.match(line):
-        current = found[2]
-        self.computations[current], self.lines[current] = {}, [line.removeprefix("ENTRY ")]
-        if found[1]:
-          self.entry = current
-      elif current:
-        self.lines[current].append(_REMARKS.split(line, maxsplit=1)[0])
-        if line == "}":
-          current = None
-        elif read := _instruction(line):
-          self.computations[current][read.name] = read
-    self._xla = functools.cache(self._analysed)
+    self.entry, self.computations = parse(text)
+    self._xla_flops = functools.cache(lambda name: xla_flops(self._module_text(name)))
 
   def loops(self) -> Iterator[tuple[str, Instruction]]:
-    """(computation, while) of every loop that runs."""
-    for name in self._reached(self.entry):
-      for instruction in self.computations[name].values():
+    """(name of the computation, while instruction) of every reachable loop."""
+    for name in self._reachable(self.entry):
+      for instruction in self.computations[name]:
         if instruction.opcode == "while":
           yield name, instruction
 
-  def trips(self, loop: Instruction) -> int | None:
-    """How often a loop runs; None if only running it tells."""
+  def trip_count(self, loop: Instruction) -> int | None:
+    """Number of times a loop runs; None if it depends on values.
+
+    Raises:
+      ValueError: the loop's counter has a form that this parser does not know.
+    """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
       return int(known[1])
     condition = self.computations[loop.attribute("condition")]
-    root = next(x for x in condition.values() if x.root)
-    counter = [condition[name] for name in root.operands]
-    if root.opcode == "fusion":
-      root = next(x for x in self.computations[root.called[0]].values() if x.root)
-    limits = [x for x in condition.values() if x.opcode == "constant"]
-    counter = [x for x in counter if x.opcode == "get-tuple-element"]
-    if root.opcode != "compare" or "direction=LT" not in root.text or len(limits) != 1:
+    comparison = condition.root
+    counters = [x for x in condition.operands(comparison) if x.opcode == "get-tuple-element"]
+    if comparison.opcode == "fusion":
+      comparison = self.computations[comparison.computations[0]].root
+    limits = condition.constants()
+    if comparison.opcode != "compare" or "direction=LT" not in comparison.text or len(limits) != 1:
       return None
-    return -(-_constant(limits[0]) // self._stride(loop, _index(counter[0])))
+    return -(-limits[0].constant // self._stride(loop, counters[0].tuple_index))
 
   def _stride(self, loop, index):
-    """What a loop adds to its counter, the element of that index, each time; it may be unrolled."""
+    """Increment per iteration of the loop's counter, element `index` of its state. The body may be
+    unrolled: several additions, one after another."""
     body = self.computations[loop.attribute("body")]
-    value = body[next(x for x in body.values() if x.root).operands[index]]
+    value = body[body.root.operands[index]]
     stride = 0
     while value.opcode in ("add", "fusion", "copy"):
-      operands = [body[name] for name in value.operands]
+      operands = body.operands(value)
       constants = [x for x in operands if x.opcode == "constant"]
       if value.opcode == "fusion" and not constants:  # the constant is inside
-        inside = self.computations[value.called[0]].values()
-        constants = [x for x in inside if x.opcode == "constant"]
-      stride += sum(map(_constant, constants))
+        constants = self.computations[value.computations[0]].constants()
+      stride += sum(x.constant for x in constants)
       value = next(x for x in operands if x.opcode != "constant")
     if value.opcode != "get-tuple-element" or not stride:
-      raise UserError(f"cannot tell how often a loop runs: {loop.text[:200]}")
+      raise ValueError(f"cannot read the trip count of a loop: {loop.text[:200]}")
     return stride
 
   def flops(self, computation: str = "") -> float:
-    """Of a computation and all that it runs; loops of unknown length count once. Default: all."""
+    """FLOPs of a computation (default: the whole program) and everything it runs; loops of unknown
+    trip count count once."""
     name = computation or self.entry
-    own = self._xla(name)
-    for used in self._inlined(name):
-      for instruction in self.computations[used].values():
+    total = self._xla_flops(name)
+    for inlined in self._inlined(name):
+      for instruction in self.computations[inlined]:
         if instruction.opcode == "custom-call":
-          own += kernel_flops(instruction, self.computations[used])
+          total += kernel_flops(instruction, self.computations[inlined])
         if instruction.opcode == "while":
           parts = [instruction.attribute(part) for part in ("body", "condition")]
-          own -= sum(self._xla(part) for part in parts)
-          own += (self.trips(instruction) or 1) * sum(self.flops(part) for part in parts)
-    return own
-
-  def traffic(self, computation: str) -> int:
-    """Bytes between the cores and the device's memory, of a computation without inner loops.
-
-    An operand or result counts if it lies in the device's memory. Of an operand that is only sliced
-    counts the slice, of a buffer that is updated in place counts the update.
-    """
-    inside = self.computations[computation]
-    total = 0
-    for x in inside.values():
-      if x.opcode in NO_TRAFFIC or (x.opcode == "fusion" and self._only_renames(x)):
-        continue
-      operands = [inside[name] for name in x.operands if name in inside]
-      if x.opcode in SLICES:
-        far = (not operands[0].arrays[0].near) + (not x.arrays[0].near)
-        total += far * x.arrays[0].bytes
-      elif x.opcode == "dynamic-update-slice":
-        total += 2 * operands[1].arrays[0].bytes
-      elif x.opcode.endswith("-start"):  # (source, target, ...): one of them may be near
-        whole = [a for a in x.arrays if a.shape]
-        size = min((a.bytes for a in whole), default=0)
-        total += size * sum(not a.near for a in whole[:2])
-      elif x.opcode == "fusion":
-        total += self._fusion(x, operands)
-      else:
-        arrays = [*x.arrays, *(a for o in operands for a in o.arrays)]
-        total += sum(a.bytes for a in arrays if not a.near)
+          total -= sum(self._xla_flops(part) for part in parts)
+          trips = self.trip_count(instruction) or 1
+          total += trips * sum(self.flops(part) for part in parts)
     return total
 
-  def sent(self, computation: str = "") -> dict[str, float]:
-    """Bytes that collectives hand to this device, by kind, of a computation and all that it runs;
-    loops of unknown length count once. Default: all."""
+  def traffic(self, computation: str) -> int:
+    """Bytes that a computation without inner loops moves between the cores and the device's memory.
+
+    Operands and results in the device's memory count. Of an operand that is only sliced, the slice
+    counts; of a buffer that is updated in place, the update counts.
+    """
+    body, total = self.computations[computation], 0
+    for x in body:
+      if x.opcode in NO_TRAFFIC or (x.opcode == "fusion" and self._only_renames(x)):
+        continue
+      operands = body.operands(x)
+      if x.opcode in SLICES:
+        transfers = (not operands[0].arrays[0].on_core) + (not x.arrays[0].on_core)
+        total += transfers * x.arrays[0].bytes
+      elif x.opcode == "dynamic-update-slice":
+        total += 2 * operands[1].arrays[0].bytes
+      elif x.opcode.endswith("-start"):  # (source, target, ...): one of them may be on the core
+        arrays = [a for a in x.arrays if a.shape]
+        size = min((a.bytes for a in arrays), default=0)
+        total += size * sum(not a.on_core for a in arrays[:2])
+      elif x.opcode == "fusion":
+        total += self._fusion_traffic(x, operands)
+      else:
+        arrays = [*x.arrays, *(a for operand in operands for a in operand.arrays)]
+        total += sum(a.bytes for a in arrays if not a.on_core)
+    return total
+
+  def collective_bytes(self, computation: str = "") -> dict[str, float]:
+    """Bytes that collectives deliver to this device, by opcode, in a computation (default: the
+    whole program) and everything it runs; loops of unknown trip count count once."""
     total = {}
     for name in self._inlined(computation or self.entry):
-      for x in self.computations[name].values():
-        kind = x.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
+      for x in self.computations[name]:
+        opcode = x.opcode.removesuffix("-start")
+        if opcode in COLLECTIVES:
           arrays = x.arrays
-          if (
-            x.opcode.endswith("-start") and kind != "all-reduce"
-          ):  # what is sent, what comes, flags
+          if x.opcode.endswith("-start") and opcode != "all-reduce":  # sources, results, flags
             arrays = [a for a in arrays if a.shape]
             arrays = arrays[len(arrays) // 2 :]
-          total[kind] = total.get(kind, 0.0) + sum(a.bytes for a in arrays)
+          total[opcode] = total.get(opcode, 0.0) + sum(a.bytes for a in arrays)
         elif x.opcode == "while":
-          times = self.trips(x) or 1
-          for inner, count in self.sent(x.attribute("body")).items():
-            total[inner] = total.get(inner, 0.0) + times * count
+          trips = self.trip_count(x) or 1
+          for inner, size in self.collective_bytes(x.attribute("body")).items():
+            total[inner] = total.get(inner, 0.0) + trips * size
     return total
 
   def buffers(self) -> Iterator[tuple[Instruction, Array]]:
-    """Every array that a program holds outside of a fusion."""
-    for name in self._reached(self.entry, through_fusions=False):
-      for instruction in self.computations[name].values():
+    """Every array that the program holds outside of fusions, with its instruction."""
+    for name in self._reachable(self.entry, through_fusions=False):
+      for instruction in self.computations[name]:
         for array in instruction.arrays:
           yield instruction, array
 
-  def _fusion(self, fusion, operands):
-    body = self.computations[fusion.called[0]]
-    users = {}
-    for x in body.values():
-      for place, name in enumerate(x.operands):
-        users.setdefault(name, []).append((x, place))
-
-    def read(name, size):
-      """Bytes of a value that are read, of at most `size`."""
-      count = 0
-      for x, place in users.get(name, []):
-        if x.opcode in ("bitcast", "copy", "convert", "reshape", "transpose") and len(body) > 1:
-          if x.root:
-            return size
-          count += read(x.name, size)
-        elif x.opcode in SLICES and place == 0:
-          count += sum(a.bytes for a in x.arrays)
-        elif x.opcode == "dynamic-update-slice" and place == 0:
-          count += 0
-        else:
-          return size
-      return min(count, size)
-
-    total = 0
-    parameters = {
-      int(re.search(r"parameter\((\d+)\)", x.text)[1]): x
-      for x in body.values()
-      if x.opcode == "parameter"
-    }
-    for place, operand in enumerate(operands):
+  def _fusion_traffic(self, fusion, operands):
+    body, total = self.computations[fusion.computations[0]], 0
+    parameters = {x.parameter_number: x for x in body if x.opcode == "parameter"}
+    for number, operand in enumerate(operands):
       for array in operand.arrays:
-        if not array.near:
-          total += read(parameters[place].name, array.bytes)
-    root = next(x for x in body.values() if x.root)
+        if not array.on_core:
+          total += _bytes_read(body, parameters[number].name, array.bytes)
+    root = body.root
     outputs = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for output, array in zip(outputs, fusion.arrays, strict=False):
-      while output.opcode in ("bitcast", "copy", "convert") and output.operands[0] in body:
+      while output.opcode in ("bitcast", "copy", "convert") and body.operands(output):
         output = body[output.operands[0]]
       size = array.bytes
       if output.opcode == "dynamic-update-slice":
         size = min(size, body[output.operands[1]].arrays[0].bytes)
-      total += 0 if array.near else size
+      total += 0 if array.on_core else size
     return total
 
   def _only_renames(self, fusion):
-    body = self.computations[fusion.called[0]].values()
-    return all(x.opcode in ("parameter", "bitcast", "tuple", "get-tuple-element") for x in body)
+    return all(x.opcode in RENAMES for x in self.computations[fusion.computations[0]])
 
-  def _reached(self, start, through_fusions=True):
-    """`start` and what it uses, each once, what is used first."""
-    order, seen = [], set()
+  def _reachable(self, start, through_fusions=True):
+    """`start` and the computations it uses, each once, after those that it uses itself."""
+    order, visited = [], set()
 
     def visit(name):
-      if name in seen or name not in self.computations:
+      if name in visited or name not in self.computations:
         return
-      seen.add(name)
-      for x in self.computations[name].values():
+      visited.add(name)
+      for x in self.computations[name]:
         if through_fusions or x.opcode in ("while", "conditional", "call"):
-          for used in x.called:
+          for used in x.computations:
             visit(used)
       order.append(name)
 
@@ -285,96 +226,67 @@ class Program:
     return order
 
   def _inlined(self, name):
-    """`name` and what it calls, but for loops."""
-    found = [name]
-    for x in self.computations[name].values():
+    """`name` and the computations that it calls, except loops."""
+    names = [name]
+    for x in self.computations[name]:
       if x.opcode in ("call", "conditional", "async-start"):
-        for used in x.called:
-          found += self._inlined(used)
-    return found
+        for used in x.computations:
+          names += self._inlined(used)
+    return names
 
-  def _analysed(self, name):
-    """FLOPs by XLA's analysis of one computation, loops in it counted once."""
+  def _module_text(self, name):
+    """A computation, and those it uses, as the text of a module of its own."""
     text = ["HloModule one", ""]
-    for used in self._reached(name):
-      lines = self.lines[used]
-      text += [("ENTRY " if used == name else "") + lines[0], *lines[1:], ""]
-    module = _hlo.hlo_module_from_text("\n".join(text))
-    found = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
-    return max(found.get("flops", 0.0), 0.0)
+    for used in self._reachable(name):
+      first, *rest = self.computations[used].lines
+      text += [("ENTRY " if used == name else "") + first, *rest, ""]
+    return "\n".join(text)
 
 
-def kernel_flops(call: Instruction, beside: dict[str, Instruction]) -> float:
-  """FLOPs of a splash attention kernel; other kernels are not known and count 0.
+def _bytes_read(body: Computation, name: str, size: int) -> int:
+  """Bytes of a value of `size` bytes that the instructions of a fusion's body read."""
+  total = 0
+  for x in body:
+    for position, operand in enumerate(x.operands):
+      if operand != name:
+        continue
+      if x.opcode in ELEMENTWISE and len(body.instructions) > 1:
+        if x.is_root:
+          return size
+        total += _bytes_read(body, x.name, size)
+      elif x.opcode in SLICES and position == 0:
+        total += sum(a.bytes for a in x.arrays)
+      elif x.opcode != "dynamic-update-slice" or position != 0:
+        return size
+  return min(total, size)
 
-  The forward kernel makes 2 products of queries x keys x width, that of dq 3, of dk and dv 4, and
-  the fused one for all three 5. Each is made for whole blocks, those above the diagonal left out.
+
+def kernel_flops(call: Instruction, computation: Computation) -> float:
+  """FLOPs of a splash attention kernel; 0 for other kernels, which are unknown.
+
+  The forward kernel makes 2 products of size queries x keys x width, the kernel of dq 3, that of dk
+  and dv 4, and the fused kernel of all three 5. Each covers whole blocks; blocks above the diagonal
+  are skipped.
+
+  Args:
+    call: a custom-call.
+    computation: contains `call` and its operands.
   """
   kernel = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", call.name)
   if not kernel:
     return 0.0
-  told = dict(re.findall(r'(\w+)\\*": (\w+)', call.text))
-  ending = {"fwd": "", "dq": "_dq", "dkv": "_dkv"}[kernel[1]]
-  q_block, kv_block = int(told[f"block_q{ending}"]), int(told[f"block_kv{ending}"])
-  arrays = [a for name in call.operands for a in beside[name].arrays[:1]]
+  metadata = dict(re.findall(r'(\w+)\\*": (\w+)', call.text))
+  suffix = {"fwd": "", "dq": "_dq", "dkv": "_dkv"}[kernel[1]]
+  query_block, key_block = int(metadata[f"block_q{suffix}"]), int(metadata[f"block_kv{suffix}"])
+  arrays = [a for operand in computation.operands(call) for a in operand.arrays[:1]]
   q, k = [a.shape for a in arrays if a.dtype[0] in "bf" and len(a.shape) > 2][:2]
   heads, length, width = math.prod(q[:-2]), q[-2], q[-1]
   products = {"fwd": 2, "dq": 3, "dkv": 4}[kernel[1]]
-  products += any(len(a.shape) > len(q) for a in call.arrays)  # dq, for each block of keys
+  products += any(len(a.shape) > len(q) for a in call.arrays)  # dq, one for each block of keys
   pairs = sum(
-    q_block * kv_block
-    for first_key in range(0, k[-2], kv_block)
-    for first_query in range(0, length, q_block)
-    if first_query + q_block > first_key
+    query_block * key_block
+    for first_key in range(0, k[-2], key_block)
+    for first_query in range(0, length, query_block)
+    if first_query + query_block > first_key
   )
   return 2.0 * products * heads * width * pairs
-
-
-def _constant(instruction):
-  return int(re.search(r"constant\((-?\d+)\)", instruction.text)[1])
-
-
-def _index(element):
-  return int(re.search(r"index=(\d+)", element.text)[1])
-
-
-def _whole_lines(text):
-  """The lines of `text`, those joined that are one instruction."""
-  line = ""
-  for part in text.splitlines():
-    if part == "}" or part.startswith(("  %", "  ROOT", "%", "ENTRY")) or not part:
-      yield line
-      line = part
-    else:
-      line += part
-  yield line
-
-
-def _instruction(line):
-  found = _INSTRUCTION.match(line)
-  if not found:
-    return None
-  rest = found[3]
-  if rest.startswith("("):
-    end = _closing(rest)
-    kind, rest = rest[: end + 1], rest[end + 1 :].lstrip()
-  else:
-    kind, _, rest = rest.partition(" ")
-  opcode, _, _ = rest.partition("(")
-  rest = rest[len(opcode) :]
-  operands = tuple(re.findall(r"%([\w.-]+)", rest[: _closing(rest)]))
-  arrays = tuple(
-    Array(dtype, tuple(int(n) for n in shape.split(",") if n), bool(re.search(r"S\(\d", layout)))
-    for dtype, shape, layout in _ARRAY.findall(kind)
-  )
-  return Instruction(found[2], arrays, opcode, operands, line, bool(found[1]))
-
-
-def _closing(text):
-  """Where the parenthesis closes that `text` begins with."""
-  depth = 0
-  for place, letter in enumerate(text):
-    depth += (letter == "(") - (letter == ")")
-    if not depth:
-      return place
-  return len(text)

@@ -1,13 +1,15 @@
-"""The configs of the paper's runs: shapes of the models and the settings of tables 4 to 6 (v2) and
-of the released code (v3)."""
+"""The configs of the paper's runs: model shapes, and the settings of tables 4 to 6 (v2) and of the
+released code (v3)."""
 
+import jax
 import pytest
 
 from configs import common, qwen3_4b_dapo_math, r1_distill_1p5b_dapo_math
 from poise_jax import models
-from poise_jax.data import sources as datasets
-from poise_jax.data import templates
+from poise_jax.data import sources, templates
 from poise_jax.planning import topology
+from poise_jax.planning.chips import parse_topology
+from poise_jax.training import build
 
 CONFIGS = (qwen3_4b_dapo_math, r1_distill_1p5b_dapo_math)
 each_config = pytest.mark.parametrize("module", CONFIGS, ids=lambda m: m.__name__)
@@ -70,7 +72,8 @@ EXPECTED["dapo_greso"] = V2 | {
 }
 
 
-def at(config, name):
+def field(config, name):
+  """Value of a dotted name."""
   for part in name.split("."):
     config = config[part]
   return config
@@ -78,27 +81,27 @@ def at(config, name):
 
 @each_config
 @pytest.mark.parametrize("algorithm", EXPECTED)
-def test_settings_are_the_papers(module, algorithm):
+def test_settings_are_those_of_the_paper(module, algorithm):
   config = module.get_config(algorithm)
   kind = config.model.shape.model_type
   for name, value in EXPECTED[algorithm].items():
-    wanted = value[kind] if isinstance(value, dict) else value
-    assert at(config, name) == wanted, name
+    expected = value[kind] if isinstance(value, dict) else value
+    assert field(config, name) == expected, name
 
 
 @each_config
-def test_bounds_of_other_surrogates_are_their_own(module):
+def test_other_surrogates_have_clip_bounds_of_their_own(module):
   assert module.get_config("gspo").train.loss.clip_high == 4e-4
   assert module.get_config("cispo").train.loss.clip_low == 1.0
 
 
 @each_config
-def test_evaluation_is_the_papers(module):
+def test_evaluation_is_that_of_the_paper(module):
   config = module.get_config()
   assert (config.eval.n, config.eval.temperature, config.eval.top_p) == (32, 0.6, 0.95)
   assert set(config.eval.tasks) == set(qwen3_4b_dapo_math.TEST_SETS)
   for name in [config.task.train_on, *config.task.test_on.split(",")]:
-    assert datasets.find(name).name == name
+    assert sources.find(name).name == name
   assert [task.test_on for task in config.eval.tasks.values()] == list(config.eval.tasks)
   assert templates.resolve(config.task.template).startswith("Solve the following math problem")
 
@@ -110,9 +113,7 @@ def test_evaluation_is_the_papers(module):
     (r1_distill_1p5b_dapo_math, 1_777_088_000, 1_310_340_608),  # "1.78B"
   ],
 )
-def test_the_shape_is_the_published_models(module, total, layers):
-  import jax
-
+def test_the_shape_is_that_of_the_published_model(module, total, layers):
   shape = models.ModelConfig(**module.get_config().model.shape)
   tree = models.abstract_params(shape)
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
@@ -122,12 +123,12 @@ def test_the_shape_is_the_published_models(module, total, layers):
 
 @each_config
 @pytest.mark.parametrize("algorithm", common.ALGORITHMS)
-def test_every_algorithm_fits_the_meshes_that_the_docs_name(module, algorithm, monkeypatch):
-  # Whether memory suffices is another question; here, whether all sizes divide.
-  monkeypatch.setattr(topology, "devices", lambda name: topology.parse(name)[1])
-  monkeypatch.setattr(topology.train.jax, "eval_shape", lambda *_: None)
-  monkeypatch.setattr(topology.train, "sampling_layout", lambda *_: None)
+def test_every_algorithm_divides_over_the_meshes_in_the_docs(module, algorithm, monkeypatch):
+  # Only that sizes divide; not that memory suffices.
+  monkeypatch.setattr(topology, "topology_devices", lambda name: parse_topology(name)[1])
+  monkeypatch.setattr(build.jax, "eval_shape", lambda *_: None)
+  monkeypatch.setattr(build, "sampling_layout", lambda *_: None)
   slices = ("v5p:4x4x4", "v6e:8x8", "h100:8")
   for name in slices if module is qwen3_4b_dapo_math else ("v5p:2x2x2", "v6e:4x4", "v5e:4x8"):
-    run = topology.programs(module.get_config(algorithm), name)
-    assert run.update.minibatch_size % run.update.microbatch_size == 0
+    step = topology.topology_step(module.get_config(algorithm), name)
+    assert step.update.minibatch_size % step.update.microbatch_size == 0

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from configs import common, meanings, quickstart, smollm2_arithmetic
 from experiments import cli
 from experiments import train as command
-from poise_jax.planning import memory as dry_run
+from poise_jax.planning import memory
 from poise_jax.training import train as train_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -287,47 +287,48 @@ def test_dry_run_counts_what_a_run_would_hold_and_writes_nothing(
 ):
   small = [QUICK, "--dry_run", f"--workdir={tmp_path / 'run'}"]
   small += [f"--config.{name}={value}" for name, value in SMALL.items()]
-  make, plans = dry_run.plan, []
-  monkeypatch.setattr(dry_run, "plan", lambda run, phase: plans.append((run, make(run, phase))))
+  make, plans = memory.dry_run, []
+  monkeypatch.setattr(memory, "dry_run", lambda run, phase: plans.append((run, make(run, phase))))
   with pytest.raises(AttributeError):  # None, instead of the plan
     type_in(*small, "--debug")
   run, seen = plans[0]
   params = train_lib.models.init(run.model, jax.random.key(0))
   assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(run.params))
   state = train_lib.update.init(params, run.update)
-  memory = run.estimator.init(params)
+  estimator = run.estimator.init(params)
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
   assert seen.sizes["parameters"] == sum(x.size for x in jax.tree.leaves(params))
   assert list(seen.always.values()) == [
-    size(params), size(state.opt_state), size(memory), size(params)
+    size(params), size(state.opt_state), size(estimator), size(params)
   ]  # fmt: skip
   assert seen.sampling["sampling copy of the parameters"] == size(run.sampling_params(params))
   # 1 layer, keys and values of 2 heads x 16: 8 responses of 14 tokens, 4 prompts of 10; float32
   assert seen.sampling["caches"] == 2 * 2 * 16 * (8 * 14 + 4 * 10) * 4
-  assert seen.sizes["prompts a step"] == 4
-  assert seen.sizes["tokens sampled a step, at most"] == 8 * 14
-  assert seen.sizes["optimizer steps a batch"] == seen.sizes["micro-batches an optimizer step"] == 2
+  assert seen.sizes["prompts per step"] == 4
+  assert seen.sizes["tokens sampled per step, at most"] == 8 * 14
+  assert seen.sizes["optimizer steps per batch"] == 2
+  assert seen.sizes["micro-batches per optimizer step"] == 2
   assert {"the sampler", "log-probs", "the update"} <= set(seen.programs)
   assert seen.programs["the update"].temporary >= seen.updating["gradients"] == size(params)
   for part in (seen.always, seen.sampling, seen.updating):
     assert min(part.values()) >= 0
 
   capsys.readouterr()
-  monkeypatch.setattr(dry_run, "plan", lambda run, phase: seen)
+  monkeypatch.setattr(memory, "dry_run", lambda run, phase: seen)
   type_in(*small)
   said = " ".join(capsys.readouterr().out.split())
   for part in ("rollouts 8 (default 64)", "optimizer", "caches", "the sampler in "):
     assert part in said
   assert "fits: a step needs about" in said and "does not fit" not in said
   monkeypatch.setattr(cli.rich.console.Console, "print", lambda *_, **__: None)
-  monkeypatch.setattr(dry_run, "plan", lambda *_: dataclasses.replace(seen, limit=2**20))
+  monkeypatch.setattr(memory, "dry_run", lambda *_: dataclasses.replace(seen, limit=2**20))
   assert "does not fit: a step needs about" in refusal(*small)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_says_what_to_lower():
-  none = dry_run.Plan({}, {"parameters": 4}, {"caches": 3}, {"gradients": 5}, {}, 1, 10, 1)
-  assert none.peak == none.limit and none.fits and none.verdict.startswith("hardly fits:")
+  none = memory.MemoryReport({}, {"parameters": 4}, {"caches": 3}, {"gradients": 5}, {}, 1, 10, 1)
+  assert none.peak == none.limit and none.fits and none.verdict.startswith("barely fits:")
   assert dataclasses.replace(none, limit=13).verdict.startswith("fits:")
   assert dataclasses.replace(none, sharing=2).peak == 19  # devices that share a machine
   assert dataclasses.replace(none, sampling={"caches": 6}).peak == 11

@@ -1,0 +1,143 @@
+"""Topology reports as text, and as rows of a results.json with a Markdown table of them."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+from poise_jax.files import write_whole
+from poise_jax.planning.chips import GIB
+from poise_jax.planning.topology import TopologyReport
+from poise_jax.provenance import describe, provenance
+
+MEMORY_COLUMNS = (  # (title, part of the memory report, name in it)
+  ("parameters", "always", "parameters"),
+  ("optimizer", "always", "optimizer"),
+  ("probe or critic", "always", "estimator (probe and buffer, critic, tracker)"),
+  ("sampling copy", "sampling", "sampling copy of the parameters"),
+  ("caches", "sampling", "caches"),
+  ("rest of sampling", "sampling", "activations and logits"),
+  ("gradients", "updating", "gradients"),
+  ("rest of updating", "updating", "activations and logits"),
+)
+NOTES = """Memory is in GiB per chip. The mesh is data x fsdp x tensor. Training FLOPs: those of the
+compiled update, every loop multiplied by its trip count, relative to the model's own (6ND and
+causal attention). Decode bytes: traffic between a chip and its memory in one decode step with
+caches of full length, relative to reading weights and caches once. Tokens per second are a
+roofline: products at peak speed, memory at full bandwidth, communication between chips free. No
+run is faster."""
+
+
+def text(report: TopologyReport) -> str:
+  """FLOPs, bytes and roofline, one line each."""
+  source = "compiled" if report.compiled else "estimated by arithmetic, nothing was compiled"
+  mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+  lines = [f"{source}; mesh {mesh}"]
+  for name, count in report.flops.items():
+    lines.append(
+      f"FLOPs per chip, {name}: {count.program:.3e}, the model's own {count.model:.3e}: "
+      f"{count.program / count.model:.2f} x"
+    )
+  for stage in report.decode:
+    line = f"decode step, caches of {stage.positions} response positions: "
+    if stage.bytes is not None:
+      line += f"{stage.bytes / 1e9:.2f} GB, {stage.bytes / stage.least_bytes:.2f} x the least, "
+    lines.append(f"{line}{stage.least_bytes / 1e9:.2f} GB (weights and caches read once)")
+  times = report.roofline
+  lines.append(
+    f"roofline: sampling {times.sampling_seconds:.0f} s per step at full length "
+    f"({times.sampled_tokens_per_second:,.0f} tokens/s), updating "
+    f"{times.updating_seconds:.0f} s ({times.trained_tokens_per_second:,.0f} tokens/s), "
+    f"both together {times.step_tokens_per_second:,.0f} tokens/s"
+  )
+  for name, arrays in report.large_arrays.items():
+    lines += [f"{name} holds {array}" for array in arrays]
+  if report.compiled and not report.large_arrays:
+    lines.append("no [B, T, V] and no [B, H, T, T] array in any program")
+  return "\n".join(lines)
+
+
+def write_row(
+  folder: pathlib.Path, arguments: list[str], config: str, topology: str, report: TopologyReport
+):
+  """Adds a report to the results.json in `folder`, where it replaces an earlier row of the same
+  command, and writes README.md from all rows.
+
+  Args:
+    folder: is created if it does not exist.
+    arguments: the command's; the key of the row.
+    config: FILE.py:ALGORITHM.
+    topology: CHIP:SHAPE.
+    report: of this config and topology.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / "results.json"
+  rows = json.loads(path.read_text()) if path.exists() else {}
+  rows[" ".join(arguments)] = {
+    "config": config,
+    "topology": topology,
+    **_row(report),
+    **provenance(),
+    "libtpu": importlib.metadata.version("libtpu") if report.compiled else None,
+  }
+  rows = dict(sorted(rows.items(), key=lambda item: (item[1]["config"], item[1]["topology"])))
+  write_whole(path, json.dumps(rows, indent=1) + "\n")
+  write_whole(folder / "README.md", readme(folder.name, list(rows.values())))
+
+
+def readme(title: str, rows: list[dict[str, Any]]) -> str:
+  """README.md of rows of a results.json."""
+  return "\n\n".join([f"# {title}", table(rows), NOTES, describe(rows)]) + "\n"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """Rows of a results.json as a Markdown table."""
+  cells = [_cells(row) for row in rows]
+  lines = [f"| {' | '.join(cells[0])} |", "|" + "---|" * len(cells[0])]
+  lines += [f"| {' | '.join(row.values())} |" for row in cells]
+  return "\n".join(lines)
+
+
+def _row(report):
+  """A report as JSON."""
+
+  def as_json(value):
+    return {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
+
+  memory = report.memory
+  return {
+    "fits": memory.fits,
+    "peak": memory.peak,
+    "limit": memory.limit,
+    "memory": {part: getattr(memory, part) for part in ("always", "sampling", "updating")},
+    "seconds": {name: round(program.seconds, 1) for name, program in memory.programs.items()},
+    "compiled": report.compiled,
+    "mesh": report.mesh,
+    "flops": {name: as_json(count) for name, count in report.flops.items()},
+    "decode": [as_json(stage) for stage in report.decode],
+    "large_arrays": report.large_arrays,
+    "roofline": as_json(report.roofline),
+  }
+
+
+def _cells(row):
+  """{column: cell} of a row."""
+  file, _, algorithm = row["config"].partition(":")
+  update, decode = row["flops"].get("the update"), row["decode"][-1]
+  cells = {
+    "config": f"{pathlib.Path(file).stem}:{algorithm}",
+    "chips": row["topology"] + ("" if row["compiled"] else " (arithmetic)"),
+    "mesh": " x ".join(map(str, row["mesh"].values())),
+  }
+  for title, part, name in MEMORY_COLUMNS:
+    cells[title] = f"{row['memory'][part].get(name, 0) / GIB:.2f}"
+  cells["peak / memory"] = f"{row['peak'] / GIB:.1f} / {row['limit'] / GIB:.1f}"
+  cells["fits"] = "yes" if row["fits"] else "no"
+  cells["training FLOPs"] = f"{update['program'] / update['model']:.2f} x" if update else ""
+  cells["decode bytes"] = (
+    f"{decode['bytes'] / decode['least_bytes']:.2f} x" if "bytes" in decode else ""
+  )
+  for kind in ("sampled", "trained", "step"):
+    cells[f"{kind} tokens/s"] = f"{row['roofline'][f'{kind}_tokens_per_second']:,.0f}"
+  return cells
