@@ -9,6 +9,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from poise_jax.data.tasks.config import SECTIONS as TASK_SECTIONS
+from poise_jax.data.tasks.config import TaskConfig
 from poise_jax.errors import unknown_name
 from poise_jax.estimators import CriticConfig, ProbeOptions
 from poise_jax.estimators.probe import PRESETS
@@ -84,6 +86,8 @@ ALGORITHMS = {
 
 SECTIONS = {  # which dataclass a section of the config is made from
   "eval": EvalConfig,
+  "task": TaskConfig,
+  **{f"task.{section}": dataclass for section, dataclass in TASK_SECTIONS.items()},
   "model.shape": ModelConfig,
   "rollout": RolloutOptions,
   "reward": RewardConfig,
@@ -115,7 +119,6 @@ def default(algorithm: str) -> ConfigDict:
   config.eval_every = 20  # steps between held-out evaluations; there is one before and one after
   config.eval_batch = 64  # prompts evaluated at once
   config.eval = ConfigDict(dataclasses.asdict(EvalConfig()))
-  config.eval.tasks = ConfigDict()  # name -> changes of task; empty: task's own held-out problems
   # steps between checkpoints; 0: only at best evaluations, signals and the last step
   config.checkpoint_every = 20
   config.checkpoint_keep_every = 0  # checkpoints of these steps stay for good; 0: none
@@ -136,45 +139,7 @@ def default(algorithm: str) -> ConfigDict:
   config.model.shape = ConfigDict()
   config.model.dtype = "float32"  # of sampling; training has train.dtype
 
-  config.task = ConfigDict()
-  config.task.name = "arithmetic"  # a name of tasks.TASKS; each reads its own fields below
-  config.task.train = 20000  # training problems, of tasks that draw them
-  config.task.test = 300  # held-out problems, of tasks that draw them or hold rows out
-  # arithmetic: digits and operator, see tasks/arithmetic.py; twice there: twice the share
-  config.task.kinds = ("1+",)
-  # arithmetic: how often the warm start's teacher guesses, see tasks/arithmetic.py
-  config.task.careless = 0.0
-  config.task.countdown = ConfigDict()
-  config.task.countdown.counts = (3, 4)  # countdown: how many numbers a problem has
-  config.task.countdown.largest = 20  # countdown: the largest of its numbers
-  # reasoning_gym: {generator: {"weight": share, setting: value, ...}}, a domain each
-  config.task.generators = ConfigDict()
-  # dataset: names of datasets.SOURCES, or "own", with commas between them
-  config.task.train_on = ""
-  # dataset: the same for the held-out set; empty: task.test training rows are held out
-  config.task.test_on = ""
-  # dataset: the owners' files, as FOLDER/NAME/PATH; empty: they are fetched
-  config.task.folder = ""
-  config.task.data_dir = ""  # dataset: of what was built; empty: ~/tensorflow_datasets
-  config.task.own = ConfigDict()
-  # dataset "own": files (JSONL, JSON, CSV, parquet), commas between them
-  config.task.own.train = ""
-  config.task.own.test = ""  # dataset "own": the same, held out
-  # dataset "own": the column's name; "a.b" is a field of a field
-  config.task.own.question = "question"
-  config.task.own.answer = "answer"  # dataset "own": the column's name
-  config.task.own.id = ""  # dataset "own": the column's name; empty: there is none
-  config.task.own.worked = ""  # dataset "own": the same, of an answer to learn from
-  config.task.own.domain = ""  # dataset "own": the same
-  config.task.own.difficulty = ""  # dataset "own": the same
-  config.task.own.verifier = "math"  # dataset "own": what judges answers, see docs/verifiers.md
-  config.task.own.options = ConfigDict()  # dataset "own": of the verifier
-  config.task.template = "{question}"  # what the prompt says, or a name of templates.TEMPLATES
-  config.task.chat = False  # whether the prompt is the user's turn of a chat
-  config.task.system = ""  # the chat's system turn; empty: what the chat template does without one
-  config.task.think_end = ""  # end-of-thinking marker; empty: all of a response is reasoning
-  config.task.max_prompt_length = 16  # Tp, tokens; a longer prompt is an error
-  config.task.drop_long = False  # leave longer prompts out, and count them, instead
+  config.task = ConfigDict(dataclasses.asdict(TaskConfig()))
 
   config.mesh = ConfigDict()
   config.mesh.data = 1  # devices that hold copies of the parameters and share the batch

@@ -29,9 +29,9 @@ def get_config(algorithm="poise"):
     tie_word_embeddings=True,
   )
   # One-digit sums, a fifth of the mix, are easy or unseen: difficulty for the probe to find.
-  config.task.kinds = ("1+", "2+", "2-", "2+", "2-")
+  config.task.arithmetic.kinds = ("1+", "2+", "2-", "2+", "2-")
   config.task.test = 120
-  config.task.careless = 0.35
+  config.task.arithmetic.careless = 0.35
   config.task.template = "{question} :"
   config.task.max_prompt_length = 10
 

@@ -5,7 +5,7 @@ the paper's tables 5 and 6 (v2); the other algorithms get poise's rollouts a ste
 and learning rate, so that they differ in what they are about. Where it runs: docs/scaling.md.
 
 AMC 2024, the paper's seventh test set, has no known address (docs/data.md): with its file in
-task.folder add "amc_2024" to TEST_SETS.
+task.dataset.folder add "amc_2024" to TEST_SETS.
 """
 
 from configs import common
@@ -46,14 +46,14 @@ def get_config(algorithm="poise"):
   config.model.dtype = "bfloat16"
 
   config.task.name = "dataset"
-  config.task.train_on = "dapo_math_17k"
-  config.task.test_on = ",".join(TEST_SETS)  # their questions are not trained on
+  config.task.dataset.train_on = "dapo_math_17k"
+  config.task.dataset.test_on = ",".join(TEST_SETS)  # their questions are not trained on
   config.task.template = "dapo"
   config.task.chat = True
   config.task.think_end = "</think>"
   config.task.max_prompt_length = 2048
   config.task.drop_long = True
-  config.eval.tasks = {name: {"test_on": name} for name in TEST_SETS}
+  config.eval.tasks = {name: {"dataset": {"test_on": name}} for name in TEST_SETS}
 
   config.rollout.max_new_tokens = 8192
   config.rollout.feature_layers = (19,)

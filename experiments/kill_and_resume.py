@@ -49,7 +49,7 @@ def config_of(algorithm: str, kills: int):
       "model.shape.num_attention_heads": 2,
       "model.shape.num_key_value_heads": 1,
       "model.shape.head_dim": 32,
-      "task.kinds": ("1+",),
+      "task.arithmetic.kinds": ("1+",),
       "task.train": TRAIN,
       "task.test": 16,
       "task.max_prompt_length": 8,

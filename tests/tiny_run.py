@@ -19,7 +19,7 @@ TINY = {
   "model.shape.num_attention_heads": 2,
   "model.shape.num_key_value_heads": 1,
   "model.shape.head_dim": 16,
-  "task.kinds": ("1+", "1-"),
+  "task.arithmetic.kinds": ("1+", "1-"),
   "task.train": 100,
   "task.test": 16,
   "task.max_prompt_length": 8,

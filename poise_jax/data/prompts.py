@@ -1,38 +1,53 @@
-"""Examples -> Prompts: text, chat template, tokens, left padding."""
+"""From examples to prompts: template, chat template, tokens, length limit, left padding."""
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
+from rich.progress import track
 
-from poise_jax.data.tasks import Example
+from poise_jax.data.tasks import Example, Task
 from poise_jax.data.templates import resolve
 from poise_jax.errors import UserError
+from poise_jax.models.io.tokenizers import Tokenizer
 from poise_jax.types import Prompts
+
+PROGRESS_FROM = 50_000  # number of prompts from which counting tokens shows a progress bar
 
 
 class PromptEncoder:
-  """Wraps questions in a template, tokenises and pads them to a fixed length."""
+  """Puts questions into a template, tokenizes them and pads them to a fixed length."""
 
-  def __init__(self, tokenizer, template: str, chat: bool, system: str, max_length: int):
+  def __init__(self, tokenizer: Tokenizer, template: str, chat: bool, system: str, max_length: int):
     """Args:
-    tokenizer: encodes text or chat messages.
-    template: contains {question}, or a name of templates.TEMPLATES.
-    chat: whether the filled template is the user's turn of a chat, or plain text.
-    system: what the chat's system turn says; empty: whatever the chat template does without one.
-    max_length: Tp, in tokens.
+      tokenizer: encodes text or chat messages.
+      template: text with {question}, or a name of templates.TEMPLATES.
+      chat: whether the filled template is the user turn of a chat, or plain text.
+      system: system turn of the chat; empty: the chat template's default.
+      max_length: Tp, tokens.
+
+    Raises:
+      UserError: there is a system turn but no chat, or the template is unknown.
     """
     if system and not chat:
-      raise UserError("task.system is a turn of a chat, but task.chat is off")
+      raise UserError("task.system is the system turn of a chat, but task.chat is off")
     self.tokenizer, self.chat, self.system = tokenizer, chat, system
     self.template = resolve(template)
     self.max_length = max_length
+
+  @classmethod
+  def from_config(cls, task: ConfigDict, tokenizer: Tokenizer) -> "PromptEncoder":
+    """The encoder for the fields of config.task."""
+    return cls(tokenizer, task.template, task.chat, task.system, task.max_prompt_length)
 
   def text(self, example: Example) -> str:
     """The template with the question in it."""
     return self.template.replace("{question}", example.question)
 
   def ids(self, example: Example) -> list[int]:
-    """Token ids of one prompt, however many."""
+    """Token ids of one prompt, of any length."""
     text = self.text(example)
     if not self.chat:
       return list(self.tokenizer.encode(text))
@@ -40,27 +55,23 @@ class PromptEncoder:
     turns = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
     return list(self.tokenizer.apply_chat_template(turns))
 
-  @classmethod
-  def of(cls, task, tokenizer) -> "PromptEncoder":
-    """The encoder that the fields of config.task ask for."""
-    return cls(tokenizer, task.template, task.chat, task.system, task.max_prompt_length)
-
   def encode(self, example: Example) -> list[int]:
     """Token ids of one prompt.
 
     Raises:
-      UserError: it is longer than the limit; a truncated question would be another question.
+      UserError: the prompt is longer than the limit; truncation would change the question.
     """
     ids = self.ids(example)
     if len(ids) > self.max_length:
       raise UserError(
         f"a prompt has {len(ids)} tokens, more than task.max_prompt_length={self.max_length}; "
-        f"raise it, or set task.drop_long to leave such prompts out: {self.text(example)[:60]!r}"
+        "raise it, or set task.drop_long to leave longer prompts out: "
+        f"{self.text(example)[:60]!r}"
       )
     return ids
 
   def __call__(self, examples: Sequence[Example], width: int = 0) -> Prompts:
-    """Prompts of NumPy arrays, [P, width or max_length], padded on the left."""
+    """Prompts as NumPy arrays [P, width], padded on the left; width 0: max_length."""
     shape = (len(examples), width or self.max_length)
     tokens, mask = np.full(shape, self.tokenizer.pad_id, np.int32), np.zeros(shape, bool)
     for i, example in enumerate(examples):
@@ -68,3 +79,37 @@ class PromptEncoder:
       tokens[i, shape[1] - len(ids) :] = ids
       mask[i, shape[1] - len(ids) :] = True
     return Prompts(tokens=tokens, mask=mask)
+
+
+def limit_lengths(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
+  """The task with every prompt within the encoder's limit.
+
+  Args:
+    task: examples of any length.
+    encoder: counts the tokens; holds the limit.
+    drop_long: leave longer prompts out and count them in task.left_out.
+
+  Raises:
+    UserError: a prompt is too long and drop_long is off, or every prompt of a domain in one split
+      is too long.
+  """
+  sets, left_out = {}, dict(task.left_out)
+  for split, examples in (("test", task.test), ("train", task.train)):
+    quick = len(examples) < PROGRESS_FROM
+    tracked = track(examples, f"measuring {split} prompts", disable=quick, transient=True)
+    if not drop_long:
+      for example in tracked:
+        encoder.encode(example)
+      continue
+    sets[split] = [e for e in tracked if len(encoder.ids(e)) <= encoder.max_length]
+    short_enough = Counter(example.domain for example in sets[split])
+    for domain, count in sorted(Counter(example.domain for example in examples).items()):
+      if not short_enough[domain]:
+        raise UserError(
+          f"every {split} prompt of domain {domain} is longer than "
+          f"task.max_prompt_length={encoder.max_length}"
+        )
+      if short_enough[domain] < count:
+        reason = f"{domain}, {split}: longer than {encoder.max_length} tokens"
+        left_out[reason] = count - short_enough[domain]
+  return dataclasses.replace(task, **sets, left_out=left_out)

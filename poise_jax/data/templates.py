@@ -1,9 +1,9 @@
-"""The wordings that a question is put in."""
+"""Prompt templates: the text around a question."""
 
 from poise_jax.errors import UserError, unknown_name
 
-# DAPO's prompt (arXiv 2503.14476; verbatim from the rows of DAPO-Math-17K), which POISE trains and
-# evaluates with: a number is only comparable under the same words.
+# DAPO's prompt (arXiv 2503.14476; verbatim from the rows of DAPO-Math-17K), which POISE uses for
+# training and evaluation. Results are comparable only under the same prompt.
 DAPO_BEFORE = (
   "Solve the following math problem step by step. The last line of your response should be of the "
   "form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -19,7 +19,7 @@ TEMPLATES = {
 
 
 def resolve(template: str) -> str:
-  """The wording of that name, or the text itself if it has a place for the question.
+  """The template of that name, or the text itself if it contains {question}.
 
   Raises:
     UserError: it is neither.

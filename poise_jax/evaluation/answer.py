@@ -1,6 +1,6 @@
-"""Held-out answers and what they say: accuracy, avg@k, pass@k and maj@k with standard errors.
+"""Answers to held-out questions and their metrics: accuracy, avg@n, pass@k, maj@k.
 
-The same code evaluates during training and, through experiments.evaluate, a checkpoint alone.
+Training and experiments.evaluate both use this module.
 """
 
 import dataclasses
@@ -12,61 +12,56 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
 
-from poise_jax import rollout as rollouts_lib
 from poise_jax import verifiers
-from poise_jax.data import order as data
-from poise_jax.data import tasks
-from poise_jax.data.prompts import PromptEncoder
 from poise_jax.distributed.sharding import fetch, put_rows
 from poise_jax.errors import UserError
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
-from poise_jax.rollout import RolloutConfig
+from poise_jax.evaluation.held_out import EvalSet
+from poise_jax.models import ModelConfig
+from poise_jax.rollout import RolloutConfig, sample
 
-__all__ = ["EvalConfig", "EvalSet", "evaluate", "maj_at_k", "pass_at_k", "standard_error"]
-
-SHOWN = ("question", "answer", "domain", "difficulty")  # of an example, beside its response
-LEVELS = ("task", "domain", "difficulty")  # of a row, from coarse to fine
-HELD_OUT = "held_out"  # name of the test set of config.task
+EXAMPLE_FIELDS = ("question", "answer", "domain", "difficulty")  # fields copied into a row
+LEVELS = ("task", "domain", "difficulty")  # fields that rows are grouped by, coarse to fine
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """How held-out problems are answered; raises UserError for values without a meaning."""
+  """How held-out problems are answered. Raises UserError for values out of range."""
 
   n: int = 1  # answers a prompt, at most 1000
-  k: tuple[int, ...] = ()  # of pass@k and maj@k, none above n; none: 1, 2, 4 ... and n
-  temperature: float = 0.0  # 0 picks the most likely token; training then evaluates nothing else
+  k: tuple[int, ...] = ()  # k of pass@k and maj@k, at most n; empty: 1, 2, 4 ... and n
+  temperature: float = 0.0  # sampling temperature; 0: greedy, and training evaluates greedily only
   top_p: float = 1.0  # keep the smallest set of tokens with at least this mass; 1 keeps all
   top_k: int = 0  # keep the k most likely tokens; 0 keeps all
-  seed: int = 0  # of sampling; config.seed is that of the problems
-  max_new_tokens: int = 0  # limit of an answer; 0: rollout.max_new_tokens
+  seed: int = 0  # sampling seed; the problems depend on config.seed
+  max_new_tokens: int = 0  # tokens an answer may have; 0: rollout.max_new_tokens
+  # held-out sets, {name: {field of task: value}}; empty: the held-out problems of task itself
+  tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if not 1 <= self.n <= 1000:
-      raise UserError(f"eval.n={self.n} must be in [1, 1000]")
+      raise UserError(f"eval.n must be in [1, 1000], got {self.n}")
     for k in self.k:
       if not 1 <= k <= self.n:
-        raise UserError(
-          f"eval.k={self.k} has {k}, but {self.n} answers a prompt say nothing about {k}; raise "
-          "eval.n or leave it out"
-        )
+        raise UserError(f"eval.k={self.k} contains {k}, which is not in [1, eval.n={self.n}]")
     if self.n > 1 and self.temperature == 0:
       raise UserError(
         f"eval.n={self.n} answers at eval.temperature=0 would all be the same; set "
-        "eval.temperature, or eval.n=1"
+        "eval.temperature above 0, or eval.n=1"
       )
     self.rollout(RolloutConfig())
 
   @property
   def ks(self) -> tuple[int, ...]:
     """The k of pass@k and maj@k, increasing."""
-    doubling = (2**i for i in range(self.n.bit_length()))
-    return tuple(sorted(set(self.k or (*doubling, self.n))))
+    powers_of_two = (2**i for i in range(self.n.bit_length()))
+    return tuple(sorted(set(self.k or (*powers_of_two, self.n))))
 
   def rollout(self, base: RolloutConfig) -> RolloutConfig:
-    """Sampling options for evaluation; ends and padding are those of `base`."""
+    """Sampling options of an evaluation; EOS and padding ids are those of `base`."""
     try:
       return dataclasses.replace(
         base,
@@ -81,76 +76,31 @@ class EvalConfig:
       raise UserError(str(error).replace("rollout.", "eval.")) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalSet:
-  """A test set and how its questions are asked."""
-
-  name: str
-  examples: Sequence[tasks.Example]
-  encoder: PromptEncoder
-  config: dict[str, Any]  # the fields of config.task behind them
-  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # examples, by reason
-
-  def batches(self, size: int) -> list[tuple[list[int], int]]:
-    """Numbers of the prompts that are answered at once, and how many tokens wide they are: short
-    prompts first, every prompt once."""
-    lengths = [len(self.encoder.ids(example)) for example in self.examples]
-    limit = self.encoder.max_length
-    return [(batch, min(width, limit)) for batch, width in data.by_length(lengths, size)]
-
-
-def make_sets(config: ConfigDict, tokenizer) -> list[EvalSet]:
-  """The test sets of config.eval.tasks, or that of config.task if there are none.
-
-  Raises:
-    UserError: a field that config.task does not have, an empty set, or a prompt too long.
-  """
-  sections = {HELD_OUT: config.task}
-  if config.eval.tasks:
-    sections = {}
-    for name, changes in config.eval.tasks.items():
-      section = sections[name] = config.task.copy_and_resolve_references().lock()
-      try:
-        for field, value in changes.items():
-          section[field] = value
-      except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"eval.tasks.{name}: {error.args[0]}") from error
-  sets = []
-  for name, section in sections.items():
-    encoder = PromptEncoder.of(section, tokenizer)
-    task = tasks.make(section, config.seed)
-    task = dataclasses.replace(task, train=task.test)  # may be large, and nobody reads it here
-    task = data.fit(task, encoder, section.drop_long)
-    left_out = {why: n for why, n in task.left_out.items() if not why.startswith("train")}
-    sets.append(EvalSet(name, task.test, encoder, section.to_dict(), left_out))
-  return sets
-
-
 def answer(
-  model,
-  params,
+  model: ModelConfig,
+  params: PyTree,
   test: EvalSet,
   rollout: RolloutConfig,
   seed: int,
   batch_size: int,
-  mesh,
+  mesh: Mesh,
   score: Callable = verifiers.score,
   start: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
-  """Answers to a test set, sampled and judged, a batch of prompts at a time.
+  """Answers to a held-out set, sampled and verified, one batch of prompts at a time.
 
-  What is drawn for a prompt depends on the seed, the set's name and the prompt's number alone.
+  The draws for a prompt depend only on the seed, the name of the set and the prompt's index.
 
   Args:
     model: the decoder's shape.
-    params: sampling layout.
-    test: the set.
+    params: parameters in the sampling layout.
+    test: the held-out set.
     rollout: sampling options.
-    seed: of sampling.
-    batch_size: prompts at once, rollout.n answers each.
-    mesh: the prompts are spread over its batch axes.
-    score: (checks, responses) -> verdicts, one each.
-    start: number of the first of EvalSet.batches.
+    seed: sampling seed.
+    batch_size: prompts a batch, rollout.n answers each.
+    mesh: prompts are divided over its batch axes.
+    score: maps (checks, responses) to verdicts.
+    start: index of the first batch in EvalSet.batches.
 
   Yields:
     A batch's rows, rollout.n a prompt: task, prompt (its number), sample, question, answer, domain,
@@ -160,22 +110,22 @@ def answer(
   root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(test.name.encode()))
   for batch, width in test.batches(batch_size)[start:]:
     examples = [test.examples[i] for i in batch]
-    filled = np.array([*batch, *[batch[-1]] * (batch_size - len(batch))])  # one compiled shape
+    padded = np.array([*batch, *[batch[-1]] * (batch_size - len(batch))])  # one compiled shape
     prompts = put_rows(
       mesh,
       batch_size,
-      lambda rows: test.encoder([test.examples[filled[i]] for i in rows], width),  # noqa: B023
+      lambda rows: test.encoder([test.examples[padded[i]] for i in rows], width),  # noqa: B023
     )
-    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(filled)
-    out = rollouts_lib.sample(model, params, prompts, keys, rollout)
-    tokens, mask, truncated = fetch((out.tokens, out.mask, out.truncated))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(padded)
+    rollouts = sample(model, params, prompts, keys, rollout)
+    tokens, mask, truncated = fetch((rollouts.tokens, rollouts.mask, rollouts.truncated))
     rows = []
-    for (p, i), cut in np.ndenumerate(truncated[: len(examples)]):
+    for (p, i), is_truncated in np.ndenumerate(truncated[: len(examples)]):
       row = {"task": test.name, "prompt": batch[p], "sample": i}
-      row |= {name: getattr(examples[p], name) for name in SHOWN}
+      row |= {name: getattr(examples[p], name) for name in EXAMPLE_FIELDS}
       response = test.encoder.tokenizer.decode(tokens[p, i][mask[p, i]].tolist())
       rows.append(row | {"response": response, "tokens": int(mask[p, i].sum())})
-      rows[-1]["truncated"] = bool(cut)
+      rows[-1]["truncated"] = bool(is_truncated)
     checks = [example.check for example in examples for _ in range(rollout.n)]
     verdicts = score(checks, [row["response"] for row in rows])
     for row, verdict in zip(rows, verdicts, strict=True):
@@ -185,19 +135,21 @@ def answer(
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Rows by task in the order of their appearance, then by prompt and sample."""
+  """Rows sorted by task (in order of first appearance), prompt and sample."""
   rows = list(rows)
-  place = {name: i for i, name in enumerate(dict.fromkeys(row["task"] for row in rows))}
-  return sorted(rows, key=lambda row: (place[row["task"]], row["prompt"], row["sample"]))
+  rank = {name: i for i, name in enumerate(dict.fromkeys(row["task"] for row in rows))}
+  return sorted(rows, key=lambda row: (rank[row["task"]], row["prompt"], row["sample"]))
 
 
-def per_prompt(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, np.ndarray]:
-  """What each prompt's answers say, [P] a metric: avg@n, pass@k and maj@k of each k, truncated,
-  tokens, and one for every status of a verdict that occurs: the fraction that has it.
+def per_prompt(
+  rows: Sequence[dict[str, Any]], ks: Sequence[int]
+) -> dict[str, Float[np.ndarray, " P"]]:
+  """Metrics of each prompt: avg@n, pass@k and maj@k of each k, truncated, tokens, and the fraction
+  of answers with each verdict status that occurs, except "ok".
 
   Args:
-    rows: of `answer`, a prompt's together, the same number for every prompt.
-    ks: none above that number.
+    rows: rows of `answer`, those of a prompt next to each other, equally many for every prompt.
+    ks: values of k, at most the answers a prompt.
   """
   n = 1 + max(row["sample"] for row in rows)
   groups = [rows[i : i + n] for i in range(0, len(rows), n)]
@@ -210,8 +162,8 @@ def per_prompt(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, n
     right = [sum(row["reward"] >= RIGHT for row in group) for group in groups]
     values[f"pass@{k}"] = np.array([pass_at_k(n, c, k) for c in right])
   for k in ks:
-    said = [([row["vote"] for row in g], [row["reward"] for row in g]) for g in groups]
-    values[f"maj@{k}"] = np.array([maj_at_k(*group, k) for group in said])
+    ballots = [([row["vote"] for row in g], [row["reward"] for row in g]) for g in groups]
+    values[f"maj@{k}"] = np.array([maj_at_k(*ballot, k) for ballot in ballots])
   values["truncated"] = means(lambda row: row["truncated"])
   values["tokens"] = means(lambda row: row["tokens"])
   for status in sorted({row["status"] for row in rows} - {"ok"}):
@@ -220,43 +172,43 @@ def per_prompt(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, n
 
 
 def by_group(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """Rows in all (""), and by task, domain and difficulty.
+  """All rows (under ""), and rows by task, domain and difficulty.
 
-  A level at which all rows are the same has no part in a name: "3+" with one domain, and
-  "arithmetic/3+" with several. A difficulty that has its domain's name is not said twice.
+  A level whose value is the same in all rows is left out of the names: "3+" if there is one domain,
+  "arithmetic/3+" if there are several. So is a difficulty that equals its domain.
   """
-  telling = [level for level in LEVELS if len({row[level] for row in rows}) > 1]
+  levels = [level for level in LEVELS if len({row[level] for row in rows}) > 1]
   groups = {"": list(rows)}
-  for depth in range(1, len(telling) + 1):
-    found = {}
+  for depth in range(1, len(levels) + 1):
+    finer = {}
     for row in rows:
-      parts = dict.fromkeys(str(row[level]) for level in telling[:depth] if row[level])
-      name = "/".join(parts)
-      found.setdefault(name, []).append(row)
-    groups = {**found, **groups}  # a name that a coarser level has is that level's
+      parts = dict.fromkeys(str(row[level]) for level in levels[:depth] if row[level])
+      finer.setdefault("/".join(parts), []).append(row)
+    groups = {**finer, **groups}  # where names coincide, the coarser level's rows stay
   return dict(sorted(groups.items()))
 
 
 def evaluate(
-  model,
-  params,
+  model: ModelConfig,
+  params: PyTree,
   sets: Sequence[EvalSet],
   rollout: RolloutConfig,
   config: EvalConfig,
   batch_size: int,
-  mesh,
+  mesh: Mesh,
   score: Callable = verifiers.score,
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
   """Greedy answers to every held-out problem and, at config.temperature > 0, config.n sampled ones.
 
-  Args: those of `answer`.
+  Args: see `answer`.
 
   Returns:
-    metrics: eval/accuracy in [0, 1], eval/accuracy_se (bootstrap over prompts),
-      eval/accuracy/<group>, eval/truncated_fraction and, where a verifier failed, eval/timed_out
-      and eval/crashed, of the greedy answers; eval/avg_at_<n>, eval/pass_at_<k> and eval/maj_at_<k>
-      with their _se of the sampled ones.
-    The rows of the greedy answers, and those of the sampled ones.
+    metrics: of the greedy answers eval/accuracy in [0, 1], eval/accuracy_se (bootstrap over
+      prompts), eval/accuracy/<group>, eval/truncated_fraction and, if a verifier failed,
+      eval/timed_out and eval/crashed; of the sampled answers eval/avg_at_<n>, eval/pass_at_<k> and
+      eval/maj_at_<k>, each with its _se.
+    rows of the greedy answers.
+    rows of the sampled answers.
   """
 
   def rows_of(options):
@@ -268,12 +220,12 @@ def evaluate(
 
   greedy = rows_of(EvalConfig(max_new_tokens=config.max_new_tokens))
   values = per_prompt(greedy, ())
-  failed = Counter(row["status"] for row in greedy)
+  statuses = Counter(row["status"] for row in greedy)
   metrics = {
     "eval/accuracy": float(values["avg@1"].mean()),
     "eval/accuracy_se": standard_error(values["avg@1"]),
     "eval/truncated_fraction": float(values["truncated"].mean()),
-    **{f"eval/{name}": failed[name] for name in ("timed_out", "crashed") if failed[name]},
+    **{f"eval/{name}": statuses[name] for name in ("timed_out", "crashed") if statuses[name]},
   }
   for name, group in by_group(greedy).items():
     if name:

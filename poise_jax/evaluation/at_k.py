@@ -1,5 +1,5 @@
-"""What n answers to a prompt say about any k of them: pass@k and maj@k, exactly, without drawing
-subsets; and the standard error of a mean over prompts."""
+"""pass@k and maj@k from n answers a prompt, exact and without drawing subsets; standard errors of
+means over prompts."""
 
 import functools
 import math
@@ -7,43 +7,42 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
-from poise_jax.errors import UserError
-
-RIGHT = 1 - 1e-6  # an answer with this reward or more counts as right
+RIGHT = 1 - 1e-6  # smallest score of a right answer
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-  """The probability that k of n answers, drawn without replacement, hold one of the c right ones.
+  """The probability that k of n answers, drawn without replacement, include a right one.
 
-  1 - C(n-c, k) / C(n, k) as a product of ratios, so that no binomial overflows; the unbiased
-  estimate of pass@k (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+  The unbiased estimate of pass@k (Chen et al. 2021, arXiv 2107.03374, eq. 1) for c right answers,
+  1 - C(n-c, k) / C(n, k), computed as a product of ratios so that no binomial overflows.
 
   Raises:
-    UserError: k is not in [1, n] or c is not in [0, n].
+    ValueError: k is not in [1, n] or c is not in [0, n].
   """
   _check_k(n, k)
   if not 0 <= c <= n:
-    raise UserError(f"c={c} right answers of n={n} cannot be")
+    raise ValueError(f"c must be in [0, n={n}], got {c}")
   if n - c < k:
     return 1.0
   return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
 def maj_at_k(votes: Sequence[str | None], scores: Sequence[float], k: int) -> float:
-  """The expected score of the majority's answer among k of n answers drawn without replacement.
+  """The expected score of the majority answer among k of n answers, drawn without replacement.
 
-  Exact: the mean over all C(n, k) subsets, each with ties between the leading answers resolved
-  by chance. Answers with the same vote may differ in score; then one of the winner's is picked by
-  chance. None does not vote; a subset without a vote scores 0.
+  The exact mean over all C(n, k) subsets. Ties between leading answers are broken at random. If
+  answers with the same vote differ in score, one of the winners is picked at random. An answer
+  whose vote is None abstains; a subset in which all abstain scores 0.
 
   Args:
-    votes: what each answer votes for.
-    scores: in the order of `votes`.
-    k: the size of a subset.
+    votes: vote of each answer.
+    scores: score of each answer.
+    k: size of a subset.
 
   Raises:
-    UserError: k is not in [1, n].
+    ValueError: k is not in [1, n].
   """
   _check_k(len(votes), k)
   groups = defaultdict(list)
@@ -56,10 +55,11 @@ def maj_at_k(votes: Sequence[str | None], scores: Sequence[float], k: int) -> fl
 
 @functools.lru_cache(maxsize=4096)
 def _majority(groups: tuple[tuple[int, float], ...], abstained: int, k: int) -> float:
-  """maj@k of groups (votes, mean score).
+  """maj@k of groups, each with its number of votes and the mean of their scores.
 
-  How many votes each group has in a random subset is distributed like independent binomials, with
-  any probability, given that they sum to k; k / n keeps every number in the range of a float.
+  The numbers of votes that the groups have in a random subset are distributed like independent
+  binomials of any probability, conditioned on their sum being k; the probability k / n keeps all
+  terms within the range of a float.
   """
   n = abstained + sum(size for size, _ in groups)
 
@@ -67,17 +67,18 @@ def _majority(groups: tuple[tuple[int, float], ...], abstained: int, k: int) -> 
     p = k / n
     return [math.comb(m, j) * p**j * (1 - p) ** (m - j) for j in range(min(m, k) + 1)]
 
-  nobody = binomial(abstained)
-  chances = [(binomial(size), score) for size, score in groups]
+  abstentions = binomial(abstained)
+  distributions = [(binomial(size), score) for size, score in groups]
   total = 0.0
   for most in range(1, min(k, max((size for size, _ in groups), default=0)) + 1):
-    # [votes, groups that have `most` of them]: probability, and its product with their scores' sum.
+    # [votes so far, groups with `most` votes]: probability, and its product with the sum of the
+    # scores of those groups. Groups with more than `most` votes are excluded.
     chance = np.zeros((k + 1, k // most + 1))
-    chance[: len(nobody), 0] = nobody
+    chance[: len(abstentions), 0] = abstentions
     score_sum = np.zeros_like(chance)
-    for of_votes, score in chances:
+    for distribution, score in distributions:
       new_chance, new_sum = np.zeros_like(chance), np.zeros_like(chance)
-      for j, p in enumerate(of_votes[: most + 1]):
+      for j, p in enumerate(distribution[: most + 1]):
         a, b = p * chance[: k + 1 - j], p * score_sum[: k + 1 - j]
         if j < most:
           new_chance[j:] += a
@@ -90,16 +91,15 @@ def _majority(groups: tuple[tuple[int, float], ...], abstained: int, k: int) -> 
   return float(total / binomial(n)[k])
 
 
-def standard_error(values: np.ndarray) -> float:
-  """The bootstrap standard error of the mean of `values` [P], one a prompt.
+def standard_error(values: Float[np.ndarray, " P"]) -> float:
+  """The bootstrap standard error of the mean of `values`, one value a prompt.
 
-  It is the standard deviation of the mean of P values drawn with replacement. For a mean that is
-  known without drawing: std(values) / sqrt(P), with ddof=0. nan for a single prompt, which cannot
-  tell how much prompts differ.
+  The standard deviation of the mean of P values drawn with replacement, which for a mean is exactly
+  std(values) / sqrt(P) with ddof=0. NaN for a single prompt, which has no spread to estimate.
   """
   return float(np.std(values) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _check_k(n, k):
   if not 1 <= k <= n:
-    raise UserError(f"k={k} is not in [1, {n}]: k of n={n} answers are drawn, none of them twice")
+    raise ValueError(f"k must be in [1, n={n}], got {k}")

@@ -13,12 +13,13 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from poise_jax import estimators, models
-from poise_jax.data import order, tasks, templates
-from poise_jax.data.prompts import PromptEncoder
+from poise_jax.data import tasks, templates
+from poise_jax.data.prompts import PromptEncoder, limit_lengths
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.estimators import CriticConfig, Estimator, EstimatorContext, ProbeConfig
-from poise_jax.evaluation.answer import HELD_OUT, EvalConfig, EvalSet, make_sets
+from poise_jax.evaluation.answer import EvalConfig
+from poise_jax.evaluation.held_out import HELD_OUT, EvalSet, make_sets
 from poise_jax.evaluation.judge import VerifierConfig
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.learner.update import UpdateConfig, check_dtype
@@ -97,8 +98,8 @@ def build(config: ConfigDict) -> Experiment:
   check_dtype("model.dtype", config.model.dtype)
   task = tasks.make(config.task, config.seed)
   model, tokenizer, made_tokenizer = _model(config, task)
-  encoder = PromptEncoder.of(config.task, tokenizer)
-  task = order.fit(task, encoder, config.task.drop_long)  # now, not in step 1,000
+  encoder = PromptEncoder.from_config(config.task, tokenizer)
+  task = limit_lengths(task, encoder, config.task.drop_long)  # now, not in step 1,000
   if config.warm_start.steps:
     for example in task.train:
       worked_ids(tokenizer, example, config.rollout.max_new_tokens)
@@ -117,7 +118,7 @@ def build(config: ConfigDict) -> Experiment:
     task=task,
     encoder=encoder,
     made_tokenizer=made_tokenizer,
-    eval=EvalConfig(**{k: v for k, v in config.eval.items() if k != "tasks"}),
+    eval=EvalConfig(**config.eval),
     held_out=_held_out(config, task, encoder),
     verifier=VerifierConfig(**config.verifier),
   )

@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from poise_jax import files
-from poise_jax.data import order
+from poise_jax.data.fingerprint import check_fingerprint
+from poise_jax.data.order import example_order
 from poise_jax.distributed import processes, sharding
 from poise_jax.evaluation.judge import Judge
 from poise_jax.models.io import run_checkpoint
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
       if processes.is_first():
         print(f"{workdir} has finished all {config.steps} steps; nothing to do")
       return
-    order.remember(experiment.task, workdir)
+    check_fingerprint(experiment.task, workdir)
     with (
       Checkpoints(workdir, config.checkpoint_keep_every) as checkpoints,
       Interrupts() as interrupts,
@@ -82,7 +83,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
       with logger(workdir, config, last_logged, began - saved["elapsed"]) as log:
         run = Run(experiment, workdir, judge, checkpoints, interrupts, log)
         processes.on_first(run.write_start, saved["step"], changes)
-        log.console.print(order.summary(experiment.task))
+        log.console.print(experiment.task.summary())
         if resumes:
           log.console.print(f"resuming {workdir} after step {saved['step']}")
           best = saved["best"]
@@ -95,7 +96,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
 def _loop(run: Run, state: LoopState, start: int, best: dict):
   """Trains from the step after `start` to the last one."""
   experiment, config, log = run.experiment, run.experiment.config, run.log
-  stream = order.order(len(experiment.task.train), config.seed)  # state.collected has the position
+  stream = example_order(len(experiment.task.train), config.seed)  # state.collected has the position
   key = jax.random.key(config.seed)
   done = start
   with Profiler(run.workdir / "profile", config.profile_steps) as profiler:

@@ -100,9 +100,9 @@ def test_evaluation_is_that_of_the_paper(module):
   config = module.get_config()
   assert (config.eval.n, config.eval.temperature, config.eval.top_p) == (32, 0.6, 0.95)
   assert set(config.eval.tasks) == set(qwen3_4b_dapo_math.TEST_SETS)
-  for name in [config.task.train_on, *config.task.test_on.split(",")]:
+  for name in [config.task.dataset.train_on, *config.task.dataset.test_on.split(",")]:
     assert sources.find(name).name == name
-  assert [task.test_on for task in config.eval.tasks.values()] == list(config.eval.tasks)
+  assert [task.dataset.test_on for task in config.eval.tasks.values()] == list(config.eval.tasks)
   assert templates.resolve(config.task.template).startswith("Solve the following math problem")
 
 

@@ -1,29 +1,29 @@
-"""Evaluation of a random policy, which answers anything: what is sampled, judged and summed up."""
+"""Evaluation of a random policy: sampling, verdicts and metrics."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from configs import quickstart
 from poise_jax import models, verifiers
 from poise_jax.data import tasks
-from poise_jax.data.prompts import PromptEncoder
 from poise_jax.distributed import sharding
-from poise_jax.evaluation import answer as lib
-from poise_jax.evaluation.answer import EvalConfig, EvalSet
+from poise_jax.evaluation import answer
+from poise_jax.evaluation.answer import EvalConfig
+from poise_jax.evaluation.held_out import make_sets
 from poise_jax.rollout import RolloutConfig
 from poise_jax.training import build
 
 CONFIG = quickstart.get_config()
-CONFIG.task.update(dict(kinds=("1+", "1-"), train=60, test=10, max_prompt_length=8))
+CONFIG.task.update(train=60, test=10, max_prompt_length=8)
+CONFIG.task.arithmetic.kinds = ("1+", "1-")
 SAMPLED = EvalConfig(n=3, temperature=1.0)
 
 
 def odd(checks, responses):
-  """Verdicts that a random policy meets often enough: is the response's length odd?"""
+  """Verdicts that a random policy often passes: whether the length of the response is odd."""
   return [
     verifiers.Verdict(float(len(text) % 2), "ok" if len(text) else "crashed") for text in responses
   ]
@@ -37,8 +37,8 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked(tokenizer):
-  """answer() but for the set, the sampling options and the seed."""
+def answers(tokenizer):
+  """answer.answer as a function of the held-out set and the sampling options."""
   model = models.ModelConfig("llama", tokenizer.vocab_size, 16, 16, 1, 2, 1, 8)
   rng = np.random.default_rng(0)  # models.init would compile for seconds
   shapes = models.abstract_params(model)
@@ -48,30 +48,30 @@ def asked(tokenizer):
   base = RolloutConfig(max_new_tokens=6, feature_layers=(0,), **ends)
   mesh = sharding.make_mesh()
 
-  def ask(test, options, batch=4, start=0, score=odd):
+  def answers(test, options, batch=4, start=0, score=odd):
     rollout, seed = options.rollout(base), options.seed
-    return list(lib.answer(model, params, test, rollout, seed, batch, mesh, score, start))
+    return list(answer.answer(model, params, test, rollout, seed, batch, mesh, score, start))
 
-  ask.arguments = (model, params, base, mesh)
-  return ask
+  answers.arguments = (model, params, base, mesh)
+  return answers
 
 
 @pytest.fixture(scope="module")
 def test_set(tokenizer):
-  return lib.make_sets(CONFIG, tokenizer)[0]
+  return make_sets(CONFIG, tokenizer)[0]
 
 
-def test_every_answer_has_its_verdict(asked, test_set):
-  seen = []
+def test_every_answer_has_its_verdict(answers, test_set):
+  scored = []
 
   def score(checks, responses):
-    seen.extend(zip(checks, responses, strict=True))
+    scored.extend(zip(checks, responses, strict=True))
     return odd(checks, responses)
 
-  rows = [row for batch in asked(test_set, SAMPLED, score=score) for row in batch]
+  rows = [row for batch in answers(test_set, SAMPLED, score=score) for row in batch]
   assert [(row["prompt"], row["sample"]) for row in rows] == list(np.ndindex(10, 3))
-  assert [row["response"] for row in rows] == [response for _, response in seen]
-  for row, (check, response) in zip(rows, seen, strict=True):
+  assert [row["response"] for row in rows] == [response for _, response in scored]
+  for row, (check, response) in zip(rows, scored, strict=True):
     example = test_set.examples[row["prompt"]]
     assert (check, row["answer"], row["question"]) == (
       example.check,
@@ -85,41 +85,44 @@ def test_every_answer_has_its_verdict(asked, test_set):
   assert len({row["response"] for row in rows}) > 20  # samples of a prompt differ
 
 
-def test_draws_depend_on_seed_and_prompt_alone(asked, test_set):
-  (whole,) = asked(test_set, SAMPLED, batch=10)
-  parts = asked(test_set, SAMPLED)
+def test_draws_depend_on_seed_set_and_prompt_alone(answers, test_set):
+  (whole,) = answers(test_set, SAMPLED, batch=10)
+  parts = answers(test_set, SAMPLED)
   assert [len(part) for part in parts] == [12, 12, 6]
   assert [row for part in parts for row in part] == whole
-  assert asked(test_set, SAMPLED, start=1) == parts[1:]
-  said = [row["response"] for row in parts[0]]
+  assert answers(test_set, SAMPLED, start=1) == parts[1:]
+  responses = [row["response"] for row in parts[0]]
   for other in (
-    asked(test_set, dataclasses.replace(SAMPLED, seed=1)),
-    asked(dataclasses.replace(test_set, name="another"), SAMPLED),
+    answers(test_set, dataclasses.replace(SAMPLED, seed=1)),
+    answers(dataclasses.replace(test_set, name="another"), SAMPLED),
   ):
-    assert [row["response"] for row in other[0]] != said
+    assert [row["response"] for row in other[0]] != responses
 
 
-def test_metrics_of_training(asked, test_set):
-  model, params, base, mesh = asked.arguments
+def test_metrics_of_an_evaluation_in_training(answers, test_set):
+  model, params, base, mesh = answers.arguments
   twice = [test_set, dataclasses.replace(test_set, name="again")]
-  metrics, greedy, sampled = lib.evaluate(model, params, twice, base, SAMPLED, 4, mesh, odd)
+  metrics, greedy, sampled = answer.evaluate(model, params, twice, base, SAMPLED, 4, mesh, odd)
   assert len(greedy) == 20 and len(sampled) == 60
   accuracy = np.mean([row["reward"] for row in greedy])
   assert metrics["eval/accuracy"] == pytest.approx(accuracy)
   assert metrics["eval/accuracy_se"] == pytest.approx((accuracy * (1 - accuracy) / 20) ** 0.5)
   assert metrics["eval/truncated_fraction"] == np.mean([row["truncated"] for row in greedy])
-  of = [row["reward"] for row in greedy if row["task"] == "again" and row["difficulty"] == "1+"]
-  assert metrics["eval/accuracy/again/1+"] == np.mean(of)
+  group = [row for row in greedy if row["task"] == "again" and row["difficulty"] == "1+"]
+  assert metrics["eval/accuracy/again/1+"] == np.mean([row["reward"] for row in group])
   assert {"eval/accuracy/again", "eval/accuracy/held_out/1-"} < set(metrics)
   rewards = np.array([row["reward"] for row in sampled]).reshape(20, 3)
   assert metrics["eval/avg_at_3"] == pytest.approx(rewards.mean())
   assert metrics["eval/avg_at_3_se"] == pytest.approx(rewards.mean(1).std() / 20**0.5)
   assert metrics["eval/pass_at_3"] == pytest.approx(rewards.max(1).mean())
-  ats = {f"eval/{name}_at_{k}" for name in ("pass", "maj") for k in (1, 2, 3)} | {"eval/avg_at_3"}
-  assert {name for name in metrics if "_at_" in name} == ats | {f"{name}_se" for name in ats}
-  alone, _, nothing = lib.evaluate(model, params, twice, base, EvalConfig(), 4, mesh, odd)
-  assert alone == {name: value for name, value in metrics.items() if "_at_" not in name}
-  assert nothing == []
+  names = {f"eval/{name}_at_{k}" for name in ("pass", "maj") for k in (1, 2, 3)}
+  names.add("eval/avg_at_3")
+  assert {name for name in metrics if "_at_" in name} == names | {f"{name}_se" for name in names}
+  greedy_metrics, _, sampled = answer.evaluate(
+    model, params, twice, base, EvalConfig(), 4, mesh, odd
+  )
+  assert greedy_metrics == {k: value for k, value in metrics.items() if "_at_" not in k}
+  assert sampled == []
 
 
 def row(task, prompt, sample, reward, vote, difficulty, status="ok", domain="d"):
@@ -127,7 +130,7 @@ def row(task, prompt, sample, reward, vote, difficulty, status="ok", domain="d")
   return row | dict(difficulty=difficulty, status=status, tokens=sample + 1, truncated=False)
 
 
-def test_what_prompts_say_by_hand():
+def test_metrics_per_prompt_by_hand():
   rows = [
     row("t", 0, 0, 1.0, "7", "easy"),
     row("t", 0, 1, 1.0, "7", "easy"),
@@ -136,15 +139,15 @@ def test_what_prompts_say_by_hand():
     row("t", 1, 1, 0.0, None, "hard", "timed_out"),
     row("t", 1, 2, 0.0, None, "hard", "unparsable"),
   ]
-  values = lib.per_prompt(rows, (1, 2, 3))
+  values = answer.per_prompt(rows, (1, 2, 3))
   expected = {
     "avg@3": [2 / 3, 1 / 6],
-    "pass@1": [2 / 3, 0],  # half a point is not right
+    "pass@1": [2 / 3, 0],  # a score of 0.5 is not right
     "pass@2": [1, 0],
     "pass@3": [1, 0],
     "maj@1": [2 / 3, 1 / 6],
     "maj@2": [2 / 3, 1 / 3],
-    "maj@3": [1, 1 / 2],  # those without a vote do not outvote the one with one
+    "maj@3": [1, 1 / 2],  # abstentions do not outvote the one vote
     "truncated": [0, 0],
     "tokens": [2, 2],
     "timed_out": [0, 1 / 3],
@@ -153,85 +156,46 @@ def test_what_prompts_say_by_hand():
   assert list(values) == list(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(values[name], value, atol=1e-12, err_msg=name)
-  assert {name: len(group) for name, group in lib.by_group(rows).items()} == {
+  assert {name: len(group) for name, group in answer.by_group(rows).items()} == {
     "": 6,
     "easy": 3,
     "hard": 3,
   }
 
 
-def test_groups_are_named_by_the_levels_that_tell_them_apart():
+def test_group_names_leave_out_constant_levels():
   rows = [
     row("a", 0, 0, 1.0, "", "easy", domain="x"),
     row("a", 1, 0, 1.0, "", "", domain="y"),
     row("b", 0, 0, 1.0, "", "easy", domain="x"),
   ]
-  names = {name: len(group) for name, group in lib.by_group(rows).items()}
+  names = {name: len(group) for name, group in answer.by_group(rows).items()}
   assert names == {"": 3, "a": 2, "a/x": 1, "a/x/easy": 1, "a/y": 1, "b": 1, "b/x": 1} | {
     "b/x/easy": 1
   }
-  assert list(lib.by_group(rows[:1])) == [""]
+  assert list(answer.by_group(rows[:1])) == [""]
   same = [row("a", i, 0, 1.0, "", name, domain=name) for i, name in enumerate("xy")]
-  assert list(lib.by_group(same)) == ["", "x", "y"]  # not "x/x"
+  assert list(answer.by_group(same)) == ["", "x", "y"]  # not "x/x"
 
 
 @pytest.mark.parametrize(
   "fields,message",
   [
-    (dict(n=0), r"eval.n=0 must be in \[1, 1000\]"),
-    (dict(n=4, temperature=1.0, k=(1, 8)), r"eval.k=\(1, 8\) has 8, but 4 answers"),
-    (dict(n=4, temperature=1.0, k=(0,)), r"eval.k=\(0,\) has 0"),
+    (dict(n=0), r"eval.n must be in \[1, 1000\], got 0"),
+    (dict(n=4, temperature=1.0, k=(1, 8)), r"eval.k=\(1, 8\) contains 8, .* \[1, eval.n=4\]"),
+    (dict(n=4, temperature=1.0, k=(0,)), r"eval.k=\(0,\) contains 0"),
     (dict(n=2), "eval.n=2 answers at eval.temperature=0 would all be the same"),
     (dict(top_p=0.0), "eval.top_p=0.0 must be in"),
     (dict(temperature=-1.0), "eval.temperature=-1.0"),
     (dict(max_new_tokens=-1), "eval.max_new_tokens=-1 must be at least 1"),
   ],
 )
-def test_values_without_a_meaning_are_named(fields, message):
+def test_values_out_of_range_are_an_error(fields, message):
   with pytest.raises(ValueError, match=message):
     EvalConfig(**fields)
 
 
-def test_ks_double_up_to_n_unless_they_are_given():
+def test_default_ks_are_powers_of_two_and_n():
   assert EvalConfig().ks == (1,)
   assert EvalConfig(n=6, temperature=1.0).ks == (1, 2, 4, 6)
   assert EvalConfig(n=6, temperature=1.0, k=(5, 1)).ks == (1, 5)
-
-
-def with_tasks(**sections):
-  config = CONFIG.copy_and_resolve_references()
-  config.eval.tasks = ConfigDict(sections)
-  return config
-
-
-def test_several_test_sets_change_the_fields_that_they_name(tokenizer):
-  config = with_tasks(
-    sums=dict(kinds=("1+",)), two=dict(kinds=("1-",), test=4, template="{question}")
-  )
-  sums, two = lib.make_sets(config, tokenizer)
-  assert (sums.name, two.name, len(sums.examples), len(two.examples)) == ("sums", "two", 10, 4)
-  assert {e.difficulty for e in sums.examples} == {"1+"}
-  assert sums.encoder.template == "{question} :" and two.encoder.template == "{question}"
-  assert two.config["kinds"] == ("1-",) and two.config["train"] == 60
-
-
-@pytest.mark.parametrize(
-  "section,message",
-  [
-    (dict(kind=("1+",)), "eval.tasks.x: .*kind.*kinds"),
-    (dict(test=0), "test set is empty"),
-    (dict(max_prompt_length=3), "a prompt has . tokens"),
-  ],
-)
-def test_sets_that_cannot_be_asked_are_named(tokenizer, section, message):
-  with pytest.raises(ValueError, match=message):
-    lib.make_sets(with_tasks(x=section), tokenizer)
-
-
-def test_what_is_trained_on_is_not_held_out(tokenizer):
-  task = tasks.make(CONFIG.task, 0)
-  encoder = PromptEncoder.of(CONFIG.task, tokenizer)
-  build.check_held_out(task, [EvalSet("fine", task.test, encoder, {})])
-  leaked = EvalSet("leaked", [*task.test, task.train[3]], encoder, {})
-  with pytest.raises(ValueError, match="eval.tasks.leaked: 1 of its 11 questions are in the train"):
-    build.check_held_out(task, [leaked])

@@ -1,4 +1,4 @@
-"""pass@k, maj@k and the bootstrap against enumeration of everything that could be drawn."""
+"""pass@k, maj@k and the bootstrap against enumeration of all possible draws."""
 
 import itertools
 from collections import Counter
@@ -28,7 +28,7 @@ def test_pass_at_k_of_many_answers_is_exact_where_binomials_overflow():
 
 
 @pytest.mark.parametrize("n,c,k", [(4, 2, 5), (4, 2, 0), (4, 5, 2), (4, -1, 2), (0, 0, 1)])
-def test_what_cannot_be_drawn_is_refused(n, c, k):
+def test_arguments_out_of_range_are_an_error(n, c, k):
   with pytest.raises(ValueError, match=f"n={n}"):
     pass_at_k(n, c, k)
 
@@ -40,8 +40,8 @@ def majority_of(subset):
     return 0.0
   most = max(votes.values())
   leaders = [vote for vote, count in votes.items() if count == most]
-  of = {leader: [score for vote, score in subset if vote == leader] for leader in leaders}
-  return float(np.mean([np.mean(scores) for scores in of.values()]))
+  means = [np.mean([score for vote, score in subset if vote == leader]) for leader in leaders]
+  return float(np.mean(means))
 
 
 CASES = {
@@ -50,8 +50,8 @@ CASES = {
   "two tie": (list("aabb"), [1, 1, 0, 0]),
   "three tie": (list("aabbcc"), [1, 1, 0, 0, 0, 0]),
   "the wrong one leads": (list("aaab"), [0, 0, 0, 1]),
-  "some say nothing": (["a", None, "b", None, "a", None], [1, 0, 0, 0, 1, 0]),
-  "all say nothing": ([None] * 3, [0, 0, 0]),
+  "some abstain": (["a", None, "b", None, "a", None], [1, 0, 0, 0, 1, 0]),
+  "all abstain": ([None] * 3, [0, 0, 0]),
   "partial scores within a vote": (list("aabbbc"), [0.2, 0.9, 0.5, 0.0, 0.1, 1.0]),
 }
 
@@ -80,12 +80,12 @@ def test_maj_at_k_of_many_answers_is_a_probability():
   votes = ["a"] * 155 + ["b"] * 145
   value = maj_at_k(votes, [1.0] * 155 + [0.0] * 145, 151)
   draws = np.random.default_rng(1).hypergeometric(155, 145, 151, size=100_000)
-  assert value == pytest.approx((draws > 75).mean(), abs=0.007)  # more than four of its errors
+  assert value == pytest.approx((draws > 75).mean(), abs=0.007)  # more than four standard errors
 
 
-def test_the_standard_error_is_that_of_every_resample():
+def test_the_standard_error_is_that_of_all_resamples():
   values = np.array([0.0, 0.25, 1.0, 0.5, 0.5])
-  means = [np.mean(drawn) for drawn in itertools.product(values, repeat=len(values))]
+  means = [np.mean(resample) for resample in itertools.product(values, repeat=len(values))]
   assert standard_error(values) == pytest.approx(np.std(means), abs=1e-12)
 
 

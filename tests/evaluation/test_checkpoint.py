@@ -1,6 +1,6 @@
-"""A checkpoint's evaluation from end to end: resumed, refused, compared, from a run and by command.
+"""Evaluation of a checkpoint from end to end: resuming, errors, comparison, the command line.
 
-The policy is random and its verifier easily pleased, so that numbers are neither 0 nor 1.
+The policy is random, and the verifier accepts about half of its answers: no metric is 0 or 1.
 """
 
 import json
@@ -18,7 +18,7 @@ from configs import quickstart
 from poise_jax import models, verifiers
 from poise_jax.data import tasks
 from poise_jax.evaluation import checkpoint as evaluation
-from poise_jax.evaluation import table as scorecard
+from poise_jax.evaluation import table
 from poise_jax.learner import update
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.training import build, checkpoints
@@ -36,7 +36,7 @@ SHAPE = dict(
   head_dim=8,
 )
 FIELDS = {
-  "task.kinds": ("1+", "1-"),
+  "task.arithmetic.kinds": ("1+", "1-"),
   "task.train": 60,
   "task.test": 10,
   "task.max_prompt_length": 8,
@@ -52,7 +52,7 @@ def odd(checks, responses):
 
 
 def small(**changes):
-  """The quickstart, smaller; a change of `a__b` sets a.b."""
+  """A smaller quickstart; a change a__b sets the field a.b."""
   config = quickstart.get_config()
   config.model.shape = SHAPE
   config.update_from_flattened_dict(FIELDS)
@@ -82,7 +82,7 @@ def evaluate(config, checkpoint, out, **options):
 
 @pytest.fixture(scope="module")
 def straight(checkpoint, tmp_path_factory):
-  """An evaluation that nothing interrupted."""
+  """An evaluation without interruption."""
   out = tmp_path_factory.mktemp("evaluations") / "straight"
   evaluate(small(), checkpoint, out)
   return out
@@ -90,14 +90,14 @@ def straight(checkpoint, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _plots_take_seconds(straight, monkeypatch):
-  monkeypatch.setattr(scorecard, "plot", lambda *_: None)
+  monkeypatch.setattr(table, "plot", lambda *_: None)
 
 
 def results(out):
   return json.loads((out / "results.json").read_text())
 
 
-def test_what_an_evaluation_leaves(straight, checkpoint):
+def test_the_files_of_an_evaluation(straight, checkpoint):
   names = {path.name for path in straight.iterdir()}
   assert names == {
     "protocol.json",
@@ -112,7 +112,7 @@ def test_what_an_evaluation_leaves(straight, checkpoint):
   everything, *parts = results(straight)["results"]
   assert everything["group"] == "" and [part["group"] for part in parts] == ["1+", "1-"]
   scores = np.array([row["reward"] for row in rows]).reshape(10, 3)
-  assert 0.1 < scores.mean() < 0.9  # or the comparisons below compare nothing
+  assert 0.1 < scores.mean() < 0.9  # otherwise the comparisons below would be trivial
   assert everything["avg@3"] == {
     "mean": pytest.approx(scores.mean()),
     "se": pytest.approx(scores.mean(1).std() / 10**0.5),
@@ -139,73 +139,73 @@ def test_what_an_evaluation_leaves(straight, checkpoint):
 
 
 @pytest.mark.parametrize("batches,torn", [(0, 0), (2, 400)])
-def test_an_interrupted_evaluation_goes_on_bit_for_bit(
+def test_an_interrupted_evaluation_resumes_bit_for_bit(
   straight, checkpoint, tmp_path, batches, torn
 ):
-  """Killed in a batch, of which `torn` bytes were written."""
+  """Interrupted in a batch, of which `torn` bytes were written."""
   out, calls = tmp_path / "out", []
 
-  def dies(checks, responses):
+  def interrupted(checks, responses):
     if len(calls) == batches:
       raise KeyboardInterrupt
     calls.append(len(responses))
     return odd(checks, responses)
 
   with pytest.raises(KeyboardInterrupt):
-    evaluation.run(small(), str(checkpoint), str(out), score=dies)
-  whole = (straight / "answers.jsonl").read_bytes()
+    evaluation.run(small(), str(checkpoint), str(out), score=interrupted)
+  expected = (straight / "answers.jsonl").read_bytes()
   done = (out / "answers.jsonl").read_bytes() if batches else b""
-  assert whole.startswith(done) and len(done) < len(whole)
+  assert expected.startswith(done) and len(done) < len(expected)
   with pytest.raises(ValueError, match=f"has {12 * batches} of its 30 answers; the command"):
-    scorecard.read(out)
+    table.read(out)
   with (out / "answers.jsonl").open("ab") as file:
-    file.write(whole[len(done) : len(done) + torn])
+    file.write(expected[len(done) : len(done) + torn])
   calls.clear()
   evaluation.run(
     small(), str(checkpoint), str(out), score=lambda c, r: calls.append(len(r)) or odd(c, r)
   )
   assert calls == [12, 12, 6][batches:]
-  assert (out / "answers.jsonl").read_bytes() == whole
+  assert (out / "answers.jsonl").read_bytes() == expected
   assert results(out)["results"] == results(straight)["results"]
   assert len(results(out)["provenance"]) == 2
 
 
-def test_several_test_sets_go_on_in_the_one_that_was_interrupted(checkpoint, straight, tmp_path):
-  sets = {"held_out": {}, "sums": dict(kinds=("1+",), test=6)}
+def test_several_held_out_sets_resume_in_the_interrupted_one(checkpoint, straight, tmp_path):
+  sets = {"held_out": {}, "sums": dict(arithmetic=dict(kinds=("1+",)), test=6)}
   config, calls = small(eval__tasks=sets), []
 
-  def dies(checks, responses):
-    if len(calls) == 4:  # of the batches of 4, 4 and 2 prompts, and of 4 and 2
+  def interrupted(checks, responses):
+    if len(calls) == 4:  # batches of 4, 4 and 2 prompts of one set, 4 and 2 of the other
       raise KeyboardInterrupt
     calls.append(len(responses))
     return odd(checks, responses)
 
   with pytest.raises(KeyboardInterrupt):
-    evaluation.run(config, str(checkpoint), str(tmp_path / "out"), score=dies)
+    evaluation.run(config, str(checkpoint), str(tmp_path / "out"), score=interrupted)
   evaluate(config, checkpoint, tmp_path / "out")
   evaluate(config, checkpoint, tmp_path / "straight")
   answers = [(tmp_path / name / "answers.jsonl").read_text() for name in ("out", "straight")]
   assert answers[0] == answers[1]
-  assert answers[0].startswith((straight / "answers.jsonl").read_text())  # each set for itself
+  assert answers[0].startswith((straight / "answers.jsonl").read_text())  # sets are independent
   groups = {row["group"]: row["prompts"] for row in results(tmp_path / "out")["results"]}
   assert groups == {"": 16, "held_out": 10, "held_out/1+": 5, "held_out/1-": 5, "sums": 6} | {
     "sums/1+": 6
   }
 
 
-def test_a_finished_evaluation_samples_nothing_and_may_be_asked_for_other_k(checkpoint, straight):
-  def nobody(checks, responses):
-    raise AssertionError("it was finished")
+def test_a_finished_evaluation_is_reported_with_other_k_without_sampling(checkpoint, straight):
+  def unused(checks, responses):
+    raise AssertionError("a finished evaluation must not sample")
 
   before = (straight / "answers.jsonl").read_bytes()
-  table = evaluation.run(small(eval__k=(2,)), str(checkpoint), str(straight), score=nobody)
-  assert "pass@2" in table and "pass@3" not in table
-  table = evaluation.run(small(), str(checkpoint), str(straight), score=nobody)
-  assert "pass@3" in table and (straight / "answers.jsonl").read_bytes() == before
+  text = evaluation.run(small(eval__k=(2,)), str(checkpoint), str(straight), score=unused)
+  assert "pass@2" in text and "pass@3" not in text
+  text = evaluation.run(small(), str(checkpoint), str(straight), score=unused)
+  assert "pass@3" in text and (straight / "answers.jsonl").read_bytes() == before
   assert len(results(straight)["provenance"]) == 1
 
 
-def test_a_folder_of_another_evaluation_is_refused_with_what_differs(checkpoint, straight):
+def test_a_folder_of_another_evaluation_is_an_error_with_the_differences(checkpoint, straight):
   before = (straight / "answers.jsonl").read_bytes()
   config = small(eval__temperature=0.5, task__template="{question}?")
   with pytest.raises(ValueError, match="another configuration.*choose another --out") as error:
@@ -216,7 +216,7 @@ def test_a_folder_of_another_evaluation_is_refused_with_what_differs(checkpoint,
   assert (straight / "answers.jsonl").read_bytes() == before
 
 
-def test_a_checkpoint_that_has_changed_is_another_evaluation(checkpoint, straight, tmp_path):
+def test_changed_weights_are_another_evaluation(checkpoint, straight, tmp_path):
   model, params = models.load(checkpoint)
   params["norm"]["scale"] = params["norm"]["scale"].at[3].add(1e-3)
   models.save_hf(tmp_path, model, params)
@@ -230,7 +230,7 @@ def test_two_evaluations_are_compared(checkpoint, straight, tmp_path):
   readme = (tmp_path / "seed" / "README.md").read_text()
   assert "What differs from straight: `sampling.seed: 0 -> 1`." in readme
   scores = [
-    np.array([row["reward"] for row in scorecard.read(path).rows]).reshape(10, 3).mean(1)
+    np.array([row["reward"] for row in table.read(path).rows]).reshape(10, 3).mean(1)
     for path in (tmp_path / "seed", straight)
   ]
   d = scores[0] - scores[1]
@@ -239,16 +239,16 @@ def test_two_evaluations_are_compared(checkpoint, straight, tmp_path):
     f"| all | avg@3 | {scores[0].mean():.3f} | {scores[1].mean():.3f} | "
     f"{d.mean():+.3f} ± {error:.3f} (paired) | {d.mean() / error:+.2f} |"
   ) in readme
-  # Other problems: nothing to pair.
-  table = evaluate(small(seed=1), checkpoint, tmp_path / "problems", against=str(straight))
-  other = np.array([row["reward"] for row in scorecard.read(tmp_path / "problems").rows])
+  # Other problems cannot be paired.
+  text = evaluate(small(seed=1), checkpoint, tmp_path / "problems", against=str(straight))
+  other = np.array([row["reward"] for row in table.read(tmp_path / "problems").rows])
   other = other.reshape(10, 3).mean(1)
   error = (other.var() / 10 + scores[1].var() / 10) ** 0.5
-  assert f"{other.mean() - scores[1].mean():+.3f} ± {error:.3f} |" in table
-  assert "paired" not in table
+  assert f"{other.mean() - scores[1].mean():+.3f} ± {error:.3f} |" in text
+  assert "paired" not in text
 
 
-def test_a_run_is_evaluated_with_its_own_tokenizer_and_told_what_it_was_trained_on(
+def test_a_run_is_evaluated_with_its_tokenizer_and_training_questions(
   checkpoint, straight, tmp_path
 ):
   model, params = models.load(checkpoint)
@@ -270,10 +270,10 @@ def test_a_run_is_evaluated_with_its_own_tokenizer_and_told_what_it_was_trained_
   assert protocol["checkpoint"]["crc32"] == results(straight)["protocol"]["checkpoint"]["crc32"]
   trained = {example.question for example in tasks.make(run.task, 3).train}
   held_out = tasks.make(small().task, 0).test
-  seen = sum(example.question in trained for example in held_out)
-  assert 0 < seen == protocol["tasks"]["held_out"]["trained_on"]
+  trained_on = sum(example.question in trained for example in held_out)
+  assert 0 < trained_on == protocol["tasks"]["held_out"]["trained_on"]
   assert (
-    f"**{seen} of them in the checkpoint's training set**"
+    f"**{trained_on} of them in the checkpoint's training set**"
     in (tmp_path / "out" / "README.md").read_text()
   )
 
@@ -281,14 +281,14 @@ def test_a_run_is_evaluated_with_its_own_tokenizer_and_told_what_it_was_trained_
 @pytest.mark.parametrize(
   "changes,message",
   [
-    (dict(eval__k=(4,)), "eval.k=.* has 4, but 3 answers"),
+    (dict(eval__k=(4,)), "eval.k=.* contains 4"),
     (dict(task__test=0), "test set is empty"),
-    (dict(eval_batch=0), "eval_batch=0 is not a positive multiple"),
+    (dict(eval_batch=0), "eval_batch must be a positive multiple of .* got 0"),
     (dict(task__max_prompt_length=3), "task.max_prompt_length=3"),
     (dict(model__dtype="float31"), "model.dtype='float31'"),
   ],
 )
-def test_what_cannot_work_is_named_before_anything_is_written(
+def test_invalid_values_are_an_error_before_anything_is_written(
   checkpoint, tmp_path, changes, message
 ):
   with pytest.raises(ValueError, match=message):
@@ -296,7 +296,7 @@ def test_what_cannot_work_is_named_before_anything_is_written(
   assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_hold_something_else_are_named(checkpoint, tmp_path):
+def test_errors_name_folders_that_hold_something_else(checkpoint, tmp_path):
   (tmp_path / "thesis.tex").write_text("years of work")
   with pytest.raises(
     ValueError, match="is not empty and holds no evaluation; choose another --out"
@@ -310,22 +310,22 @@ def test_folders_that_hold_something_else_are_named(checkpoint, tmp_path):
     evaluate(small(), tmp_path / "no.gguf", tmp_path / "out")
 
 
-def test_an_answer_may_hold_any_character(straight, tmp_path):
-  """Some of them end a line for str.splitlines()."""
+def test_an_answer_may_contain_any_character(straight, tmp_path):
+  """Some of them end a line according to str.splitlines()."""
   for name in ("protocol.json", "provenance.jsonl", "answers.jsonl"):
     (tmp_path / name).write_bytes((straight / name).read_bytes())
   lines = (tmp_path / "answers.jsonl").read_text().split("\n")
   odd_row = json.loads(lines[4]) | {"response": "a\u2028b\x85c\rd\ne\x1cf"}
   lines[4] = json.dumps(odd_row, ensure_ascii=False)
   (tmp_path / "answers.jsonl").write_text("\n".join(lines))
-  assert scorecard.read(tmp_path).rows[4] == odd_row
-  assert evaluation.keep_whole(tmp_path / "answers.jsonl", [12, 12, 6]) == 3
+  assert table.read(tmp_path).rows[4] == odd_row
+  assert evaluation.truncate_to_batches(tmp_path / "answers.jsonl", [12, 12, 6]) == 3
   (tmp_path / "answers.jsonl").write_text("\n".join([*lines[:4], "{", *lines[5:]]))
   with pytest.raises(ValueError, match="answers.jsonl, line 5, is not valid JSON"):
-    scorecard.read(tmp_path)
+    table.read(tmp_path)
 
 
-def test_training_keeps_greedy_and_sampled_answers(checkpoint, straight, tmp_path):
+def test_training_stores_greedy_and_sampled_answers(checkpoint, straight, tmp_path):
   changes = dict(estimator="rloo", warm_start__steps=0, rollout__feature_layers=())
   config = small(model__source=str(checkpoint), **changes)
   experiment = build.build(config)
@@ -338,8 +338,8 @@ def test_training_keeps_greedy_and_sampled_answers(checkpoint, straight, tmp_pat
     for name in ("answers", "answers_sampled")
   )
   assert len(greedy) == 10 and len(sampled) == 30
-  said = [row["response"] for row in scorecard.read(straight).rows]
-  assert [row["response"] for row in sampled] == said  # training and the command draw the same
+  expected = [row["response"] for row in table.read(straight).rows]
+  assert [row["response"] for row in sampled] == expected  # same draws as experiments.evaluate
   assert metrics["eval/accuracy"] == np.mean([row["reward"] for row in greedy])
   assert metrics["eval/avg_at_3"] == pytest.approx(np.mean([row["reward"] for row in sampled]))
 

@@ -143,14 +143,14 @@ def test_a_run_does_not_go_on_with_other_data(copy):
   kept = copy / "data.json"
   assert json.loads(kept.read_text())["train"] == 100
   kept.write_text(kept.read_text().replace('"sha256": "', '"sha256": "0'))
-  with pytest.raises(ValueError, match="the data is not what this run began with"):
+  with pytest.raises(ValueError, match="the data differs from the data this run started with"):
     loop.train(tiny(steps=4), str(copy), allow_config_change=True)
 
 
 def test_a_mixture_is_made_by_its_name_with_a_probe_a_domain():
   changes = dict(task__name="reasoning_gym", task__template="{question}", warm_start__steps=0)
   config = tiny(**changes, task__max_prompt_length=195, task__drop_long=True)
-  config.task.generators = {"gcd": {}, "lcm": {}, "leg_counting": {"max_animals": 8}}
+  config.task.reasoning_gym.generators = {"gcd": {}, "lcm": {}, "leg_counting": {"max_animals": 8}}
   run = build.build(config)
   assert run.task.domains == ("gcd", "lcm", "leg_counting")
   assert run.task.left_out  # the longer lists of animals
@@ -172,7 +172,7 @@ def test_a_mixture_is_made_by_its_name_with_a_probe_a_domain():
     (dict(eval_every=0), "eval_every=0"),
     (dict(max_skipped_updates=0), "max_skipped_updates=0"),
     (dict(task__max_prompt_length=4), "task.max_prompt_length=4"),
-    (dict(task__kinds=("1%",)), "task.kinds"),
+    (dict(task__arithmetic__kinds=("1%",)), "task.arithmetic.kinds"),
     (dict(task__template="What?"), "task.template"),
     (dict(rollout__temperature=0.0), "rollout.temperature=0"),
     (dict(rollout__top_k=5, train__old_logprobs="sampler"), "train.old_logprobs='sampler'"),
@@ -198,7 +198,10 @@ def test_a_mixture_is_made_by_its_name_with_a_probe_a_domain():
     (dict(loggers=("mlflow",)), "mlflow.*choose from tensorboard, wandb"),
     (dict(profile_steps=(2, 4)), r"profile_steps=\(2, 4\) .*steps=3"),
     (dict(eval__n=2), "eval.n=2 .*eval.temperature"),
-    (dict(eval__tasks={"x": dict(kinds=("2+",), max_prompt_length=2)}), "max_prompt_length=2"),
+    (
+      dict(eval__tasks={"x": dict(arithmetic=dict(kinds=("2+",)), max_prompt_length=2)}),
+      "max_prompt_length=2",
+    ),
   ],
   ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )

@@ -1,4 +1,6 @@
-from poise_jax.data.sources.builder import Problems, find, load, same_question
-from poise_jax.data.sources.sources import SOURCES, Source
+"""Published datasets and a user's own files, built once and read back."""
 
-__all__ = ["SOURCES", "Problems", "Source", "find", "load", "same_question"]
+from poise_jax.data.sources.builder import Problems, find, load, normalized
+from poise_jax.data.sources.catalog import SOURCES, Source
+
+__all__ = ["SOURCES", "Problems", "Source", "find", "load", "normalized"]

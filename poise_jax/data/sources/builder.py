@@ -1,7 +1,7 @@
 """A Source as a TFDS dataset, built once and read back without TensorFlow.
 
-Each row becomes {question, answer, worked, difficulty, reference}; the last is JSON. What was read
-and what was left out is counted, and stored with the data beside the files' checksums.
+A row becomes a dict of the texts TEXTS, whose `reference` is JSON. The numbers of rows read and of
+rows left out are stored with the data, beside the checksums of the files.
 """
 
 import functools
@@ -9,35 +9,39 @@ import hashlib
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tensorflow_datasets as tfds
 
-from poise_jax.data.sources import files
-from poise_jax.data.sources.sources import SOURCES, Source
+from poise_jax.data.sources import readers
+from poise_jax.data.sources.catalog import SOURCES, Source
 from poise_jax.errors import UserError, unknown_name
 
 TEXTS = ("question", "answer", "worked", "domain", "difficulty", "reference")
+# verifiers whose reference is data, not text
 STRUCTURED = ("code", "structure", "constraints", "tool_call", "reasoning_gym", "countdown")
 
 
 class ProblemsConfig(tfds.core.BuilderConfig):
-  """One dataset. With local files its name ends in a fingerprint of them and of the columns, so
-  that other files make another dataset."""
+  """The TFDS config of one dataset.
+
+  The name of a dataset built from local files ends in a fingerprint of the files and the columns,
+  so that other files make another dataset.
+  """
 
   def __init__(self, source: Source, paths: dict[str, pathlib.Path] | None = None):
     self.source, self.paths = source, paths
-    self.sums = {name: _checked(source, name, path) for name, path in (paths or {}).items()}
+    self.checksums = {name: _checksum(source, name, path) for name, path in (paths or {}).items()}
     name = source.name
     if paths:
       columns = {k: c if isinstance(c, str) else c[0] for k, c in source.columns.items()}
-      parts = [columns, source.domain, source.verifier, source.files, self.sums]
+      parts = [columns, source.domain, source.verifier, source.files, self.checksums]
       name += "-" + hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     super().__init__(name=name, description=f"{source.name}: {source.citation}")
 
 
 class Problems(tfds.core.GeneratorBasedBuilder):
-  """Questions with verifiable answers: `tfds.builder("problems/gsm8k")`; see SOURCES."""
+  """Questions with verifiable answers, `tfds.builder("problems/NAME")` for a NAME in SOURCES."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [ProblemsConfig(source) for source in SOURCES.values()]
@@ -53,55 +57,55 @@ class Problems(tfds.core.GeneratorBasedBuilder):
       citation=source.citation,
       license=source.license,
       metadata=self.counts,
-      disable_shuffling=True,  # file order: a benchmark's questions keep their numbers
+      disable_shuffling=True,  # a benchmark's questions keep the order of the file
     )
 
   def _split_generators(self, manager):
     source, paths = self.builder_config.source, self.builder_config.paths
     if not paths:
       paths = {name: pathlib.Path(path) for name, path in _downloaded(source, manager).items()}
-    sums = self.builder_config.sums or {n: _checked(source, n, path) for n, path in paths.items()}
-    self.counts["sha256"] = sums
+    checksums = self.builder_config.checksums
+    self.counts["sha256"] = checksums or {
+      name: _checksum(source, name, path) for name, path in paths.items()
+    }
     return {
       split: self._generate_examples(split, [(pathlib.Path(n).suffix, paths[n]) for n in names])
       for split, names in source.files.items()
     }
 
-  def _generate_examples(self, split, named):
+  def _generate_examples(self, split, formats_and_paths):
     source, counts = self.builder_config.source, Counter()
-    yield from enumerate(kept(source, split, named, counts))
+    yield from enumerate(usable_examples(source, split, formats_and_paths, counts))
     self.counts[split] = dict(counts)
     if not counts["kept"]:
-      read = f"{counts['rows']} rows, none of use: {dict(counts)}" if counts["rows"] else "no row"
-      where = ", ".join(str(path) for _, path in named)
-      raise UserError(f"the {split} split of {source.name} is empty: {where} held {read}")
+      paths = ", ".join(str(path) for _, path in formats_and_paths)
+      rows = f"rows, but all were left out: {dict(counts)}" if counts["rows"] else "no rows"
+      raise UserError(f"the {split} split of {source.name} is empty: {paths} contains {rows}")
 
 
 def load(
   source: Source, split: str, folder: str = "", data_dir: str = ""
 ) -> tuple[list[dict], dict[str, int]]:
-  """The examples of a split, in the order of its files; builds the dataset the first time.
+  """The examples of a split in the order of the files; builds the dataset on first use.
 
   Args:
-    source: a value of SOURCES, or a user's own.
+    source: a value of SOURCES, or a user's own source.
     split: "train" or "test".
-    folder: where the owner's files are, as folder/NAME/PATH (the paths of source.files); empty:
-      they are fetched from source.home. A source without a home has paths of its own.
-    data_dir: where built datasets are kept; empty: TFDS's own place, ~/tensorflow_datasets.
+    folder: folder with the publisher's files as folder/NAME/PATH, PATH as in source.files; empty:
+      they are downloaded from source.home. The paths of a user's own source stand alone.
+    data_dir: folder of the built datasets; empty: TFDS's default, ~/tensorflow_datasets.
 
   Returns:
-    Dicts with the texts TEXTS, but for `reference`, which is data; and how many rows were left out,
-    by reason.
+    Dicts with the keys TEXTS, all texts except `reference`, which is data; and the number of rows
+    left out, by reason.
 
   Raises:
-    UserError: there is no such split; a file's checksum is not the expected one; a row is broken,
-      has no such column, no answer or no text, or repeats an id (with file and line).
-    OSError: a file is neither there nor to be fetched.
+    UserError: there is no such split; a file's checksum differs from the expected one; a row is
+      malformed, lacks a column, an answer or a question, or repeats an id (with file and line).
+    OSError: a file is missing and cannot be downloaded.
   """
   if split not in source.files:
-    raise UserError(
-      f"dataset {source.name} has no {split} split; it has {', '.join(source.files)}"
-    )
+    raise UserError(f"dataset {source.name} has no {split} split; it has {', '.join(source.files)}")
   paths = _local(source, folder)
   published = not paths and source is SOURCES.get(source.name)
   config = source.name if published else ProblemsConfig(source, paths)
@@ -109,7 +113,7 @@ def load(
   builder.download_and_prepare()
   data = builder.as_data_source(split=split)
   examples = []
-  for start in range(0, len(data), 1024):  # a record at a time is several times slower
+  for start in range(0, len(data), 1024):  # reading single records is several times slower
     for row in data.__getitems__(range(start, min(start + 1024, len(data)))):
       example = {name: row[name].decode() for name in TEXTS}
       examples.append(example | {"reference": json.loads(example["reference"])})
@@ -118,36 +122,47 @@ def load(
 
 
 def find(name: str) -> Source:
-  """The dataset of that name; ValueError for an unknown one, listing all."""
+  """The dataset of that name; raises UserError if there is none."""
   if name not in SOURCES:
     raise unknown_name("dataset", name, SOURCES)
   return SOURCES[name]
 
 
-def same_question(question: str) -> str:
-  """What two askings of one question have in common: its words, whatever the space around them."""
+def normalized(question: str) -> str:
+  """The question with single spaces, so that repetitions compare equal."""
   return " ".join(question.split())
 
 
-def kept(source: Source, split: str, named, counts: Counter) -> Iterator[dict]:
-  """The examples of files [(format, path)]; counts rows, what is kept and what is not, and why.
+def usable_examples(
+  source: Source,
+  split: str,
+  formats_and_paths: Iterable[tuple[str, pathlib.Path]],
+  counts: Counter[str],
+) -> Iterator[dict[str, str]]:
+  """Yields the examples of a split, without rows that are filtered out or repeated.
 
-  Training questions are kept once. Held-out ones are a benchmark and stay as they are.
+  A training question is used once. Held-out questions are a benchmark and stay as they are.
+
+  Args:
+    source: the dataset.
+    split: "train" or "test".
+    formats_and_paths: format (see readers.rows) and path of each file.
+    counts: updated with the numbers of rows, of rows kept, and of rows left out by reason.
   """
   ids, questions = {}, {}
-  for form, path in named:
-    for place, row in files.rows(path, form):
+  for format, path in formats_and_paths:
+    for location, row in readers.rows(path, format):
       counts["rows"] += 1
-      example, id = _example(source, place, row)
+      example, id = _example(source, location, row)
       if id is not None:
         if id in ids:
-          raise UserError(f"{place}: the id {id!r} stands in {ids[id]} already; ids must differ")
-        ids[id] = place
+          raise UserError(f"{location}: the id {id!r} repeats that of {ids[id]}")
+        ids[id] = location
       if not source.keep(example["question"]):
         counts["another language"] += 1
         continue
       if split == "train":
-        question = same_question(example["question"])
+        question = normalized(example["question"])
         if question in questions:
           same = questions[question] == example["reference"]
           counts["repeated" if same else "repeated with another answer"] += 1
@@ -157,31 +172,32 @@ def kept(source: Source, split: str, named, counts: Counter) -> Iterator[dict]:
       yield example
 
 
-def _example(source, place, row):
-  get = functools.partial(_field, source, place, row)
+def _example(source, location, row):
+  """An example and its id (None without an id column) from a row."""
+  get = functools.partial(_field, source, location, row)
   question, answer = get("question"), get("answer")
   if not isinstance(question, str):
     raise UserError(
-      f"{place}: the question in column {_column(source, 'question')!r} is {question!r:.60}, a "
-      f"{type(question).__name__} where text is needed"
+      f"{location}: the question in column {_column(source, 'question')!r} must be text, got "
+      f"{question!r:.60}"
     )
   if answer is None or (isinstance(answer, str) and not answer.strip()):
-    raise UserError(f"{place}: the answer in column {_column(source, 'answer')!r} is missing")
+    raise UserError(f"{location}: the answer in column {_column(source, 'answer')!r} is missing")
   if not question.strip():
-    raise UserError(f"{place}: the question in column {_column(source, 'question')!r} is empty")
+    raise UserError(f"{location}: the question in column {_column(source, 'question')!r} is empty")
   if source.verifier not in STRUCTURED:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
       raise UserError(
-        f"{place}: the answer in column {_column(source, 'answer')!r} is {answer!r:.60}, where "
-        f"verifier {source.verifier!r} needs text or a number"
+        f"{location}: the answer in column {_column(source, 'answer')!r} must be text or a number "
+        f"for verifier {source.verifier!r}, got {answer!r:.60}"
       )
     answer = f"{answer:.0f}" if isinstance(answer, float) and answer.is_integer() else str(answer)
-  shown = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+  answer_text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
   difficulty = get("difficulty")
   example = {
     "question": question.strip(),
-    "answer": shown.strip(),
-    "worked": get("worked") or shown.strip(),
+    "answer": answer_text.strip(),
+    "worked": get("worked") or answer_text.strip(),
     "domain": get("domain") or source.domain,
     "difficulty": source.name + (f"/{difficulty}" if difficulty not in (None, "") else ""),
     "reference": json.dumps(answer.strip() if isinstance(answer, str) else answer),
@@ -189,8 +205,8 @@ def _example(source, place, row):
   for name in ("worked", "domain"):
     if not isinstance(example[name], str):
       raise UserError(
-        f"{place}: the {name} in column {_column(source, name)!r} is {example[name]!r:.60}, not "
-        "text"
+        f"{location}: the {name} in column {_column(source, name)!r} must be text, got "
+        f"{example[name]!r:.60}"
       )
   return example, get("id")
 
@@ -200,8 +216,8 @@ def _column(source, name):
   return column if isinstance(column, str) else column[0]
 
 
-def _field(source, place, row, name):
-  """What stands in the column that the source names for `name`; None if it names none."""
+def _field(source, location, row, name):
+  """The value of the column that the source names for `name`; None if it names none."""
   if name not in source.columns:
     return None
   column, value = _column(source, name), row
@@ -212,7 +228,7 @@ def _field(source, place, row, name):
       value = value[part]
     else:
       raise UserError(
-        f"{place} has no column {column!r} for the {name}; its columns are {', '.join(row)}"
+        f"{location} has no column {column!r} for the {name}; choose from {', '.join(row)}"
       )
   convert = source.columns[name]
   if isinstance(convert, str) or value is None:
@@ -220,59 +236,59 @@ def _field(source, place, row, name):
   try:
     return convert[1](value)
   except (ValueError, TypeError, AttributeError) as error:
-    raise UserError(f"{place}: column {column!r} holds no {name}: {error}") from error
+    raise UserError(f"{location}: column {column!r} contains no {name}: {error}") from error
 
 
 def _local(source, folder):
-  """{name: path} of its files on this machine; None where they are to be fetched."""
-  known = source.name in SOURCES
+  """{name: path} of the files on this machine; None if they must be downloaded."""
+  published = source.name in SOURCES
   if source.home and not folder:
     return None
   names = [name for names in source.files.values() for name in names]
-  if known and not folder:
+  if published and not folder:
     raise UserError(
-      f"dataset {source.name} has no known address to be fetched from; put it into "
-      f"FOLDER/{source.name}/ as {', '.join(names)} and set task.folder=FOLDER"
+      f"dataset {source.name} has no known download address; put {', '.join(names)} into "
+      f"FOLDER/{source.name}/ and set task.dataset.folder=FOLDER"
     )
-  base = pathlib.Path(folder, source.name) if known else pathlib.Path()
+  base = pathlib.Path(folder, source.name) if published else pathlib.Path()
   paths = {name: base / name for name in names}
   for path in paths.values():
     if not path.is_file():
-      where = f"; fetch it from {source.home}" if source.home else ""
-      raise FileNotFoundError(f"dataset {source.name} needs the file {path}{where}")
+      hint = f"; download it from {source.home}" if source.home else ""
+      raise FileNotFoundError(f"dataset {source.name} needs the file {path}{hint}")
   return paths
 
 
 def _downloaded(source, manager):
-  """{name: path} of its files, fetched."""
-  between = "/resolve/main/" if source.home.startswith("https://huggingface.co/") else "/"
+  """{name: path} of the files, downloaded."""
+  separator = "/resolve/main/" if source.home.startswith("https://huggingface.co/") else "/"
   names = [name for names in source.files.values() for name in names]
   try:
-    return manager.download({name: source.home + between + name for name in names})
-  except Exception as error:  # requests', TFDS's and the file system's own
+    return manager.download({name: source.home + separator + name for name in names})
+  except Exception as error:  # of requests, TFDS or the file system
     reason = " ".join(str(error).split())
     raise OSError(
-      f"cannot fetch dataset {source.name} from {source.home} ({reason:.200}); put its files into "
-      f"FOLDER/{source.name}/ and set task.folder=FOLDER: {', '.join(names)}"
+      f"cannot download dataset {source.name} from {source.home} ({reason:.200}); put its files "
+      f"into FOLDER/{source.name}/ and set task.dataset.folder=FOLDER: {', '.join(names)}"
     ) from error
 
 
-def _checked(source, name, path):
-  """The file's checksum.
+def _checksum(source, name, path):
+  """The SHA-256 checksum of a file.
 
   Raises:
-    UserError: the source, or a SHA256SUMS beside the file, says another one.
+    UserError: it differs from the checksum in the source, or in a SHA256SUMS beside the file.
   """
-  found, expected, by = files.sha256(path), source.sha256.get(name), "its definition"
+  actual, expected, origin = readers.sha256(path), source.sha256.get(name), "its definition"
   sums = path.with_name("SHA256SUMS")
   if sums.is_file():
     lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip()]
     listed = {line[-1].strip().lstrip("*"): line[0] for line in lines}
     if path.name in listed:
-      expected, by = listed[path.name], str(sums)
-  if expected and found != expected.lower():
+      expected, origin = listed[path.name], str(sums)
+  if expected and actual != expected.lower():
     raise UserError(
-      f"{path} has the SHA-256 checksum {found}, but {by} says {expected}: it is damaged or "
-      "another version; fetch it again"
+      f"{path} has the SHA-256 checksum {actual}, but {origin} says {expected}; it is damaged or "
+      "another version, download it again"
     )
-  return found
+  return actual

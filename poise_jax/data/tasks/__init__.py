@@ -1,35 +1,43 @@
+"""Tasks by name: questions with checks of their answers, in a training and a held-out set."""
+
+from ml_collections import ConfigDict
+
 from poise_jax.data.tasks import arithmetic, countdown
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.data.tasks.config import (
+  ArithmeticConfig,
+  CountdownConfig,
+  DatasetConfig,
+  OwnConfig,
+  ReasoningGymConfig,
+  TaskConfig,
+)
 from poise_jax.errors import unknown_name
 
 
 def _arithmetic(config, seed):
-  kinds = tuple(config.kinds)
-  return arithmetic.make(kinds, config.train, config.test, seed, config.careless)
+  options = ArithmeticConfig(**config.arithmetic)
+  return arithmetic.make(options, config.train, config.test, seed)
 
 
 def _countdown(config, seed):
-  return countdown.make(config.train, config.test, seed, **config.countdown)
+  options = CountdownConfig(**config.countdown)
+  return countdown.make(options, config.train, config.test, seed)
 
 
 def _reasoning_gym(config, seed):
-  from poise_jax.data.tasks import reasoning_gym  # its library takes seconds to import
+  from poise_jax.data.tasks import reasoning_gym  # importing its library takes seconds
 
-  return reasoning_gym.make(config.generators.to_dict(), config.train, config.test, seed)
+  options = ReasoningGymConfig(**config.reasoning_gym.to_dict())
+  return reasoning_gym.make(options, config.train, config.test, seed)
 
 
 def _dataset(config, seed):
-  from poise_jax.data.tasks import dataset  # so does TFDS
+  from poise_jax.data.tasks import dataset  # importing TFDS takes seconds
 
-  return dataset.make(
-    train_on=config.train_on,
-    test_on=config.test_on,
-    test=config.test,
-    seed=seed,
-    folder=config.folder,
-    data_dir=config.data_dir,
-    own=config.own.to_dict(),
-  )
+  fields = config.dataset.to_dict()
+  options = DatasetConfig(**fields | {"own": OwnConfig(**fields["own"])})
+  return dataset.make(options, config.test, seed)
 
 
 TASKS = {
@@ -40,20 +48,19 @@ TASKS = {
 }
 
 
-def make(config, seed: int) -> Task:
+def make(config: ConfigDict, seed: int) -> Task:
   """The task of a run.
 
   Args:
-    config: a ConfigDict with the fields of config.task in configs/common.py.
-    seed: of everything that is drawn.
+    config: config.task, with the fields of TaskConfig.
+    seed: random seed of the problems and of the rows held out.
 
   Raises:
-    UserError, OSError: the name is unknown (all are listed), or the task cannot be made as its
-      fields say.
+    UserError, OSError: the name is unknown, or the task's section has values that cannot work.
   """
   if config.name not in TASKS:
     raise unknown_name("task.name", config.name, TASKS)
   return TASKS[config.name](config, seed)
 
 
-__all__ = ["TASKS", "Example", "Task", "arithmetic", "countdown", "make"]
+__all__ = ["TASKS", "Example", "Task", "TaskConfig", "make"]

@@ -1,16 +1,16 @@
 """Sums, differences and products of graded difficulty.
 
-A kind is digits and operator, such as "2+" or "3x": both operands have that many digits.
-Differences are not negative. Training and held-out problems are disjoint; what is drawn depends on
-the seed alone.
+A kind is a number of digits and an operator, such as "2+" or "3x": both operands have that many
+digits. Differences are never negative. Training and held-out problems are disjoint, and the seed
+alone determines both.
 """
 
 import dataclasses
-import re
 
 import numpy as np
 
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.data.tasks.config import ArithmeticConfig
 from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
@@ -36,9 +36,9 @@ def problem(rng: np.random.Generator, kind: str) -> Example:
 
 
 def worked(a: int, operator: str, b: int) -> str:
-  """The answer with its reasoning: digit by digit from the right, then '=' and the number.
+  """A worked answer: digit by digit from the right, then '=' and the result.
 
-  Sums and differences write the running result of each digit pair; products the partial products.
+  Sums and differences list the result of each pair of digits, products the partial products.
   """
   answer = OPERATORS[operator](a, b)
   steps, x, y = [], str(a)[::-1], str(b)[::-1]
@@ -54,33 +54,25 @@ def worked(a: int, operator: str, b: int) -> str:
 
 
 def guess(rng: np.random.Generator, example: Example) -> str:
-  """What a teacher writes who skips the working: a number close to the answer, but wrong."""
+  """The answer of a teacher who skips the working: close to the right one, but wrong."""
   return f"= {int(example.answer) + int(rng.integers(1, 10)) * int(rng.choice([-1, 1]))}"
 
 
-def make(kinds: tuple[str, ...], train: int, test: int, seed: int, careless: float = 0.0) -> Task:
+def make(config: ArithmeticConfig, train: int, test: int, seed: int) -> Task:
   """A task with about equally many problems of each kind.
 
   Args:
-    kinds: such as ("1+", "2x"); a kind that stands there twice has twice the share.
-    train: number of training problems; they may repeat, but none is a held-out one.
+    config: kinds of problems, and how often the teacher of the worked answers guesses. A warm start
+      on such answers leaves the policy with two habits, working and guessing, and the reward tells
+      it which one pays.
+    train: number of training problems; they may repeat, but none is held out.
     test: number of held-out problems, all different.
-    seed: of the draw of both.
-    careless: how often the teacher of the training set's worked answers guesses at a one-digit
-      problem; careless ** (1 / digits) for longer ones. A warm start on such answers ends with two
-      habits, working and guessing, and leaves it to the reward to tell which one pays.
+    seed: random seed of both sets.
 
   Raises:
-    UserError: a kind is malformed, careless is no probability, or a kind has too few problems to
-      hold out its share and leave as many to train on.
+    UserError: a kind has too few problems to hold out its share and leave half as many to train on.
   """
-  for kind in kinds:
-    if not re.fullmatch(r"[1-4][+x-]", str(kind)):
-      raise UserError(
-        f"task.kinds has {kind!r}; a kind is 1 to 4 digits and one of + - x, such as '2+'"
-      )
-  if not 0 <= careless <= 1:
-    raise UserError(f"task.careless={careless} is a probability: it must be in [0, 1]")
+  kinds, careless = config.kinds, config.careless
   rng = np.random.default_rng(seed)
   held_out = {}
   for i in range(test if kinds else 0):
@@ -90,7 +82,7 @@ def make(kinds: tuple[str, ...], train: int, test: int, seed: int, careless: flo
       distinct //= 2
     if 1.5 * (test * kinds.count(kind) // len(kinds) + 1) > distinct:
       raise UserError(
-        f"task.test={test} would hold out more than two thirds of all {kind!r} problems"
+        f"task.test={test} would hold out more than two thirds of all {kind!r} problems; lower it"
       )
     while (example := problem(rng, kind)).question in held_out:
       pass

@@ -1,19 +1,20 @@
-"""Countdown: make a number from some others, each used once, with + - * / and parentheses.
+"""Countdown: reach a target from given numbers, each used once, with + - * / and parentheses.
 
-Every problem has a solution, for its target is what a random expression comes to. Training and
-held-out problems are disjoint; what is drawn depends on the seed alone.
+Every problem has a solution, because its target is the value of a random expression. Training and
+held-out problems are disjoint, and the seed alone determines both.
 """
 
 import numpy as np
 
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.data.tasks.config import CountdownConfig
 from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
 
 def problem(rng: np.random.Generator, count: int, largest: int) -> Example:
-  """Draws `count` numbers of 1 to `largest` and a target of 1 to 10 * largest, whole numbers all
-  the way."""
+  """Draws `count` numbers in [1, largest] and a target in [1, 10 * largest]; all intermediate
+  results are whole numbers."""
   while True:
     numbers = [int(x) for x in rng.integers(1, largest + 1, count)]
     parts = [(x, str(x)) for x in numbers]
@@ -41,28 +42,23 @@ def problem(rng: np.random.Generator, count: int, largest: int) -> Example:
   )
 
 
-def make(train: int, test: int, seed: int, counts: tuple[int, ...], largest: int) -> Task:
-  """A task with about equally many problems of each size.
+def make(config: CountdownConfig, train: int, test: int, seed: int) -> Task:
+  """A task with about equally many problems of each count of numbers.
 
   Args:
-    train: number of training problems; they may repeat, but none is a held-out one.
+    config: how many numbers a problem has, and their range.
+    train: number of training problems; they may repeat, but none is held out.
     test: number of held-out problems, all different.
-    seed: of the draw of both.
-    counts: how many numbers a problem has, such as (3, 4).
-    largest: number in a problem.
+    seed: random seed of both sets.
 
   Raises:
-    UserError: a size is not 2 to 6, or there are too few different problems to hold out so many.
+    UserError: there are too few different problems to hold out so many.
   """
-  if not counts or not all(2 <= count <= 6 for count in counts) or largest < 4:
-    raise UserError(
-      f"task.countdown.counts={tuple(counts)} must be sizes of 2 to 6 numbers, and "
-      f"task.countdown.largest={largest} at least 4"
-    )
+  counts, largest = config.counts, config.largest
   if 10 * test > largest ** min(counts) * len(counts):
     raise UserError(
-      f"task.test={test} would hold out too much of what task.countdown.largest={largest} with "
-      f"{min(counts)} numbers can be"
+      f"task.test={test} would hold out too many of the problems with {min(counts)} numbers up to "
+      f"task.countdown.largest={largest}; lower task.test"
     )
   rng = np.random.default_rng(seed)
   held_out, examples = {}, []

@@ -1,84 +1,74 @@
 """Tasks from published datasets and from a user's own files.
 
-Questions of the held-out set are never trained on, and every question is trained on once; what is
-left out for that is counted.
+A held-out question is never trained on, and a question in several datasets is trained on once; the
+rows left out for that are counted.
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from poise_jax.data import sources as datasets
+from poise_jax.data import sources
 from poise_jax.data.tasks.base import Example, Task
+from poise_jax.data.tasks.config import DatasetConfig, OwnConfig
 from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
-OWN = "own"  # what a user's own files are called in task.train_on and task.test_on
+OWN = "own"  # name of a user's own files in task.dataset.train_on and task.dataset.test_on
 COLUMNS = ("id", "question", "answer", "worked", "domain", "difficulty")
 
 
-def make(
-  train_on: str,
-  test_on: str,
-  test: int,
-  seed: int,
-  folder: str,
-  data_dir: str,
-  own: Mapping[str, Any],
-) -> Task:
-  """A task from datasets.
+def make(config: DatasetConfig, test: int, seed: int) -> Task:
+  """A task from one or several datasets.
 
   Args:
-    train_on: names of datasets.SOURCES, or "own", with commas between them.
-    test_on: the same, for the held-out set; empty: `test` of the training rows are held out.
-    test: how many, then.
-    seed: of which, then.
-    folder: see datasets.load.
-    data_dir: see datasets.load.
-    own: a user's own files and columns: config.task.own.
+    config: names of the datasets, and where their files are.
+    test: number of training rows held out if config.test_on is empty.
+    seed: random seed of the choice of those rows.
 
   Raises:
-    UserError, OSError: see datasets.load; or there is nothing to train on or to hold out.
+    UserError, OSError: see sources.load; or there is nothing to train on or to hold out.
   """
-  train_on, test_on = _listed(train_on), _listed(test_on)
+  train_on, test_on = _split(config.train_on), _split(config.test_on)
   if not train_on:
     raise UserError(
-      f"task.train_on is empty; name datasets out of {', '.join(datasets.SOURCES)}, or {OWN!r}"
+      f"task.dataset.train_on is empty; choose from {', '.join(sources.SOURCES)}, {OWN}"
     )
   for split, names in (("train", train_on), ("test", test_on)):
-    if own[split] and OWN not in names:
-      raise UserError(f"task.own.{split} has files, but task.{split}_on does not name {OWN!r}")
-  left_out = Counter()
-  held_out = _examples(test_on, "test", folder, data_dir, own, left_out)
-  examples = _examples(train_on, "train", folder, data_dir, own, left_out)
-  seen = {datasets.same_question(example.question): "held out" for example in held_out}
-  chosen = []
-  for example in examples:
-    question = datasets.same_question(example.question)
-    if question in seen:
-      left_out[f"{seen[question]} as well"] += 1
-      continue
-    seen[question] = "in another dataset"
-    chosen.append(example)
-  if not test_on:
-    if not 0 < test < len(chosen):
+    if getattr(config.own, split) and OWN not in names:
       raise UserError(
-        f"task.test={test} of {len(chosen)} training rows cannot be held out; task.test_on could "
-        "name a held-out set"
+        f"task.dataset.own.{split} names files, but task.dataset.{split}_on does not name {OWN!r}"
       )
-    order = np.random.default_rng(seed).permutation(len(chosen))
-    held_out = [chosen[i] for i in sorted(order[:test])]
-    chosen = [chosen[i] for i in sorted(order[test:])]
-  return Task(chosen, held_out, dict(left_out))
+  left_out = Counter()
+  held_out = _examples(test_on, "test", config, left_out)
+  rows = _examples(train_on, "train", config, left_out)
+  used = {sources.normalized(example.question): "held out" for example in held_out}
+  examples = []
+  for example in rows:
+    question = sources.normalized(example.question)
+    if question in used:
+      left_out[f"{used[question]} as well"] += 1
+      continue
+    used[question] = "in another dataset"
+    examples.append(example)
+  if not test_on:
+    if not 0 < test < len(examples):
+      raise UserError(
+        f"task.test={test} must be at least 1 and less than the {len(examples)} training rows; or "
+        "name a held-out set in task.dataset.test_on"
+      )
+    order = np.random.default_rng(seed).permutation(len(examples))
+    held_out = [examples[i] for i in sorted(order[:test])]
+    examples = [examples[i] for i in sorted(order[test:])]
+  return Task(examples, held_out, dict(left_out))
 
 
-def _examples(names, split, folder, data_dir, own, left_out):
+def _examples(names, split, config, left_out):
   examples = []
   for name in names:
-    source = _own(own) if name == OWN else datasets.find(name)
-    rows, counts = datasets.load(source, split, folder, data_dir)
+    source = _own_source(config.own) if name == OWN else sources.find(name)
+    rows, counts = sources.load(source, split, config.folder, config.data_dir)
     left_out.update({f"{name}, {split}: {reason}": n for reason, n in counts.items()})
     for row in rows:
       check = Check(source.verifier, row.pop("reference"), source.options)
@@ -86,19 +76,17 @@ def _examples(names, split, folder, data_dir, own, left_out):
   return examples
 
 
-def _listed(names):
+def _split(names):
   return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
-def _own(own):
-  """The source that the fields of config.task.own describe."""
-  if not own["question"] or not own["answer"]:
-    raise UserError("task.own.question and task.own.answer must name columns")
-  return datasets.Source(
+def _own_source(own: OwnConfig) -> sources.Source:
+  fields = dataclasses.asdict(own)
+  return sources.Source(
     name=OWN,
-    files={split: _listed(own[split]) for split in ("train", "test") if own[split]},
-    columns={name: own[name] for name in COLUMNS if own[name]},
+    files={split: _split(fields[split]) for split in ("train", "test") if fields[split]},
+    columns={name: fields[name] for name in COLUMNS if fields[name]},
     domain=OWN,
-    verifier=own["verifier"],
-    options=own["options"],
+    verifier=own.verifier,
+    options=own.options,
   )

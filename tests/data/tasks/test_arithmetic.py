@@ -1,4 +1,4 @@
-"""Arithmetic problems, their worked answers and the verifier, checked by arithmetic done here."""
+"""Arithmetic problems, their worked answers and their checks against Python's own arithmetic."""
 
 import collections
 import re
@@ -6,14 +6,19 @@ import re
 import pytest
 
 from poise_jax.data.tasks import Example, Task, arithmetic
+from poise_jax.data.tasks.config import ArithmeticConfig
 from poise_jax.verifiers import Check, verify
 
 KINDS = tuple(f"{digits}{operator}" for digits in range(1, 5) for operator in "+-x")
 
 
+def make(kinds, train, test, seed=0, **options):
+  return arithmetic.make(ArithmeticConfig(kinds, **options), train, test, seed)
+
+
 @pytest.fixture(scope="module")
 def task():
-  return arithmetic.make(KINDS, 1200, 120, seed=3)
+  return make(KINDS, 1200, 120, seed=3)
 
 
 def operands(example):
@@ -21,13 +26,15 @@ def operands(example):
   return a, operator, b
 
 
-def test_answers_are_right_and_kinds_are_what_they_say(task):
+def test_answers_and_kinds_are_right(task):
   for example in (*task.train, *task.test):
     a, operator, b = operands(example)
     assert len(a) == len(b) == int(example.difficulty[0])
     assert operator == example.difficulty[1]
     python = example.question.replace("x", "*")
-    assert int(example.answer) == eval(python)  # digits and one operator, by the match above
+    assert int(example.answer) == eval(
+      python
+    )  # safe: the match above allows digits and one operator
     assert example.domain == "arithmetic"
 
 
@@ -38,33 +45,35 @@ def test_every_kind_has_its_share_of_both_splits(task):
     assert max(abs(count - share) for count in counts.values()) <= share * 0.1
 
 
-def test_a_kind_that_stands_there_twice_has_twice_the_share():
-  task = arithmetic.make(("2+", "3-", "3-"), 300, 30, 0)
+def test_a_repeated_kind_has_twice_the_share():
+  task = make(("2+", "3-", "3-"), 300, 30)
   for split in (task.train, task.test):
     counts = collections.Counter(example.difficulty for example in split)
     assert abs(counts["3-"] - 2 * counts["2+"]) <= 2
-  with pytest.raises(ValueError, match="task.test=70"):  # 70 of 100, though half a kind at a time
-    arithmetic.make(("1+", "1+"), 10, 70, 0)
+  with pytest.raises(
+    ValueError, match="task.test=70"
+  ):  # 70 of 100 problems, half of them for each repetition
+    make(("1+", "1+"), 10, 70)
 
 
-def test_answers_are_not_negative_but_borrows_occur(task):
+def test_answers_are_not_negative_and_borrows_occur(task):
   assert not any(example.answer.startswith("-") for example in task.train)
   assert any("-" in e.worked for e in task.train if e.difficulty == "2-")
 
 
-def test_a_careless_teacher_guesses_wrong_and_more_often_at_longer_problems():
-  task = arithmetic.make(("1+", "3+"), 2000, 10, 0, careless=0.3)
-  guessed = [e for e in task.train if e.worked.startswith("=")]
-  assert not any(verify(e.check, e.worked).score for e in guessed)
+def test_a_careless_teacher_guesses_more_often_at_longer_problems():
+  task = make(("1+", "3+"), 2000, 10, careless=0.3)
+  guesses = [e for e in task.train if e.worked.startswith("=")]
+  assert not any(verify(e.check, e.worked).score for e in guesses)
   for kind, share in (("1+", 0.3), ("3+", 0.3 ** (1 / 3))):
-    count = sum(e.difficulty == kind for e in guessed)
+    count = sum(e.difficulty == kind for e in guesses)
     assert abs(count - 1000 * share) < 75  # five standard deviations
   assert not any(e.worked.startswith("=") for e in task.test)
 
 
 def test_worked_answers_are_right_step_by_step(task):
-  """Sums and differences: the digits of the steps, with the last one's carry, are the answer.
-  Products: the partial products add up."""
+  """Sums and differences: the last digits of the steps and the last step form the answer.
+  Products: the partial products add up to it."""
   for example in (*task.train, *task.test):
     steps, _, result = example.worked.partition(" = ")
     steps = [int(step) for step in steps.split(" ")]
@@ -95,7 +104,7 @@ def test_worked_answers_score_one_and_others_zero(task):
       assert verify(example.check, str(-int(example.answer))).score == 0.0
 
 
-def test_splits_are_disjoint_and_the_held_out_ones_differ(task):
+def test_splits_are_disjoint_and_held_out_problems_are_unique(task):
   held_out = [example.question for example in task.test]
   assert len(set(held_out)) == len(held_out) == 120
   assert len(task.train) == 1200
@@ -103,43 +112,43 @@ def test_splits_are_disjoint_and_the_held_out_ones_differ(task):
 
 
 def test_splits_stay_disjoint_when_problems_are_few():
-  """'1+' has 100 problems; 40 are held out, and the rest must be drawn around them."""
-  task = arithmetic.make(("1+",), 2000, 40, seed=0)
+  """'1+' has 100 problems: with 40 held out, training has the other 60."""
+  task = make(("1+",), 2000, 40)
   train = {example.question for example in task.train}
   assert len(train) == 60 and not train & {example.question for example in task.test}
 
 
-def test_the_seed_alone_decides():
-  a, b, c = (arithmetic.make(("2+", "3x"), 50, 10, seed) for seed in (5, 5, 6))
+def test_problems_depend_on_the_seed_alone():
+  a, b, c = (make(("2+", "3x"), 50, 10, seed) for seed in (5, 5, 6))
   assert (a.train, a.test) == (b.train, b.test)
   assert a.train != c.train and a.test != c.test
-  longer = arithmetic.make(("2+", "3x"), 90, 10, 5)
+  longer = make(("2+", "3x"), 90, 10, 5)
   assert longer.test == a.test and longer.train[:50] == a.train
 
 
 @pytest.mark.parametrize("kind", ["5+", "0+", "+", "2", "2/", "2++", "", "2+\n", "²+"])
-def test_bad_kinds_are_named(kind):
-  with pytest.raises(ValueError, match="task.kinds has " + re.escape(repr(kind))):
-    arithmetic.make(("1+", kind), 10, 5, 0)
+def test_malformed_kinds_are_an_error(kind):
+  with pytest.raises(ValueError, match="task.arithmetic.kinds contains " + re.escape(repr(kind))):
+    ArithmeticConfig(("1+", kind))
 
 
-def test_too_many_held_out_problems_are_refused():
+def test_too_many_held_out_problems_are_an_error():
   with pytest.raises(ValueError, match="task.test=70 .*'1[+]'"):
-    arithmetic.make(("1+",), 10, 70, 0)
+    make(("1+",), 10, 70)
 
 
 @pytest.mark.parametrize(
   "kinds,train,test,split",
   [((), 10, 5, "train"), (("1+",), 0, 5, "train"), (("1+",), 5, 0, "test")],
 )
-def test_empty_splits_are_refused(kinds, train, test, split):
+def test_empty_splits_are_an_error(kinds, train, test, split):
   with pytest.raises(ValueError, match=f"{split} set is empty"):
-    arithmetic.make(kinds, train, test, 0)
+    make(kinds, train, test)
 
 
 def test_domains_are_sorted_and_unique():
-  def named(domain):
+  def example(domain):
     return Example("q", "a", "w", domain, "d", Check("last_integer", "0"))
 
-  task = Task([named("b"), named("a"), named("b")], [named("c")])
+  task = Task([example("b"), example("a"), example("b")], [example("c")])
   assert task.domains == ("a", "b", "c")

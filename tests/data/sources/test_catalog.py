@@ -1,4 +1,4 @@
-"""Every dataset is built from small files with the columns of its owner's, and read back."""
+"""Every dataset is built from small files with the columns of the published ones, and read back."""
 
 import json
 
@@ -7,8 +7,8 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from poise_jax.data import sources as datasets
-from poise_jax.data.sources import sources
+from poise_jax.data import sources
+from poise_jax.data.sources import catalog
 from poise_jax.data.templates import TEMPLATES
 
 tfds.disable_progress_bar()
@@ -52,14 +52,14 @@ MATH_FILES = {
   f"{subject}/{split}-00000-of-00001.parquet": [
     hendrycks(f"{subject} {split}?", r"\boxed{\frac{1}{\sqrt{2}}}", "Level 3")
   ]
-  for subject in sources.MATH_SUBJECTS
+  for subject in catalog.MATH_SUBJECTS
   for split in ("train", "test")
 }
 GSM = "She has 48/2 = <<48/2=24>>24 left.\n#### 1,024"
 EXAM = {"data/train-00000-of-00001.parquet": exam([(1, "a?", "5"), (2, "b?", r"\sqrt{2}")])}
 EXAM_INT = {"data/train-00000-of-00001.parquet": exam([(1, "a?", 5), (2, "b?", 70)])}
-# name -> (files as the owner has them, split, what the first example must be)
-OWNERS = {
+# name -> (the publisher's files, split, fields of the first example)
+PUBLISHED = {
   "gsm8k": (
     {
       "train.jsonl": [{"question": "How many?", "answer": GSM}],
@@ -168,7 +168,7 @@ OWNERS = {
 
 
 def write(folder, name, files):
-  """The files as folder/NAME/PATH, each in the format that its name says."""
+  """Writes the files as folder/NAME/PATH, each in the format of its suffix."""
   for path, rows in files.items():
     path = folder / name / path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,16 +180,16 @@ def write(folder, name, files):
       path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_no_dataset_is_left_out_here():
-  assert set(OWNERS) == set(datasets.SOURCES)
+def test_all_datasets_are_tested():
+  assert set(PUBLISHED) == set(sources.SOURCES)
 
 
-@pytest.mark.parametrize("name", OWNERS)
-def test_each_dataset_is_built_from_its_owners_files(name, tmp_path):
-  files, split, first = OWNERS[name]
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_dataset_is_built_from_its_published_files(name, tmp_path):
+  files, split, first = PUBLISHED[name]
   write(tmp_path, name, files)
-  source = datasets.find(name)
-  examples, left_out = datasets.load(source, split, str(tmp_path), str(tmp_path / "built"))
+  source = sources.find(name)
+  examples, left_out = sources.load(source, split, str(tmp_path), str(tmp_path / "built"))
   assert {k: examples[0][k] for k in first} == first
   assert len(examples) == sum(len(files[path]) for path in source.files[split]) - sum(
     left_out.values()
@@ -200,15 +200,15 @@ def test_each_dataset_is_built_from_its_owners_files(name, tmp_path):
 
 
 def test_tfds_knows_the_datasets():
-  assert {config.name for config in datasets.Problems.BUILDER_CONFIGS} == set(datasets.SOURCES)
+  assert {config.name for config in sources.Problems.BUILDER_CONFIGS} == set(sources.SOURCES)
   builder = tfds.builder("problems/aime_2026", data_dir="/nonexistent")
   assert builder.info.citation.startswith("Balunović") and "MathArena" in builder.info.homepage
 
 
-def test_answers_of_every_kind_of_logic_puzzle_are_data(tmp_path):
-  write(tmp_path, "guru_logic", OWNERS["guru_logic"][0])
-  source = datasets.find("guru_logic")
-  examples, _ = datasets.load(source, "train", str(tmp_path), str(tmp_path / "built"))
+def test_answers_of_all_logic_puzzles_are_data(tmp_path):
+  write(tmp_path, "guru_logic", PUBLISHED["guru_logic"][0])
+  source = sources.find("guru_logic")
+  examples, _ = sources.load(source, "train", str(tmp_path), str(tmp_path / "built"))
   assert [e["reference"] for e in examples[3:]] == ["Xiao", ["crow", "owl"], TABLE]
 
 
@@ -223,32 +223,32 @@ def test_answers_of_every_kind_of_logic_puzzle_are_data(tmp_path):
   ],
 )
 def test_the_last_box_of_a_solution(solution, answer):
-  assert sources.last_boxed(solution) == answer
+  assert catalog.last_boxed(solution) == answer
 
 
 @pytest.mark.parametrize("solution", ["no box", r"\boxed{1", r"\boxed{\frac{1}{2}"])
-def test_a_solution_without_a_whole_box_is_refused(solution):
+def test_a_solution_without_a_complete_box_is_an_error(solution):
   with pytest.raises(ValueError, match="boxed"):
-    sources.last_boxed(solution)
+    catalog.last_boxed(solution)
 
 
-def test_dapo_keeps_the_english_questions_once(tmp_path):
+def test_dapo_uses_each_english_question_once(tmp_path):
   rows = [
     dapo("What is $1+1$?", "2", "a"),
     dapo("求 $1+1$ 的值。", "2", "b"),
-    dapo("What  is\n$1+1$?", "2", "a"),  # but for its white space the first
+    dapo("What  is\n$1+1$?", "2", "a"),  # the first one with other white space
     dapo("What is $1+1$?", "3", "c"),
     dapo("What is $1+2$?", "3", "d"),
   ]
   write(tmp_path, "dapo_math_17k", {"data/dapo-math-17k.parquet": rows})
-  source = datasets.find("dapo_math_17k")
-  examples, left_out = datasets.load(source, "train", str(tmp_path), str(tmp_path / "built"))
+  source = sources.find("dapo_math_17k")
+  examples, left_out = sources.load(source, "train", str(tmp_path), str(tmp_path / "built"))
   assert [e["question"] for e in examples] == ["What is $1+1$?", "What is $1+2$?"]
   assert [e["reference"] for e in examples] == ["2", "3"]
   assert left_out == {"another language": 1, "repeated": 1, "repeated with another answer": 1}
 
 
-def test_tests_of_programs_that_nobody_can_run_are_refused():
-  assert sources.tests('{"inputs": ["1"], "outputs": ["2"]}') == {"inputs": ["1"], "outputs": ["2"]}
-  with pytest.raises(ValueError, match=r"neither functional nor .*\['pytest'\]"):
-    sources.tests('{"pytest": "def test(): pass"}')
+def test_unknown_formats_of_program_tests_are_an_error():
+  assert catalog.tests('{"inputs": ["1"], "outputs": ["2"]}') == {"inputs": ["1"], "outputs": ["2"]}
+  with pytest.raises(ValueError, match=r"functional, or inputs and outputs, got \['pytest'\]"):
+    catalog.tests('{"pytest": "def test(): pass"}')

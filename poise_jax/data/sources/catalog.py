@@ -1,7 +1,7 @@
-"""The datasets: which files their owners publish, how a row becomes a question with a check.
+"""The published datasets: their files, and how a row becomes a question with a check.
 
-A dataset is an entry of SOURCES; builder.py does the rest. docs/data.md says which files could be
-looked at when this was written, and which columns are from their documentation alone.
+A dataset is an entry of SOURCES; builder.py does the rest. docs/data.md says which definitions were
+checked against the published files, and which come from documentation alone.
 """
 
 import dataclasses
@@ -14,49 +14,49 @@ from poise_jax.data.templates import DAPO_AFTER, DAPO_BEFORE
 from poise_jax.errors import UserError
 from poise_jax.verifiers.structure import parsed
 
-# A column by its name, "a.b" for a field or "a.0" for an element inside; with a function: of what
-# stands there.
+# The name of a column ("a.b" for a field, "a.0" for an element), or a name and a function that
+# converts the column's value.
 Column = str | tuple[str, Callable[[Any], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Where a dataset comes from and what its columns mean."""
+  """A dataset: its files and the meaning of their columns."""
 
   name: str
   files: Mapping[str, tuple[str, ...]]  # split -> paths below `home`, or on this machine
-  columns: Mapping[str, Column]  # of question and answer; id, worked, difficulty, if there are
-  home: str = ""  # a URL; empty: the files must be on this machine
-  domain: str = "math"  # POISE fits one probe a domain; or a column, where `columns` names one
-  verifier: str = "math"  # judges the answers
-  keep: Callable[[str], bool] = lambda question: True  # False: the row is left out, and counted
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the verifier
+  columns: Mapping[str, Column]  # question, answer and optionally id, worked, domain, difficulty
+  home: str = ""  # URL of the publisher; empty: the files must be on this machine
+  domain: str = "math"  # domain of rows without one in `columns`
+  verifier: str = "math"  # verifier of the answers
+  keep: Callable[[str], bool] = lambda question: True  # filter: rows with False are left out
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # verifier's arguments
   sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path -> checksum
   license: str = ""
   citation: str = ""
 
 
 def after_hashes(solution: str) -> str:
-  """GSM8K's number behind ####, without the commas of thousands."""
+  """The number behind #### in a GSM8K solution, without thousands separators."""
   _, mark, answer = solution.rpartition("####")
   if not mark:
-    raise UserError("there is no '####' in front of the final answer")
+    raise UserError("the solution has no '####' in front of the final answer")
   return answer.strip().replace(",", "")
 
 
 def without_calculator(solution: str) -> str:
-  """GSM8K's solution without its <<48/2=24>> notes, and with an 'Answer:' line."""
+  """A GSM8K solution without its <<48/2=24>> annotations and with an 'Answer:' line."""
   return re.sub(r"<<.*?>>", "", solution).replace("#### ", "Answer: ")
 
 
 def last_boxed(solution: str) -> str:
-  r"""What the last \boxed{} or \fbox{} of a MATH solution holds, braces balanced."""
-  found = list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|\s[^\s$]+)", solution))
-  if not found:
-    raise UserError(r"there is no \boxed answer")
-  if found[-1][1] != "{":
-    return found[-1][1].strip()  # \boxed 3
-  start = end = found[-1].end()
+  r"""The content of the last \boxed{} or \fbox{} of a MATH solution, with balanced braces."""
+  boxes = list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|\s[^\s$]+)", solution))
+  if not boxes:
+    raise UserError(r"the solution has no \boxed answer")
+  if boxes[-1][1] != "{":
+    return boxes[-1][1].strip()  # \boxed 3
+  start = end = boxes[-1].end()
   depth = 1
   while depth and end < len(solution):
     depth += {"{": 1, "}": -1}.get(solution[end], 0) * (solution[end - 1] != "\\")
@@ -67,33 +67,33 @@ def last_boxed(solution: str) -> str:
 
 
 def without_dapo_template(prompt: str) -> str:
-  """The bare question of a DAPO-Math-17K prompt: the template is the run's own affair."""
+  """The question in a DAPO-Math-17K prompt; task.template adds the run's own template."""
   return prompt.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
 
 
 def is_english(question: str) -> bool:
-  """No Chinese characters: how DAPO-Math-17K's English part is told from its Chinese one."""
+  """Whether there are no Chinese characters, which separates DAPO-Math-17K's two languages."""
   return not re.search(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]", question)
 
 
-def tests(ground_truth: str) -> dict:
-  """GURU's tests of a program, {"functional": source} or {"inputs": [...], "outputs": [...]}, as
-  verifier `code` takes them."""
-  given = json.loads(ground_truth)
-  if "functional" in given:
-    return {"tests": [given["functional"]]}
-  if not {"inputs", "outputs"} <= set(given):
-    raise UserError(f"tests are neither functional nor inputs and outputs, but {list(given)}")
-  return given
+def tests(ground_truth: str) -> dict[str, Any]:
+  """GURU's tests of a program, {"functional": source} or {"inputs": [...], "outputs": [...]}, in
+  the form of the verifier `code`."""
+  fields = json.loads(ground_truth)
+  if "functional" in fields:
+    return {"tests": [fields["functional"]]}
+  if not {"inputs", "outputs"} <= set(fields):
+    raise UserError(f"tests must be functional, or inputs and outputs, got {list(fields)}")
+  return fields
 
 
 def structure(ground_truth: Any) -> Any:
-  """Grids, lists and JSON fragments such as '"output": 5' as plain data."""
+  """Grids, lists and JSON fragments such as '"output": 5', parsed to plain data."""
   return parsed(ground_truth) if isinstance(ground_truth, str) else ground_truth
 
 
 HUB = "https://huggingface.co/datasets/"
-PARQUET = "data/train-00000-of-00001.parquet"  # what the hub calls an uploaded table
+PARQUET = "data/train-00000-of-00001.parquet"  # the hub's default path of a single table
 MATHARENA = dict(
   license="CC BY-NC-SA 4.0",
   citation="Balunović et al., MathArena: Evaluating LLMs on Uncontaminated Math Competitions, 2025",
@@ -106,13 +106,13 @@ MATH_SUBJECTS = (
 
 
 def _competition(name, home, path=PARQUET, question="problem", id="problem_idx", **more):
-  """One exam: a small table that has only a held-out split."""
+  """One exam: a small table with a held-out split only."""
   columns = dict(id=id, question=question, answer="answer")
   return Source(name, {"test": (path,)}, columns, HUB + home if home else "", **more)
 
 
 def _guru(domain, verifier, *files, answer: Column = "reward_model.ground_truth"):
-  """A domain of GURU; the prompts already say how the answer is to be written."""
+  """A domain of GURU, whose prompts already state the answer format."""
   return Source(
     name=f"guru_{domain}",
     files={"train": tuple(f"train/{file}.parquet" for file in files)},
@@ -169,7 +169,7 @@ _SOURCES = (
     license="MIT",
     citation="Lightman et al., Let's Verify Step by Step, arXiv 2305.20050, 2023; " + MATH_PAPER,
   ),
-  Source(  # every question stands a hundred times in the file, under the same id
+  Source(  # the file repeats every question a hundred times with the same id
     "dapo_math_17k",
     {"train": ("data/dapo-math-17k.parquet",)},
     dict(
@@ -210,7 +210,7 @@ _SOURCES = (
     license="not stated by its publisher",
     citation="AMC 12 2023, Mathematical Association of America; transcribed by AI-MO, math-ai",
   ),
-  _competition(  # no owner publishes the forty questions of POISE's AMC24 under a known address
+  _competition(  # the forty questions of POISE's AMC24 have no known address
     "amc_2024",
     "",
     "test.jsonl",

@@ -1,6 +1,6 @@
-"""Rows of JSONL, JSON, CSV and parquet files, each with the place where it stands.
+"""Readers of JSONL, JSON, CSV and parquet files.
 
-Every error names file and line (for JSONL and CSV) or row, and what to do.
+Every error names the file and the line (JSONL, CSV) or row.
 """
 
 import csv
@@ -9,6 +9,7 @@ import io
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -16,31 +17,31 @@ import pyarrow.parquet
 from poise_jax.errors import UserError
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-csv.field_size_limit(2**30)  # a field may hold a whole table or a program's tests
+csv.field_size_limit(2**30)  # a field may contain a whole table or a program's tests
 
 
-def rows(path: pathlib.Path, form: str) -> Iterator[tuple[str, dict]]:
-  """Yields (place, row) for every row; place is such as "train.jsonl, line 7".
+def rows(path: pathlib.Path, format: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (location, row) for every row; a location is "train.jsonl, line 7", for example.
 
   Args:
     path: the file.
-    form: one of FORMATS; the file's own name may say less.
+    format: one of FORMATS; a downloaded file's own name may lack the suffix.
 
   Raises:
-    UserError: the format is unknown, or the file or one of its rows is broken.
+    UserError: the format is unknown, or the file or one of its rows is malformed.
     OSError: the file cannot be read.
   """
   readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-  if form not in readers:
-    raise UserError(f"{path} ends in {form!r}; readable are {', '.join(FORMATS)}")
-  for place, row in readers[form](path):
+  if format not in readers:
+    raise UserError(f"{path} has the unknown format {format!r}; choose from {', '.join(FORMATS)}")
+  for location, row in readers[format](path):
     if not isinstance(row, dict):
-      raise UserError(f"{place}: a row is an object with named columns, not {row!r:.60}")
-    yield place, row
+      raise UserError(f"{location}: a row must be an object with named columns, got {row!r:.60}")
+    yield location, row
 
 
 def sha256(path: pathlib.Path) -> str:
-  """The file's checksum as `sha256sum` prints it."""
+  """The file's checksum in the format of `sha256sum`."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -50,13 +51,13 @@ def _jsonl(path):
     for number, line in enumerate(file, 1):
       if not line.strip():
         continue
-      place = f"{path}, line {number}"
+      location = f"{path}, line {number}"
       try:
-        yield place, json.loads(line)
+        yield location, json.loads(line)
       except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not UTF-8 ({error.reason})") from error
+        raise UserError(f"{location} is not UTF-8 ({error.reason})") from error
       except json.JSONDecodeError as error:
-        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+        raise UserError(f"{location} is not JSON: {error.msg} at column {error.colno}") from error
 
 
 def _text(path):
@@ -72,11 +73,11 @@ def _json(path):
   try:
     content = json.loads(_text(path))
   except json.JSONDecodeError as error:
-    where = f"line {error.lineno}, column {error.colno}"
-    hint = "; one object a line is called .jsonl" if error.msg == "Extra data" else ""
-    raise UserError(f"{path}, {where} is not JSON: {error.msg}{hint}") from error
+    location = f"{path}, line {error.lineno}, column {error.colno}"
+    hint = "; a file with one object a line must end in .jsonl" if error.msg == "Extra data" else ""
+    raise UserError(f"{location} is not JSON: {error.msg}{hint}") from error
   if not isinstance(content, list):
-    raise UserError(f"{path} holds no list of rows, but {content!r:.60}")
+    raise UserError(f"{path} must contain a list of rows, got {content!r:.60}")
   for number, row in enumerate(content, 1):
     yield f"{path}, row {number}", row
 
@@ -85,12 +86,13 @@ def _csv(path):
   reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
   try:
     for row in reader:
-      place = f"{path}, line {reader.line_num}"
+      location = f"{path}, line {reader.line_num}"
       if None in row or None in row.values():
         raise UserError(
-          f"{place} has not as many fields as the {len(reader.fieldnames)} columns of line 1"
+          f"{location}: the number of fields differs from the {len(reader.fieldnames)} columns of "
+          "line 1"
         )
-      yield place, row
+      yield location, row
   except csv.Error as error:
     raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from error
 
@@ -105,4 +107,4 @@ def _parquet(path):
           yield f"{path}, row {number}", row
   except pyarrow.ArrowException as error:
     reason = " ".join(str(error).split())
-    raise UserError(f"{path} is broken or no parquet file: {reason}") from error
+    raise UserError(f"{path} is damaged or not a parquet file: {reason}") from error
