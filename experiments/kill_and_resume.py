@@ -146,7 +146,7 @@ def main(argv):
   if len(argv) > 1:
     sys.exit(f"error: unexpected argument {argv[1]!r}")
   logging.set_verbosity(logging.WARNING)
-  from poise_jax.differences import differences  # here: a mistyped flag does not wait for jax
+  from experiments.run_differences import differences  # here: a mistyped flag does not wait for jax
 
   name, kills, out = ALGORITHM.value, KILLS.value, pathlib.Path(OUT.value).absolute()
   folder = out / name
