@@ -75,7 +75,7 @@ class Figure:
       y = self._y(value)
       self._add('<path class="grid" d="M{} {}H{}"/>', left, y, RIGHT)
       self._add('<text x="{}" y="{}" text-anchor="end">{}</text>', left - 6, y + 4, text)
-    for value, text in xticks or ticks(*self.xlim, 6, whole=xlabel == "step"):
+    for value, text in xticks or ticks(*self.xlim, (RIGHT - left) // 55, whole=xlabel == "step"):
       x = self._x(value)
       self._add('<path class="grid" d="M{} {}v4"/>', x, self.bottom)
       self._add('<text x="{}" y="{}" text-anchor="middle">{}</text>', x, self.bottom + 17, text)
@@ -299,7 +299,9 @@ def variables(dark: bool) -> Markup:
 def _variables(dark: bool) -> dict[str, str]:
   card, ink, grid = ("#1d2127", "#bcc2ca", "#363c45") if dark else ("#fff", "#4a5058", "#e3e6ea")
   colors = [f"color-mix(in srgb,{c} 72%,white)" if dark else c for c in COLORS]
-  return dict(card=card, ink=ink, grid=grid) | {f"c{i}": color for i, color in enumerate(colors)}
+  return dict(card=card, ink=ink, grid=grid, bar="#8b949e") | {
+    f"c{i}": color for i, color in enumerate(colors)
+  }
 
 
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import types
+import xml.etree.ElementTree
 
 import jax
 import numpy as np
@@ -86,11 +87,6 @@ def straight(checkpoint, tmp_path_factory):
   return out
 
 
-@pytest.fixture(autouse=True)
-def _plots_take_seconds(straight, monkeypatch):
-  monkeypatch.setattr(scorecard, "plot", lambda *_: None)
-
-
 def results(out):
   return json.loads((out / "results.json").read_text())
 
@@ -103,7 +99,7 @@ def test_what_an_evaluation_leaves(straight, checkpoint):
     "answers.jsonl",
     "results.json",
     "README.md",
-    "scores.png",
+    "scores.svg",
   }
   rows = [json.loads(line) for line in (straight / "answers.jsonl").open()]
   assert len(rows) == 30
@@ -133,7 +129,9 @@ def test_what_an_evaluation_leaves(straight, checkpoint):
   mean, error = everything["avg@3"].values()
   assert f"| all | 10 | {mean:.3f} ± {error:.3f} |" in readme
   assert start["commit"] in readme and "temperature 1.0" in readme
-  assert (straight / "scores.png").read_bytes().startswith(b"\x89PNG")
+  root = xml.etree.ElementTree.fromstring((straight / "scores.svg").read_text())
+  labels = {element.text for element in root.iter() if element.tag.endswith("text")}
+  assert {"all", "1+", "1-", "avg@3", "pass@k (solid) and maj@k (dotted)"} <= labels
 
 
 @pytest.mark.parametrize("batches,torn", [(0, 0), (2, 400)])
@@ -154,7 +152,8 @@ def test_an_interrupted_evaluation_goes_on_bit_for_bit(
   whole = (straight / "answers.jsonl").read_bytes()
   done = (out / "answers.jsonl").read_bytes() if batches else b""
   assert whole.startswith(done) and len(done) < len(whole)
-  with pytest.raises(ValueError, match=f"has {12 * batches} of its 30 answers; the command"):
+  message = f"has {12 * batches} of its 30 answers; run the same command"
+  with pytest.raises(ValueError, match=message):
     scorecard.read(out)
   with (out / "answers.jsonl").open("ab") as file:
     file.write(whole[len(done) : len(done) + torn])
@@ -226,7 +225,7 @@ def test_a_checkpoint_that_has_changed_is_another_evaluation(checkpoint, straigh
 def test_two_evaluations_are_compared(checkpoint, straight, tmp_path):
   evaluate(small(eval__seed=1), checkpoint, tmp_path / "seed", against=str(straight))
   readme = (tmp_path / "seed" / "README.md").read_text()
-  assert "What differs from straight: `sampling.seed: 0 -> 1`." in readme
+  assert "Protocol changes from straight: `sampling.seed: 0 -> 1`." in readme
   scores = [
     np.array([row["reward"] for row in scorecard.read(path).rows]).reshape(10, 3).mean(1)
     for path in (tmp_path / "seed", straight)
