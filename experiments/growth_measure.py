@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
@@ -19,7 +20,7 @@ from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig
 from poise_jax.reports import markdown, svg
 from poise_jax.rollout import RolloutConfig
-from poise_jax.types import Prompts
+from poise_jax.types import Experience, Prompts
 
 BASE = {"T": 64, "n": 2, "P": 8}  # response tokens, samples per prompt, prompts
 GROWN = {"T": (32, 64, 128, 256), "n": (1, 2, 4, 8), "P": (4, 8, 16, 32)}
@@ -51,6 +52,7 @@ def step(config: ModelConfig, t: int, n: int, p: int) -> tuple[Callable, Callabl
     n=n, max_new_tokens=t, feature_layers=(config.num_hidden_layers // 2,)
   )
   options = UpdateConfig(minibatch_size=p * n, microbatch_size=min(p * n, 16))
+  rewards, ids = jnp.zeros((p, n, t)), jnp.zeros(p, jnp.int32)
   current = {"state": update.init(params, options)}
 
   def sample():
@@ -61,7 +63,8 @@ def step(config: ModelConfig, t: int, n: int, p: int) -> tuple[Callable, Callabl
   def learn():
     rollouts = current["rollouts"]
     advantages = rollouts.logprobs[..., 0]
-    current["state"], _ = update.step(config, current["state"], rollouts, advantages, options)
+    experience = Experience(rollouts, rewards[..., 0], rewards, domains=ids, prompt_ids=ids)
+    current["state"], _ = update.step(config, options, current["state"], experience, advantages)
     jax.block_until_ready(current["state"])
 
   return sample, learn

@@ -11,7 +11,7 @@ from experiments import growth_measure
 from poise_jax import models
 from poise_jax.learner import update
 from poise_jax.learner.update import UpdateConfig
-from poise_jax.types import Prompts, Rollouts
+from poise_jax.types import Experience, Prompts, Rollouts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,21 +37,29 @@ def test_rows_and_their_ratios(monkeypatch, compiled_quickly):
 def test_the_program_of_an_update_does_not_grow_with_layers():
   def size(layers):
     model = growth_measure.model(64, layers)
-    array = jax.ShapeDtypeStruct
-    numbers, flags = array((2, 2, 4), "float32"), array((2, 2, 4), "bool")
-    prompts = Prompts(array((2, 4), "int32"), array((2, 4), "bool"))
-    whole = array((2, 2, 4), "int32"), flags, numbers, numbers
-    said = Rollouts(prompts, *whole, array((2, 2), "bool"), array((2, 2, 3), "float32"))
     options = UpdateConfig(minibatch_size=4, microbatch_size=2, old_logprobs="sampler")
-    params = models.abstract_params(model)
-    state = jax.eval_shape(lambda p: update.init(p, options), params)
-    batch = jax.eval_shape(
-      lambda p, r, a: update.learning_batch(model, p, r, a, options)[0],
-      params,
-      said,
-      array((2, 2), "float32"),
+    array = jax.ShapeDtypeStruct
+    numbers, mask, ids = array((2, 2, 4), "f4"), array((2, 2, 4), "bool"), array((2,), "int32")
+    prompts = Prompts(array((2, 4), "int32"), array((2, 4), "bool"))
+    rollouts = Rollouts(
+      prompts,
+      tokens=array((2, 2, 4), "int32"),
+      mask=mask,
+      logprobs=numbers,
+      entropies=numbers,
+      truncated=array((2, 2), "bool"),
+      features=array((2, 2, 3), "f4"),
     )
-    return len(update.minibatch_step.lower(model, options, state, batch, 2).as_text())
+    per_response = array((2, 2), "f4")
+    experience = Experience(rollouts, per_response, numbers, domains=ids, prompt_ids=ids)
+    state = jax.eval_shape(lambda p: update.init(p, options), models.abstract_params(model))
+    batch = jax.eval_shape(
+      lambda p, e, a: update.policy_batch(model, options, p, e, a)[0],
+      state.params,
+      experience,
+      per_response,
+    )
+    return len(update.minibatch_step.lower(model, options, state, batch).as_text())
 
   assert size(24) < 1.02 * size(3)
 
