@@ -1,11 +1,11 @@
-"""Evaluates a checkpoint on held-out problems: avg@k, pass@k and maj@k with standard errors:
+"""Evaluates a checkpoint on held-out problems: avg@n, pass@k and maj@k with standard errors:
 
 python -m experiments.evaluate --config=FILE.py[:ALGORITHM] --checkpoint=PATH --out=DIR
   [--against=DIR] [--config.eval.FIELD=VALUE ...]
 
-config.eval says how answers are sampled, config.task (or config.eval.tasks, by name) what is asked.
-DIR gets every answer with its verdict (answers.jsonl), the protocol, and README.md, scores.png and
-results.json. Interrupted, the same command goes on after the last whole batch.
+config.eval sets how answers are sampled, config.task (or config.eval.tasks, by name) the problems.
+DIR gets every answer with its verdict (answers.jsonl), the protocol, README.md, scores.svg and
+results.json. After an interruption the same command continues behind the last complete batch.
 """
 
 from absl import flags
@@ -16,29 +16,26 @@ CONFIG = cli.define_config()
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "a run's workdir, a Hugging Face folder or hub id, *.gguf, or package:NAME/FILE",
+  "workdir of a run, Hugging Face folder or hub id, *.gguf, or package:NAME/FILE",
 )
-OUT = flags.DEFINE_string("out", None, "the evaluation's folder; the same one resumes")
-AGAINST = flags.DEFINE_string(
-  "against", None, "the folder of a finished evaluation to compare with"
-)
+OUT = flags.DEFINE_string("out", None, "folder of the evaluation; an existing one is resumed")
+AGAINST = flags.DEFINE_string("against", None, "folder of a finished evaluation to compare with")
 DISTRIBUTED = cli.define_distributed()
 
 
-def main(argv):
+def main(argv: list[str]):
   """Evaluates and prints the table."""
   if len(argv) > 1:
     raise cli.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.field=value")
   for flag in (CONFIG, CHECKPOINT, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing")
+  # Imported here, so that a mistyped flag does not wait for jax.
   from poise_jax.distributed import processes
-  from poise_jax.evaluation import (
-    checkpoint as evaluation,  # here: a mistyped flag does not wait for jax
-  )
+  from poise_jax.evaluation import checkpoint
 
   with processes.started(DISTRIBUTED.value, cli.sentence):
-    table = evaluation.run(CONFIG.value, CHECKPOINT.value, OUT.value, AGAINST.value)
+    table = checkpoint.run(CONFIG.value, CHECKPOINT.value, OUT.value, AGAINST.value)
     if processes.is_first():
       print(table)
 

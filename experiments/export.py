@@ -1,4 +1,4 @@
-"""A run's model as a Hugging Face folder, with its tokenizer and a model card:
+"""Exports the model of a run as a Hugging Face folder, with its tokenizer and a model card:
 
 python -m experiments.export --workdir=RUN --out=DIR [--step=last|best|N]
 """
@@ -9,22 +9,24 @@ from absl import flags
 
 from experiments import cli
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
-OUT = flags.DEFINE_string("out", None, "where the Hugging Face folder goes")
-STEP = flags.DEFINE_string("step", "last", "last, best (held-out accuracy), or a step's number")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+OUT = flags.DEFINE_string("out", None, "output folder")
+STEP = flags.DEFINE_string(
+  "step", "last", "last, best (held-out accuracy), or the number of a step"
+)
 
 
-def main(argv):
-  """Exports and says what."""
+def main(argv: list[str]):
+  """Exports a checkpoint and prints its step."""
   if len(argv) > 1:
     raise cli.UsageError(f"unexpected argument {argv[1]!r}")
   for flag in (WORKDIR, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
-  from poise_jax.training.export import export  # here: a mistyped flag does not wait for jax
+  from poise_jax.training.export import export  # here, so that a mistyped flag needs no jax
 
   step = export(pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value), STEP.value)
-  print(f"step {step} of {WORKDIR.value} is in {OUT.value}")
+  print(f"exported step {step} of {WORKDIR.value} to {OUT.value}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Kills a small run at random moments, resumes it each time, and compares it with one that nothing
-interrupted: every number but times, every sample and answer, every array of the last checkpoint.
+"""Kills a small run at random moments, resumes it each time, and compares it with a run that was
+never interrupted: all metrics except times, all samples and answers, all arrays of the last
+checkpoint.
 
 python -m experiments.kill_and_resume --algorithm=NAME --out=DIR [--kills=20] [--seed=0]
 
-The moments go round sampling, update, evaluation and saving (which goes on behind the next step);
-within each the delay is random. DIR/README.md tells of all algorithms run there so far. Exit code 1
-if anything differs.
+Kills fall into sampling, updating, evaluating and saving in turn, after a random delay. (Saving
+continues in the background of the next step.) DIR/README.md has a table of all algorithms run with
+this DIR. The exit code is 1 if the runs differ.
 """
 
 import collections
@@ -15,22 +16,38 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
+from ml_collections import ConfigDict
 
-ALGORITHM = flags.DEFINE_string("algorithm", "poise", "a name of configs/common.py")
-KILLS = flags.DEFINE_integer("kills", 20, "how often the run is killed")
-SEED = flags.DEFINE_integer("seed", 0, "of the moments")
-OUT = flags.DEFINE_string("out", None, "where the runs and the report go")
+from experiments import cli
+from poise_jax.reports import markdown
+
+ALGORITHM = flags.DEFINE_string("algorithm", "poise", "algorithm of configs/quickstart.py")
+KILLS = flags.DEFINE_integer("kills", 20, "number of kills")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the moments")
+OUT = flags.DEFINE_string("out", None, "output folder for the runs and the report")
 
 ROOT = pathlib.Path(__file__).parents[1]
 PHASES = ("sampling", "updating", "evaluating", "saving")
 TRAIN = 48  # problems: an epoch is 6 steps of poise, 3 of ppo
+HEADER = (
+  *("algorithm", "steps", "epochs of the data", "steps with carried-over groups"),
+  *("killed while sampling", "updating", "evaluating", "saving"),
+  *("with a checkpoint half-written", "differences"),
+)
+ABOUT = """A small run, killed (kill -9) at random moments and resumed each time, against an
+uninterrupted one: metrics except times, samples, held-out answers, and every array of the last
+checkpoint (parameters, optimizer, estimator, carried-over groups), bit for bit."""
+
+Kill = dict[str, Any]  # phase, step, delay, last_checkpoint, unfinished_checkpoints
 
 
-def config_of(algorithm: str, kills: int):
-  """The quickstart, smaller, with steps enough to be killed that often."""
+def config_of(algorithm: str, kills: int) -> ConfigDict:
+  """The quickstart with a smaller model, and enough steps for that many kills."""
   from configs import quickstart
 
   config = quickstart.get_config(algorithm)
@@ -68,147 +85,163 @@ def config_of(algorithm: str, kills: int):
 
 def child(algorithm: str, kills: int, workdir: str):
   """Trains and prints the phases of the loop; the process that is killed."""
-  from poise_jax.training import logging as metrics
-  from poise_jax.training import train
+  from poise_jax.training import logging, loop
 
-  metrics.Logger.phase = lambda _, name: print(f"PHASE {name}", flush=True)
-  train.train(config_of(algorithm, kills), workdir)
+  logging.Logger.phase = lambda _, name: print(f"PHASE {name}", flush=True)
+  loop.train(config_of(algorithm, kills), workdir)
 
 
-def start(algorithm, kills, workdir):
-  """The child's process, its stdout a pipe of lines."""
-  call = f"child({algorithm!r}, {kills}, {workdir!r})"
+def start(algorithm: str, kills: int, workdir: pathlib.Path) -> subprocess.Popen:
+  """Starts the child; its stdout is a pipe of lines."""
+  call = f"child({algorithm!r}, {kills}, {str(workdir)!r})"
   code = f"from experiments import kill_and_resume; kill_and_resume.{call}"
   return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def phases(process):
-  """(seconds, step, phase) as the child enters them."""
+def phases(process: subprocess.Popen) -> Iterator[tuple[float, int, str]]:
+  """(time in seconds, step, phase) whenever the child enters a phase."""
   for line in process.stdout:
     if line.startswith("PHASE step "):
       _, _, step, phase = line.split()
       yield time.perf_counter(), int(step.rstrip(":")), phase
 
 
-def straight(algorithm: str, kills: int, workdir: pathlib.Path) -> dict[str, float]:
-  """Runs to the end; returns how long each phase takes, in seconds (median)."""
-  process = start(algorithm, kills, str(workdir))
-  seen = list(phases(process))
+def run_uninterrupted(algorithm: str, kills: int, workdir: pathlib.Path) -> dict[str, float]:
+  """Runs to the end; returns the median duration of each phase in seconds."""
+  process = start(algorithm, kills, workdir)
+  entered = list(phases(process))
   if process.wait():
-    sys.exit(f"error: the run that nothing interrupts failed; see {workdir}")
-  took = collections.defaultdict(list)
-  for (begun, _, phase), (ended, *_) in zip(seen, seen[1:], strict=False):
-    took[phase].append(ended - begun)
-  return {phase: float(np.median(seconds)) for phase, seconds in took.items()}
+    sys.exit(f"error: the uninterrupted run failed; see {workdir}")
+  durations = collections.defaultdict(list)
+  for (begin, _, phase), (end, *_) in zip(entered, entered[1:], strict=False):
+    durations[phase].append(end - begin)
+  return {phase: float(np.median(seconds)) for phase, seconds in durations.items()}
 
 
-def killed(algorithm, kills, seed, workdir, durations):
-  """Runs with `kills` kill -9; returns one dict a kill."""
-  rng, told = np.random.default_rng(seed), []
+def run_killed(
+  algorithm: str, kills: int, seed: int, workdir: pathlib.Path, durations: dict[str, float]
+) -> list[Kill]:
+  """Runs with `kills` kill -9 in between, and to the end; returns the kills."""
+  rng = np.random.default_rng(seed)
+  records = []
   for i in range(kills):
-    target = PHASES[i % len(PHASES)]
-    countdown = int(rng.integers(1, 4)) if target in PHASES[:2] else 1
-    # Writing goes on in the background of the next step: longer than the phase that starts it.
-    delay = rng.uniform(0, 0.3 if target == "saving" else durations[target])
-    # Every other time the run is to get somewhere first, or all kills would fall on its beginning.
-    wanted = last_checkpoint(workdir) + i % 2
-    process = start(algorithm, kills, str(workdir))
-    for _, step, phase in phases(process):
-      countdown -= phase == target and last_checkpoint(workdir) >= wanted
-      if not countdown:
-        time.sleep(delay)
-        process.kill()
-        told.append({"phase": phase, "step": step, "delay": round(delay, 4)})
-        break
+    process = start(algorithm, kills, workdir)
+    record = kill(process, PHASES[i % len(PHASES)], i, rng, workdir, durations)
     process.wait()
-    if len(told) == i:
-      sys.exit(f"error: the run was over, or failed, before kill {i + 1}; see {workdir}")
+    if record is None:
+      sys.exit(f"error: the run ended or failed before kill {i + 1}; see {workdir}")
     folders = [path.name for path in (workdir / "checkpoints").glob("*")]
-    told[-1]["unfinished_checkpoints"] = sum(not name.isdigit() for name in folders)
-    told[-1]["last_checkpoint"] = last_checkpoint(workdir)
-    print(f"kill {i + 1}: {told[-1]}", flush=True)
-  process = start(algorithm, kills, str(workdir))
+    record["unfinished_checkpoints"] = sum(not name.isdigit() for name in folders)
+    record["last_checkpoint"] = last_checkpoint(workdir)
+    records.append(record)
+    print(f"kill {i + 1}: {record}", flush=True)
+  process = start(algorithm, kills, workdir)
   collections.deque(phases(process), maxlen=0)
   if process.wait():
     sys.exit(f"error: the run could not be finished after its kills; see {workdir}")
-  return told
+  return records
+
+
+def kill(
+  process: subprocess.Popen,
+  target: str,
+  index: int,
+  rng: np.random.Generator,
+  workdir: pathlib.Path,
+  durations: dict[str, float],
+) -> Kill | None:
+  """Kills the process in the target phase; None if it ended before."""
+  countdown = int(rng.integers(1, 4)) if target in PHASES[:2] else 1
+  # Saving continues in the background of the next step, beyond its own phase.
+  delay = rng.uniform(0, 0.3 if target == "saving" else durations[target])
+  # Every other time the run has to make progress first, or all kills would fall on its beginning.
+  least = last_checkpoint(workdir) + index % 2
+  for _, step, phase in phases(process):
+    countdown -= phase == target and last_checkpoint(workdir) >= least
+    if not countdown:
+      time.sleep(delay)
+      process.kill()
+      return {"phase": phase, "step": step, "delay": round(delay, 4)}
+  return None
 
 
 def last_checkpoint(workdir: pathlib.Path) -> int:
-  """The step of the newest whole one; -1: none."""
+  """The step of the newest complete checkpoint, or -1."""
   from poise_jax.models.io import run_checkpoint
 
   return max(run_checkpoint.steps_of(workdir), default=-1)
 
 
-def main(argv):
+def main(argv: list[str]):
   """Runs, compares, reports."""
   if len(argv) > 1:
-    sys.exit(f"error: unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.WARNING)
-  from poise_jax.differences import differences  # here: a mistyped flag does not wait for jax
+    raise cli.UsageError(f"unexpected argument {argv[1]!r}")
+  if not OUT.value:
+    raise cli.UsageError(f"--out=DIR is missing: {flags.FLAGS['out'].help}")
+  # Imported here, so that a mistyped flag does not wait for jax.
+  from experiments.run_differences import differences
 
   name, kills, out = ALGORITHM.value, KILLS.value, pathlib.Path(OUT.value).absolute()
   folder = out / name
   if folder.exists():
-    sys.exit(f"error: {folder} is there already; choose another --out")
+    raise cli.UsageError(f"{folder} exists already; choose another --out")
   out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-  durations = straight(name, kills, folder / "straight")
-  told = killed(name, kills, SEED.value, folder / "killed", durations)
-  wrong = differences(folder / "killed", folder / "straight")
+  durations = run_uninterrupted(name, kills, folder / "straight")
+  records = run_killed(name, kills, SEED.value, folder / "killed", durations)
+  different = differences(folder / "killed", folder / "straight")
   lines = (folder / "straight" / "metrics.jsonl").read_text().split("\n")[:-1]
   last = json.loads(lines[-1])
   result = {
     "algorithm": name,
     "seed": SEED.value,
     "steps": last["step"],
-    "kills": told,
+    "kills": records,
     "prompts": int(last["collect/generated_total"]) // config_of(name, kills).rollout.n,
     "carried_over": sum(json.loads(x).get("collect/carried_in", 0) > 0 for x in lines),
-    "differences": wrong,
+    "differences": different,
   }
   (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
   (out / "README.md").write_text(report(out))
-  if wrong:
-    sys.exit(f"error: {len(wrong)} differences: {', '.join(wrong[:5])}")
-  print(f"{len(told)} kills, no difference")
+  if different:
+    sys.exit(f"error: {len(different)} differences: {', '.join(different[:5])}")
+  print(f"{len(records)} kills, no difference")
 
 
 def report(out: pathlib.Path) -> str:
-  """A Markdown table of the results in `out`."""
+  """The results in `out` in Markdown."""
   from poise_jax.provenance import provenance
 
-  lines = [
-    "# kill_and_resume",
-    "",
-    "A small run, killed (kill -9) at random moments and resumed each time, against the same run",
-    "that nothing interrupted: metrics but for times, samples, held-out answers, and every array",
-    "of the last checkpoint (parameters, optimizer, estimator, carried-over groups) bit for bit.",
-    "",
-    "| algorithm | steps | epochs of the data | steps with carried-over groups | killed while "
-    "sampling | updating | evaluating | saving | with a checkpoint half-written | differences |",
-    "|---|---|---|---|---|---|---|---|---|---|",
-  ]
   results = [json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))]
-  for r in results:
-    count = collections.Counter(kill["phase"] for kill in r["kills"])
-    half = sum(kill["unfinished_checkpoints"] > 0 for kill in r["kills"])
-    cells = [r["algorithm"], r["steps"], round(r["prompts"] / TRAIN, 1), r["carried_over"]]
-    cells += [*(count[phase] for phase in PHASES), half, ", ".join(r["differences"]) or "none"]
-    lines.append(f"| {' | '.join(map(str, cells))} |")
-  lines += ["", "```"]
-  lines += [
+  commands = [
     f"python -m experiments.kill_and_resume --algorithm={r['algorithm']} --kills={len(r['kills'])} "
     f"--seed={r['seed']} --out=DIR"
     for r in results
   ]
-  made = provenance()
-  lines += ["```", "", f"Commit {made['commit']}; {made['cpu']}, {made['cpus']} CPUs.", ""]
-  return "\n".join(lines)
+  start = provenance()
+  sections = [
+    "# kill_and_resume",
+    ABOUT,
+    markdown.table(HEADER, map(_row, results)),
+    "\n".join(["```", *commands, "```"]),
+    f"Commit {start['commit']}; {start['cpu']}, {start['cpus']} CPUs.",
+  ]
+  return "\n\n".join(sections) + "\n"
+
+
+def _row(result: dict[str, Any]) -> list[object]:
+  count = collections.Counter(record["phase"] for record in result["kills"])
+  return [
+    result["algorithm"],
+    result["steps"],
+    round(result["prompts"] / TRAIN, 1),
+    result["carried_over"],
+    *(count[phase] for phase in PHASES),
+    sum(record["unfinished_checkpoints"] > 0 for record in result["kills"]),
+    ", ".join(result["differences"]) or "none",
+  ]
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["out"])
-  app.run(main)
+  cli.run(main)

@@ -1,22 +1,22 @@
-"""Makes a run's report.html again from its files: python -m experiments.report --workdir=RUN."""
+"""Writes the report.html of a run again: python -m experiments.report --workdir=RUN."""
 
 import pathlib
 
 from absl import flags
 
 from experiments import cli
-from poise_jax.reports import run as report
+from poise_jax.reports import run
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the folder of a run, finished or not")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run, finished or not")
 
 
-def main(argv):
-  """Writes RUN/report.html and prints where it is."""
+def main(argv: list[str]):
+  """Writes RUN/report.html and prints its path."""
   if len(argv) > 1:
     raise cli.UsageError(f"unexpected argument {argv[1]!r}; name one run: --workdir=RUN")
   if not WORKDIR.value:
-    raise cli.UsageError("--workdir=RUN is missing: the folder of a run")
-  print(report.write(pathlib.Path(WORKDIR.value)))
+    raise cli.UsageError(f"--workdir=RUN is missing: {flags.FLAGS['workdir'].help}")
+  print(run.write(pathlib.Path(WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Algorithms x seeds of one config, one after the other, and their comparison:
+"""Trains every algorithm with every seed of a config, and compares the runs:
 
 python -m experiments.sweep --config=FILE.py --algorithms=A,B --seeds=0,1 --workdir=DIR
   [--config.FIELD=VALUE ...]
 
-Every run is one of experiments.train, in DIR/ALGORITHM-SEED; the same command goes on where it was
-interrupted. All algorithms of a seed begin with the same weights: a warm start, if the config has
-one, is made once, in DIR/start-SEED. The comparison (see experiments.compare) goes to
+Runs take turns, each by experiments.train in DIR/ALGORITHM-SEED. After an interruption the same
+command continues. All algorithms of a seed start from the same weights: a warm start, if the config
+has one, is made once per seed, in DIR/start-SEED. The comparison (see experiments.compare) is in
 DIR/comparison.
 """
 
@@ -19,12 +19,12 @@ from experiments import cli
 from poise_jax.reports import comparison
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py")
-ALGORITHMS = flags.DEFINE_list("algorithms", None, "names that the config knows")
+ALGORITHMS = flags.DEFINE_list("algorithms", None, "algorithms of the config")
 SEEDS = flags.DEFINE_list("seeds", ["0"], "values of config.seed")
-WORKDIR = flags.DEFINE_string("workdir", None, "the folder of all runs")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs")
 
 
-def main(argv):
+def main(argv: list[str]):
   """Trains, then compares; stops at the first run that fails."""
   check(argv[1:])
   folders = []
@@ -41,8 +41,12 @@ def main(argv):
   print(comparison.report(folders, pathlib.Path(WORKDIR.value, "comparison")))
 
 
-def check(options):
-  """Raises UsageError for what would only be found after hours of other runs."""
+def check(options: list[str]):
+  """Finds mistakes before the first run rather than hours later.
+
+  Raises:
+    UsageError: a flag is missing, or a seed, algorithm or field is invalid.
+  """
   for flag in (CONFIG, ALGORITHMS, WORKDIR):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
@@ -51,20 +55,20 @@ def check(options):
       raise cli.UsageError(f"unexpected argument {option!r}")
   for seed in SEEDS.value:
     if not seed.isdecimal():
-      raise cli.UsageError(f"--seeds has {seed!r}; a seed is a whole number, not negative")
+      raise cli.UsageError(f"--seeds must be whole numbers of at least 0, got {seed!r}")
   for algorithm in ALGORITHMS.value:
     config = cli.load_config(f"{CONFIG.value}:{algorithm}")
     for name in cli.overrides(options):
       cli.check_field(config, name)
 
 
-def run(program, config, folder, seed, options):
-  """One of experiments.*, in a process of its own; exits if it fails."""
+def run(program: str, config: str, folder: pathlib.Path, seed: str, options: list[str]):
+  """Runs experiments.PROGRAM in a process of its own; exits if it fails."""
   print(f"== {folder.name}", flush=True)
   command = [sys.executable, "-m", f"experiments.{program}", f"--config={config}"]
   command += [f"--workdir={folder}", f"--config.seed={seed}", *options]
   if subprocess.run(command).returncode:
-    sys.exit(f"error: {folder.name} failed; the same command goes on there")
+    sys.exit(f"error: {folder.name} failed; run the same command again to continue there")
 
 
 if __name__ == "__main__":

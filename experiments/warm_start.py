@@ -1,9 +1,9 @@
-"""The supervised warm start of a config alone, as a model that runs can start from:
+"""Runs the supervised warm start of a config alone, for runs that start from its model:
 
 python -m experiments.warm_start --config=FILE.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Leaves a Hugging Face folder with its tokenizer in DIR; `--config.model.source=DIR
---config.warm_start.steps=0` starts from it. experiments.sweep does so once a seed.
+DIR becomes a Hugging Face folder with a tokenizer; --config.model.source=DIR
+--config.warm_start.steps=0 starts a run from it. experiments.sweep does so for every seed.
 """
 
 import functools
@@ -11,34 +11,44 @@ import os
 import pathlib
 import tempfile
 
+from ml_collections import ConfigDict
+
 from experiments import cli
 from experiments import train as command
 
 
-def warm_start(config, folder: str):
-  """Trains and writes; does nothing where the model is there already or the config has none."""
+def warm_start(config: ConfigDict, folder: str):
+  """Trains and writes the model. Does nothing if it exists or the config has no warm start.
+
+  Raises:
+    UserError: the config starts from an existing model.
+  """
+  # Imported here, so that a mistyped flag does not wait for jax.
   from poise_jax import models
-  from poise_jax.training import train  # here: a mistyped flag does not wait for jax
+  from poise_jax.errors import UserError
+  from poise_jax.training import build
 
   folder = pathlib.Path(folder)
   if not config.warm_start.steps or (folder / "config.json").exists():
     return
-  run = train.setup(config)
-  if run.made_tokenizer is None:
-    raise ValueError(
-      f"model.source={config.model.source!r}: only a model made from scratch has a warm start of "
-      "its own"
+  experiment = build.build(config)
+  if experiment.made_tokenizer is None:
+    raise UserError(
+      f"model.source={config.model.source!r} is an existing model; only a model made from scratch "
+      "can have a warm start of its own. Leave model.source empty"
     )
 
   def report(step, loss):
-    print(f"warm start {step:4d}/{run.warm_start.steps}  loss {loss:.3f}", flush=True)
+    print(f"warm start {step:4d}/{experiment.warm_start.steps}  loss {loss:.3f}", flush=True)
 
-  params = train.warmed_up(run, run.params, report)
+  params = build.warmed_up(experiment, build.initial_params(experiment), report)
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-    file.write(run.made_tokenizer)
+    file.write(experiment.made_tokenizer)
   os.replace(file.name, folder / "tokenizer.model")
-  models.save_hf(folder, run.model, params)  # its config.json comes last and says: complete
+  models.save_hf(
+    folder, experiment.model, params
+  )  # writes config.json, the mark of completion, last
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Times a step of this project, POISE with n=2: sample, score, predict, refit, update.
+"""Times a training step of POISE with n=2: sample, score, predict, update, refit.
 
-python -m experiments.peers.poise_step SEQUENCES NEW REPEATS; one JSON line.
-Takes model, task, probe and update from configs/smollm2_arithmetic.py. Answers do not end early.
+python -m experiments.peers.poise_step SEQUENCES NEW REPEATS
+
+Model, task, probe and update are those of configs/smollm2_arithmetic.py. Responses do not end
+early. Prints one JSON line.
 """
 
 import dataclasses
@@ -18,43 +20,47 @@ from configs import smollm2_arithmetic
 from poise_jax import rollout
 from poise_jax.distributed import sharding
 from poise_jax.learner import update
-from poise_jax.training import rewards, train
+from poise_jax.training import build, rewards
 from poise_jax.types import Experience
 
 sequences, new, repeats = map(int, sys.argv[1:])
 config = smollm2_arithmetic.get_config("poise")
 config.rollouts = config.train.minibatch_size = sequences
 config.rollout.max_new_tokens = new
-config.probe.bootstrap_steps = 0  # so that every step fits a probe
-run = train.setup(config)
-options = dataclasses.replace(run.rollout, eos_ids=())
-begin = update.init(run.params, run.update), run.estimator.init(run.params)
-state, estimator_state = sharding.spread(run.mesh, begin)  # as in training: one layout, one compile
-del begin
-run.params = None
-jax.set_mesh(run.mesh)
-prompts_a_step = sequences // options.n
+config.probe.bootstrap_steps = 0  # every step fits a probe
+experiment = build.build(config)
+estimator, decode = experiment.estimator, experiment.encoder.tokenizer.decode
+options = dataclasses.replace(experiment.rollout, eos_ids=())
+params = build.initial_params(experiment)
+initial = update.init(params, experiment.update), estimator.init(params)
+# As in training: a step's inputs have the shardings of its outputs, so that it compiles once.
+state, estimator_state = sharding.spread(experiment.mesh, initial)
+del initial, params
+jax.set_mesh(experiment.mesh)
+prompts = sequences // options.n
+ids = jnp.arange(prompts)
 seconds = []
 for i in range(repeats + 1):  # the first one compiles
   start = time.perf_counter()
-  examples = run.task.train[i * prompts_a_step : (i + 1) * prompts_a_step]
+  examples = experiment.task.train[i * prompts : (i + 1) * prompts]
   rollouts = rollout.sample(
-    run.model,
-    run.sampling_params(state.params),
-    run.encoder(examples),
+    experiment.model,
+    experiment.sampling_params(state.params),
+    experiment.encoder(examples),
     jax.random.key(i),
     options,
   )
   tokens = np.asarray(rollouts.tokens)
-  texts = [[run.encoder.tokenizer.decode(row.tolist()) for row in group] for group in tokens]
-  # As for the peer, a reward that differs within groups, whatever the answers are.
-  scores = jnp.array([[float(len(set(text)) % 2) for text in group] for group in texts])
-  ids = jnp.arange(prompts_a_step)
-  earned = rewards.token_rewards(scores, rollouts.mask, run.reward)
-  seen = Experience(rollouts, scores, earned, 0 * ids, ids, 0 * ids)
-  advantages, *_ = run.estimator.estimate(estimator_state, seen)
-  state, _ = update.step(run.model, state, rollouts, advantages, run.update)
-  estimator_state = run.estimator.update(estimator_state, seen, state.params)
+  responses = [[decode(row.tolist()) for row in group] for group in tokens]
+  # As in trl_step.py, a reward that differs within groups, whatever the responses are.
+  scores = jnp.array([[float(len(set(text)) % 2) for text in group] for group in responses])
+  token_rewards = rewards.token_rewards(scores, rollouts.mask, experiment.reward)
+  experience = Experience(rollouts, scores, token_rewards, domains=0 * ids, prompt_ids=ids)
+  estimate = estimator.estimate(estimator_state, experience)
+  state, _ = update.step(
+    experiment.model, experiment.update, state, experience, estimate.advantages
+  )
+  estimator_state = estimator.update(estimator_state, experience, state.params, estimate.aux)
   jax.block_until_ready((state, estimator_state))
   seconds.append(time.perf_counter() - start)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

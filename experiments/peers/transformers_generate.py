@@ -1,7 +1,8 @@
-"""Times transformers' generate, the sampler that TRL uses, with two samples a prompt. Runs
-in an environment with torch:
+"""Times transformers' generate, the sampler of TRL, with two samples per prompt:
 
-transformers_generate.py FOLDER SEQUENCES PROMPT NEW REPEATS; prints one JSON line.
+transformers_generate.py FOLDER SEQUENCES PROMPT NEW REPEATS
+
+Runs in an environment with torch. Prints one JSON line.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Times a step of TRL's GRPOTrainer: sample, score, update. Runs in an environment with trl:
+"""Times a step of TRL's GRPOTrainer: sample, score, update.
 
-trl_step.py FOLDER GGUF SEQUENCES NEW REPEATS; prints one JSON line. FOLDER has the weights, GGUF
-the tokenizer.
+trl_step.py FOLDER GGUF SEQUENCES NEW REPEATS
+
+Runs in an environment with trl. FOLDER has the weights, GGUF the tokenizer. Prints one JSON line.
 """
 
 import json
@@ -24,7 +25,7 @@ random.seed(0)
 
 
 def question():
-  """The prompt of configs/smollm2_arithmetic.py."""
+  """A prompt like those of configs/smollm2_arithmetic.py."""
   a, b = (random.randint(100, 999) for _ in range(2))
   return f"What is {a} + {b}? Reply with the number only."
 
@@ -36,12 +37,12 @@ data = Dataset.from_list(
 
 
 def reward(completions, **_):
-  """Something that differs within a group."""
+  """A reward that differs within groups, whatever the responses are."""
   return [float(len(set(c[0]["content"])) % 2) for c in completions]
 
 
 class Timer(TrainerCallback):
-  """Seconds of every step."""
+  """Records the seconds of every step."""
 
   seconds = []
 
@@ -50,7 +51,7 @@ class Timer(TrainerCallback):
     self.start = time.perf_counter()
 
   def on_step_end(self, *args, **kwargs):
-    """Stops it."""
+    """Stops the clock."""
     self.seconds.append(time.perf_counter() - self.start)
 
 

@@ -1,8 +1,9 @@
-"""Times google-tunix's vanilla sampler on random weights of a folder's shape (Llama family), with
-every prompt twice.
+"""Times google-tunix's vanilla sampler with every prompt twice:
 
-Runs in an environment with google-tunix:
-tunix_sampler.py FOLDER SEQUENCES PROMPT NEW REPEATS; prints one JSON line.
+tunix_sampler.py FOLDER SEQUENCES PROMPT NEW REPEATS
+
+Weights are random, in the shape of the folder's model (Llama family). Runs in an environment with
+google-tunix. Prints one JSON line.
 """
 
 import json
@@ -28,14 +29,14 @@ config = llama.ModelConfig(
   num_heads=shape["num_attention_heads"],
   head_dim=head_dim,
   num_kv_heads=shape["num_key_value_heads"],
-  rope_theta=100000,  # no matter for the time
+  rope_theta=100000,  # any value takes the same time
   norm_eps=shape["rms_norm_eps"],
   weight_tying=shape["tie_word_embeddings"],
 )
 
 
 class Numbers:
-  """A tokenizer whose texts are numbers, so that prompts have exactly the length asked for."""
+  """A tokenizer whose texts are token ids, so that prompts have an exact length."""
 
   def encode(self, text, **_):
     """'7 8' -> [7, 8]."""
@@ -46,19 +47,19 @@ class Numbers:
     return " ".join(map(str, ids))
 
   def bos_id(self):
-    """Not a token of any prompt."""
+    """A token that no prompt contains."""
     return 1
 
   def eos_id(self):
-    """Not a token of any prompt."""
+    """A token that no prompt contains."""
     return shape["vocab_size"] - 1
 
   def pad_id(self):
-    """Not a token of any prompt."""
+    """A token that no prompt contains."""
     return 0
 
   def dedup_bos_ids(self, ids):
-    """Leaves the ids alone."""
+    """Returns the ids unchanged."""
     return ids
 
 

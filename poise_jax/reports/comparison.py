@@ -1,289 +1,325 @@
-"""Runs side by side: a table, curves, answers before and after, and where it all comes from.
+"""Runs side by side: a table, curves, answers before and after training, and their provenance.
 
-Runs that differ in their seed alone are averaged.
+Runs that differ only in their seed are averaged.
 """
 
 import collections
-import html
+import html as stdlib_html
 import json
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from poise_jax import files, provenance
 from poise_jax.errors import UserError
-from poise_jax.evaluation.at_k import RIGHT
-from poise_jax.reports import html as page
-from poise_jax.reports import run_log as runs
-from poise_jax.reports import svg as figures
-from poise_jax.reports.run_log import Run
-from poise_jax.reports.svg import Line
+from poise_jax.reports import html, markdown, run_log, svg
+from poise_jax.reports.html import Card
+from poise_jax.reports.run_log import AXES, Run
+from poise_jax.reports.svg import Figure, Line
 
-PANELS = {  # metric -> its title, in order
+PANELS = {  # metric -> title of its figure
   "eval/accuracy": "Held-out accuracy (greedy)",
-  "reward/mean": "Mean reward of the rollouts",
-  "policy/entropy": "Entropy of the policy, nats a token",
-  "rollout/length": "Tokens a response",
-  "probe/pearson": "Probe's prediction against sibling's reward, r",
+  "reward/mean": "Mean reward",
+  "policy/entropy": "Policy entropy (nats per token)",
+  "rollout/length": "Response length (tokens)",
+  "probe/pearson": "Probe: correlation with the sibling's reward",
   "probe/variance_reduction": "1 − Var(advantage) / Var(reward)",
 }
 COSTS = {"eval/accuracy": "Held-out accuracy", "reward/mean": "Mean reward"}
-HEAD = (
-  *("algorithm", "seed", "steps", "rollouts", "tokens", "held-out before", "after", "gain"),
-  *("reward, last 10 steps", "minutes", "a step: sampling + estimating + updating, s"),
+HEADER = (
+  *("algorithm", "seed", "steps", "rollouts", "tokens"),
+  *("held-out accuracy before", "after", "gain", "reward, last 10 steps", "minutes"),
+  "seconds per step: sampling + estimation + update",
 )
-QUALITY = ("mae", "pearson")  # of a probe
-PROBE_HEAD = ("run", "domain", "MAE", "r", "held-out before", "after")
+PROBE_HEADER = ("run", "domain", "MAE", "r", "held-out accuracy before", "after")
+PROBE_METRICS = ("mae", "pearson")
 PROBE_MEANING = (
-  "MAE and Pearson r of a domain's probe against its siblings' rewards: 0 or 1, one sample of "
-  "the value that it predicts. Means of the last 10 steps that had any of that domain."
+  "MAE and Pearson's r between the predictions of a domain's probe and the rewards of the "
+  "siblings. Such a reward is 0 or 1, one sample of the predicted value. Both are means over the "
+  "last 10 steps with prompts of the domain."
 )
-LABEL = 60  # characters that the name of a curve may have
-INTERVAL = (
-  "Curves are means over seeds, bands ± one standard error of the mean (none for a single seed), "
-  "over the stretch that all seeds have reached. All but held-out accuracy are means of 5 steps."
+LABEL_CHARACTERS = 60  # limit for the label of a curve
+MEANING = (
+  "Curves are means over seeds; bands are ± one standard error of the mean (none for a single "
+  "seed). A curve ends where its shortest run ends. Metrics other than held-out accuracy are "
+  "moving means over 5 steps."
 )
+RIGHT = 1 - 1e-6  # smallest reward of a right answer
+
+Groups = Mapping[str, Sequence[Run]]  # label of a curve -> its runs by seed
 
 
-def grouped(all_runs: list[Run]) -> dict[str, list[Run]]:
-  """Runs by algorithm, each by seed, in the order in which algorithms appear.
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+  """Groups runs by algorithm, in order of appearance; the runs of a group are sorted by seed.
 
-  Where an algorithm has a seed more than once, the fields in which its runs differ tell them apart:
-  "poise train.learning_rate=1e-05"; where that is too long, the names of their folders do.
+  If an algorithm has several runs with one seed, labels name the fields in which they differ, as
+  in "poise train.learning_rate=1e-05". If that is too long, labels name the folders.
 
   Raises:
-    UserError: two runs differ in nothing.
+    UserError: two runs have the same configuration and seed.
   """
-  by_name = collections.defaultdict(list)
-  for run in all_runs:
-    by_name[run.algorithm].append(run)
+  by_algorithm = collections.defaultdict(list)
+  for run in runs:
+    by_algorithm[run.algorithm].append(run)
   groups = collections.defaultdict(list)
-  for name, members in by_name.items():
-    by_seed = collections.defaultdict(list)
+  for algorithm, members in by_algorithm.items():
+    fields = _differing_fields(members)
     for run in members:
-      by_seed[run.seed].append(_fields(run.config))
-    # What differs between seeds alone, as the folder of a warm start does, tells nothing apart.
-    fields = sorted(
-      field
-      for field in set().union(*(own for same in by_seed.values() for own in same))
-      if any(len({own.get(field) for own in same}) > 1 for same in by_seed.values())
-    )
-    for run in members:
-      own = _fields(run.config)
-      label = " ".join([name, *(f"{field}={own.get(field)}" for field in fields)])
-      groups[label if len(label) <= LABEL else f"{name} ({run.path.name})"].append(run)
+      config = _flat(run.config)
+      label = " ".join([algorithm, *(f"{field}={config.get(field)}" for field in fields)])
+      if len(label) > LABEL_CHARACTERS:
+        label = f"{algorithm} ({run.path.name})"
+      groups[label].append(run)
   for members in groups.values():
     members.sort(key=lambda run: run.seed)
-    for one, other in zip(members, members[1:], strict=False):
-      if one.seed == other.seed:
+    for first, second in zip(members, members[1:], strict=False):
+      if first.seed == second.seed:
         raise UserError(
-          f"{one.path} and {other.path} have both configuration and seed in common; "
-          "name one of them"
+          f"{first.path} and {second.path} have the same configuration and seed; name one of them"
         )
   return dict(groups)
 
 
-def _fields(config: dict[str, Any]) -> dict[str, str]:
-  """A config's fields as {"a.b": its value in JSON}."""
+def _differing_fields(runs: Sequence[Run]) -> list[str]:
+  """The fields in which runs with the same seed differ.
+
+  Fields that differ only between seeds, such as the folder of a warm start, do not count.
+  """
+  by_seed = collections.defaultdict(list)
+  for run in runs:
+    by_seed[run.seed].append(_flat(run.config))
+  names = {name for configs in by_seed.values() for config in configs for name in config}
+  return sorted(
+    name
+    for name in names
+    if any(len({config.get(name) for config in configs}) > 1 for configs in by_seed.values())
+  )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, str]:
+  """The fields of a config as {"a.b": value in JSON}."""
   return {name: json.dumps(value).strip('"') for name, value in files.flat(config).items()}
 
 
-def rows(groups: dict[str, list[Run]]) -> list[list[str]]:
-  """A line a run in the columns of HEAD, and the mean of a group's seeds if there are several."""
+def rows(groups: Groups) -> list[list[str]]:
+  """Rows of the table with HEADER: one per run, and the mean of each group with several seeds."""
   lines = []
-  for name, group in groups.items():
-    afters = []
-    for run in group:
-      _, accuracy = run.series("eval/accuracy")
-      afters.append(accuracy[-1])
-      _, reward = run.series("reward/mean")
-      reward = f"{reward[-10:].mean():.3f}" if len(reward) else ""
-      split = [run.series(f"time/{part}")[1] for part in ("rollout", "estimate", "update")]
-      split = " + ".join(f"{np.median(seconds):.2f}" for seconds in split if len(seconds))
-      lines.append(
-        [
-          *(name, f"{run.seed}", f"{run.step}", f"{run.along('rollouts')[-1]:.0f}"),
-          *(f"{run.along('tokens')[-1]:.0f}", f"{accuracy[0]:.3f}", f"{accuracy[-1]:.3f}"),
-          *(f"{accuracy[-1] - accuracy[0]:+.3f}", reward, f"{run.along('minutes')[-1]:.1f}", split),
-        ]
-      )
-    if len(group) > 1:
-      mean, error = np.mean(afters), standard_error(np.array(afters))
-      of = f"mean of {len(group)} ± standard error"
-      lines.append([name, of, "", "", "", "", f"{mean:.3f} ± {error:.3f}", "", "", "", ""])
+  for label, runs in groups.items():
+    lines += [_row(label, run) for run in runs]
+    if len(runs) > 1:
+      final = np.array([run.series("eval/accuracy")[1][-1] for run in runs])
+      accuracy = f"{final.mean():.3f} ± {standard_error(final):.3f}"
+      seeds = f"mean of {len(runs)} ± standard error"
+      lines.append([label, seeds, *[""] * 4, accuracy, *[""] * 4])
   return lines
 
 
-def probe_rows(named: dict[str, Run]) -> list[list[str]]:
-  """A line a domain in the columns of PROBE_HEAD, of runs with a probe for each of several."""
+def _row(label: str, run: Run) -> list[str]:
+  _, accuracy = run.series("eval/accuracy")
+  _, reward = run.series("reward/mean")
+  times = [run.series(f"time/{part}")[1] for part in ("rollout", "estimate", "update")]
+  return [
+    label,
+    f"{run.seed}",
+    f"{run.step}",
+    f"{run.positions('rollouts')[-1]:.0f}",
+    f"{run.positions('tokens')[-1]:.0f}",
+    f"{accuracy[0]:.3f}",
+    f"{accuracy[-1]:.3f}",
+    f"{accuracy[-1] - accuracy[0]:+.3f}",
+    f"{reward[-10:].mean():.3f}" if len(reward) else "",
+    f"{run.positions('minutes')[-1]:.1f}",
+    " + ".join(f"{np.median(seconds):.2f}" for seconds in times if len(seconds)),
+  ]
+
+
+def _is_mean(line: Sequence[str]) -> bool:
+  return line[1].startswith("mean")
+
+
+def probe_rows(runs: Mapping[str, Run]) -> list[list[str]]:
+  """Rows of the table with PROBE_HEADER: one per domain of every run with a probe per domain."""
   lines = []
-  for name, run in named.items():
-    logged = dict.fromkeys(key for row in run.rows for key in row)
-    for domain in (key.removeprefix("probe/mae/") for key in logged if "probe/mae/" in key):
-      cells = [f"{run.series(f'probe/{of}/{domain}')[1][-10:].mean():.3f}" for of in QUALITY]
+  for name, run in runs.items():
+    metrics = dict.fromkeys(metric for row in run.rows for metric in row)
+    for metric in metrics:
+      if not metric.startswith("probe/mae/"):
+        continue
+      domain = metric.removeprefix("probe/mae/")
+      series = [run.series(f"probe/{metric}/{domain}")[1] for metric in PROBE_METRICS]
       _, accuracy = run.series(f"eval/accuracy/{domain}")
       ends = [f"{accuracy[i]:.3f}" for i in (0, -1)] if len(accuracy) else ["", ""]
-      lines.append([name, domain, *cells, *ends])
+      lines.append([name, domain, *(f"{values[-10:].mean():.3f}" for values in series), *ends])
   return lines
 
 
-def standard_error(values: np.ndarray) -> np.ndarray:
-  """Of the mean over the first axis, which has at least two entries."""
+def standard_error(values: Float[np.ndarray, "runs ..."]) -> Float[np.ndarray, "..."]:
+  """The standard error of the mean over the first axis, which has at least two entries."""
   return values.std(0, ddof=1) / np.sqrt(len(values))
 
 
-def mean_curve(name: str, group: list[Run], metric: str, axis: str) -> Line | None:
-  """The mean over a group's runs, against an axis of runs.AXES; None if nothing was logged.
+def mean_curve(label: str, runs: Sequence[Run], metric: str, axis: str) -> Line | None:
+  """The mean of a metric over runs; None if it was never logged.
 
-  Between a run's points it is interpolated: seeds generate different numbers of tokens.
+  Values are interpolated between the points of a run, since seeds differ in the tokens per step.
+
+  Args:
+    label: name of the curve.
+    runs: runs of a group.
+    metric: name in metrics.jsonl.
+    axis: key of AXES.
   """
-  series = [run.series(metric, axis) for run in group]
+  series = [run.series(metric, axis) for run in runs]
   series = [(x, y) for x, y in series if len(x)]
   if not series:
     return None
   if not metric.startswith("eval/"):
-    series = [(x, runs.smooth(y)) for x, y in series]
+    series = [(x, run_log.smooth(y)) for x, y in series]
   start, end = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
-  places = np.unique(np.concatenate([x for x, _ in series]))
-  places = places[(start <= places) & (places <= end)]
-  if not len(places):
+  points = np.unique(np.concatenate([x for x, _ in series]))
+  points = points[(start <= points) & (points <= end)]
+  if not len(points):
     return None
-  values = np.array([np.interp(places, x, y) for x, y in series])
+  values = np.array([np.interp(points, x, y) for x, y in series])
   spread = standard_error(values) if len(values) > 1 else None
-  return Line(name, places, values.mean(0), spread)
+  return Line(label, points, values.mean(0), spread)
 
 
-def panels(groups: dict[str, list[Run]], axes: list[str], metrics: dict[str, str]):
-  """(title, figure) of every metric that was logged, against every one of the axes."""
+def panels(
+  groups: Groups, axes: Sequence[str], metrics: Mapping[str, str]
+) -> Iterator[tuple[str, Figure]]:
+  """(title, figure) of every logged metric against every axis.
+
+  Args:
+    groups: runs of each curve.
+    axes: keys of AXES.
+    metrics: metric -> title.
+  """
   for metric, title in metrics.items():
     for axis in axes:
-      lines = [mean_curve(name, group, metric, axis) for name, group in groups.items()]
+      lines = [mean_curve(label, runs, metric, axis) for label, runs in groups.items()]
       if any(lines):
-        yield title, figures.curves(lines, runs.AXES[axis])
+        yield title, svg.curves(lines, AXES[axis])
 
 
-def samples(run: Run, count: int) -> list[list[str]]:
-  """The same held-out problems before and after: a heading, then a line each; empty for none."""
+def samples(run: Run, count: int) -> tuple[list[str], list[list[str]]] | None:
+  """Answers to the same held-out problems before and after training; None without any.
+
+  Args:
+    run: a run.
+    count: problems, evenly spaced so that they are from every domain.
+
+  Returns:
+    The header and the rows of a table.
+  """
   folder = run.path / "answers"
   steps = sorted(int(path.stem.partition("_")[2]) for path in folder.glob("step_*.jsonl"))
   if not steps or not count:
-    return []
+    return None
+  ends = steps[0], steps[-1]
   before, after = (
     [json.loads(line) for line in (folder / f"step_{step}.jsonl").read_text().splitlines()]
-    for step in (steps[0], steps[-1])
+    for step in ends
   )
-  lines = [["problem", "answer", f"step {steps[0]}", f"step {steps[-1]}"]]
   pairs = list(zip(before, after, strict=True))
   count = min(count, len(pairs))
-  for old, new in (pairs[i * len(pairs) // count] for i in range(count)):  # of every domain
-    shown = [
-      f"{json.dumps(row['response'], ensure_ascii=False)[1:-1]} "
-      + ("✓" if row["reward"] >= RIGHT else "✗")
-      for row in (old, new)
-    ]
-    lines.append([str(old["question"]), str(old["answer"]), *shown])
-  return lines
+  lines = []
+  for pair in (pairs[i * len(pairs) // count] for i in range(count)):
+    problem = [str(pair[0]["question"]), str(pair[0]["answer"])]
+    lines.append([*problem, *map(_response, pair)])
+  return ["problem", "answer", *(f"step {step}" for step in ends)], lines
 
 
-def _bold(line: list[str]) -> list[str]:
-  return [f"**{cell}**" if _is_mean(line) and cell else cell for cell in line]
+def _response(row: dict[str, Any]) -> str:
+  mark = "✓" if row["reward"] >= RIGHT else "✗"
+  return f"{json.dumps(row['response'], ensure_ascii=False)[1:-1]} {mark}"
 
 
-def _is_mean(line):
-  return line[1].startswith("mean")
-
-
-def _code(lines: list[list[str]]) -> list[list[str]]:
-  """What a model said, in the last two columns, is not Markdown: `said` ✓."""
-  asked = [[html.escape(cell, quote=False) for cell in line[:2]] for line in lines]
-  said = [[f"`{cell[:-2]}`{cell[-2:]}" for cell in line[2:]] for line in lines]
-  return [[*a, *b] for a, b in zip(asked, said, strict=True)]
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-  """A table; what would end a cell or a line of it is escaped."""
-  lines = [head, ["---"] * len(head), *lines]
-  cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines]
-  return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def _as_code(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+  """Rows of `samples` for Markdown: problems escaped, responses as code in front of their mark."""
+  problems = [[stdlib_html.escape(cell, quote=False) for cell in line[:2]] for line in lines]
+  responses = [[f"`{cell[:-2]}`{cell[-2:]}" for cell in line[2:]] for line in lines]
+  return [[*a, *b] for a, b in zip(problems, responses, strict=True)]
 
 
 def rounded(row: dict[str, float]) -> dict[str, float]:
-  """Five significant digits, so that committed files stay small; whole numbers stay whole."""
+  """Rounds floats to five significant digits, so that committed files stay small."""
   return {k: v if isinstance(v, int) else float(f"{v:.5g}") for k, v in row.items()}
 
 
-def report(paths: list[pathlib.Path], out: pathlib.Path, samples_shown: int = 0) -> str:
-  """Writes README.md, report.html, curves.svg, costs.svg and the metrics into `out`.
+def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) -> str:
+  """Writes README.md, report.html, curves.svg, costs.svg and the metrics of every run.
 
   Args:
     paths: workdirs.
-    out: is made if need be.
-    samples_shown: held-out answers of every run, before and after.
+    out: output folder, created if it does not exist.
+    problems: held-out problems per run whose answers are shown, before and after training.
 
   Returns:
-    the table, in Markdown.
+    The table in Markdown.
 
   Raises:
-    UserError: one of the paths holds no evaluated run, or two runs have configuration and seed in
-      common.
+    UserError: a path holds no run or one without an evaluation, or two runs have the same
+      configuration and seed.
   """
-  all_runs = [runs.read(path) for path in paths]
+  all_runs = [run_log.read(path) for path in paths]
   for run in all_runs:
     if not any("eval/accuracy" in row for row in run.rows):
-      raise UserError(f"{run.path} has not been evaluated yet; wait for its step 0")
+      raise UserError(f"{run.path} has not been evaluated yet; wait for its evaluation at step 0")
   groups = grouped(all_runs)
   out.mkdir(parents=True, exist_ok=True)
-  named = {f"{name}-{run.seed}": run for name, group in groups.items() for run in group}
-  for name, run in named.items():
+  runs = {f"{label}-{run.seed}": run for label, members in groups.items() for run in members}
+  for name, run in runs.items():
     lines = [json.dumps(rounded(row)) + "\n" for row in run.rows]
     (out / f"{name.replace('/', '_')}.metrics.jsonl").write_text("".join(lines))
+  figures = {
+    "curves": list(panels(groups, ["steps"], PANELS)),
+    "costs": list(panels(groups, ["rollouts", "tokens", "minutes"], COSTS)),
+  }
+  for (name, drawn), columns in zip(figures.items(), (2, 3), strict=True):
+    (out / f"{name}.svg").write_text(svg.picture(drawn, list(groups), columns))
+  answers = {name: samples(run, problems) for name, run in runs.items()}
+  answers = {f"Held-out answers, {name}": table for name, table in answers.items() if table}
+  starts = [start for run in all_runs for start in run.starts]
   lines = rows(groups)
-  curves = list(panels(groups, ["steps"], PANELS))
-  costs = list(panels(groups, ["rollouts", "tokens", "minutes"], COSTS))
-  answers = {name: samples(run, samples_shown) for name, run in named.items()}
-  answers = {name: told for name, told in answers.items() if told}
-  commands, where = provenance.origin([start for run in all_runs for start in run.starts])
-
-  (out / "curves.svg").write_text(figures.picture(curves, list(groups), 2))
-  (out / "costs.svg").write_text(figures.picture(costs, list(groups), 3))
-  text = markdown(HEAD, [_bold(line) for line in lines])
-  sections = [f"# {out.name}", text, INTERVAL, "![curves](curves.svg)", "![costs](costs.svg)"]
-  sections.append(provenance.describe([start for run in all_runs for start in run.starts]))
-  if told := probe_rows(named):
-    sections.append(f"## Probes\n\n{markdown(PROBE_HEAD, told)}\n\n{PROBE_MEANING}")
-  for name, (head, *told) in answers.items():
-    sections.append(f"## Held-out answers, {name}\n\n{markdown(head, _code(told))}")
-  files.write_whole(out / "README.md", "\n\n".join(sections) + "\n")
-  body = _body(out.name, groups, lines, curves, costs, answers, commands, where)
-  files.write_whole(out / "report.html", page.page(f"{out.name}: comparison", body))
-  return text
+  bold = [[f"**{cell}**" if cell and _is_mean(line) else cell for cell in line] for line in lines]
+  table = markdown.table(HEADER, bold)
+  readme = _readme(out.name, table, probe_rows(runs), answers, starts)
+  files.write_whole(out / "README.md", readme)
+  page = _page(out.name, groups, lines, figures, answers, starts)
+  files.write_whole(out / "report.html", html.render(page))
+  return table
 
 
-def _body(title, groups, lines, curves, costs, answers, commands, where):
-  """The same as a page: figures that adapt to its width and to dark screens."""
+def _readme(title, table, probes, answers, starts) -> str:
+  sections = [f"# {title}", table, MEANING, "![curves](curves.svg)", "![costs](costs.svg)"]
+  sections.append(provenance.describe(starts))
+  if probes:
+    sections.append(f"## Probes\n\n{markdown.table(PROBE_HEADER, probes)}\n\n{PROBE_MEANING}")
+  for heading, (header, lines) in answers.items():
+    sections.append(f"## {heading}\n\n{markdown.table(header, _as_code(lines))}")
+  return "\n\n".join(sections) + "\n"
 
-  def cards(figures_):
-    return (
-      f'<div class="cards">{"".join(page.card(name, figure) for name, figure in figures_)}</div>'
-    )
 
-  def safe(cells):
-    return [[html.escape(cell) for cell in line] for line in cells]
-
-  cells = [[f"<b>{cell}</b>" if _is_mean(line) else cell for cell in line] for line in safe(lines)]
-  seeds = sum(len(group) for group in groups.values())
-  sections = [
-    f"<header><h1>{html.escape(title)}</h1>"
-    f'<p class="quiet">{seeds} runs of {len(groups)} kinds. {INTERVAL}</p></header>',
-    f'<div class="sticky">{page.legend(list(groups))}</div>',
-    "<h2>Against steps</h2>" + cards(curves),
-    "<h2>Against what they cost</h2>" + cards(costs),
-    "<h2>Runs</h2>" + page.table(HEAD, cells, set(range(1, len(HEAD)))),
-  ]
-  for name, (head, *told) in answers.items():
-    sections.append(page.folded(f"Held-out answers, {name}", page.table(head, safe(told))))
-  told = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in where)
-  made = f"<pre>{html.escape(chr(10).join(commands))}</pre>{told}"
-  sections += ["<h2>Where it comes from</h2>", page.folded("Commands, commits, machines", made)]
-  return "\n".join(sections)
+def _page(title, groups, lines, figures, answers, starts) -> html.Page:
+  """The same content as a page, with figures that adapt to its width and to dark screens."""
+  cards = {
+    name: [Card(panel, figure) for panel, figure in drawn] for name, drawn in figures.items()
+  }
+  seeds = sum(map(len, groups.values()))
+  means = [i for i, line in enumerate(lines) if _is_mean(line)]
+  commands, origin = provenance.origin(starts)
+  return html.Page(
+    title=f"{title}: comparison",
+    heading=title,
+    about=f"{seeds} runs in {len(groups)} groups. {MEANING}",
+    legend=list(groups),
+    figures={"By step": cards["curves"], "By cost": cards["costs"]},
+    tables={"Runs": html.Table(HEADER, lines, range(1, len(HEADER)), means)},
+    problems={heading: html.Table(*table) for heading, table in answers.items()},
+    commands=commands,
+    origin=origin,
+  )

@@ -1,4 +1,4 @@
-"""What a run's workdir holds, read back: its numbers, some of its answers, where it comes from."""
+"""A run's workdir read back: its config, metrics, samples and provenance."""
 
 import dataclasses
 import json
@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from poise_jax.errors import UserError
 
-# What a run is measured against -> the axis' label.
-AXES = {
+AXES = {  # what a metric can be plotted against -> label of the axis
   "steps": "step",
   "rollouts": "rollouts sampled",
   "tokens": "tokens generated",
-  "minutes": "minutes of wall-clock",
+  "minutes": "minutes of wall-clock time",
 }
-_STEP = re.compile(rb'\{"step": (\d+)[,}]')  # a row of metrics.jsonl or samples.jsonl begins so
+_STEP = re.compile(rb'\{"step": (\d+)[,}]')  # start of a row of metrics.jsonl or samples.jsonl
 
 
 @dataclasses.dataclass
 class Run:
-  """What a workdir holds."""
+  """Contents of a workdir."""
 
   path: pathlib.Path
   config: dict[str, Any]
   rows: list[dict[str, float]]  # metrics.jsonl
-  starts: list[dict[str, Any]]  # provenance.jsonl
+  starts: list[dict[str, Any]]  # provenance.jsonl, one entry per start
 
   @property
   def algorithm(self) -> str:
@@ -37,68 +37,81 @@ class Run:
 
   @property
   def seed(self) -> int:
-    """config.seed."""
+    """The seed of the run, config.seed."""
     return self.config["seed"]
 
   @property
   def step(self) -> int:
-    """The last step that was logged; 0 if there is none."""
+    """The last step in the log, or 0."""
     return int(self.rows[-1]["step"]) if self.rows else 0
 
-  def series(self, metric: str, axis: str = "steps") -> tuple[np.ndarray, np.ndarray]:
-    """Where on an axis of AXES a metric was logged, and its values; float64 [N] each."""
-    places = self.along(axis)
-    points = [(x, row[metric]) for x, row in zip(places, self.rows, strict=True) if metric in row]
+  def series(
+    self, metric: str, axis: str = "steps"
+  ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Positions and values of a metric, for the rows that have it.
+
+    Args:
+      metric: name in metrics.jsonl.
+      axis: key of AXES.
+    """
+    positions = self.positions(axis)
+    points = [
+      (x, row[metric]) for x, row in zip(positions, self.rows, strict=True) if metric in row
+    ]
     return tuple(np.array(points, np.float64).reshape(-1, 2).T)
 
-  def along(self, axis: str) -> np.ndarray:
-    """Every row's place on an axis of AXES, float64 [rows]."""
-    size = self.config["rollouts"]  # of a step
+  def positions(self, axis: str) -> Float[np.ndarray, " rows"]:
+    """Position of every row on an axis, a key of AXES."""
+    rollouts_per_step = self.config["rollouts"]
 
-    def place(row):
+    def position(row):
       if axis == "steps":
         return row["step"]
       if axis == "rollouts":
-        return row.get("collect/generated_total", row["step"] * size)
+        return row.get("collect/generated_total", row["step"] * rollouts_per_step)
       if axis == "minutes":
         return row.get("time/elapsed", np.nan) / 60
-      # Runs from before collect/tokens: the rollouts trained on stand for those left out.
+      # Logs of older versions lack collect/tokens: assume that discarded rollouts were as long.
       trained_on = row.get("rollout/tokens", 0.0)
-      return row.get("collect/tokens", trained_on * row.get("collect/generated", size) / size)
+      generated = row.get("collect/generated", rollouts_per_step)
+      return row.get("collect/tokens", trained_on * generated / rollouts_per_step)
 
-    places = np.array([place(row) for row in self.rows], np.float64)
-    return np.cumsum(places) if axis == "tokens" else places
+    positions = np.array([position(row) for row in self.rows], np.float64)
+    return np.cumsum(positions) if axis == "tokens" else positions
 
   def samples(self, choose: Callable[[list[int]], list[int]]) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl of the steps that `choose` picks from those there are.
+    """Rows of samples.jsonl.
 
-    Only chosen rows are parsed, so that a long run's report costs little.
+    Only rows of chosen steps are parsed, so that the report of a long run is cheap.
+
+    Args:
+      choose: picks from the steps in the file.
     """
     path = self.path / "samples.jsonl"
     if not path.exists():
       return []
-    places = {}
+    offsets = {}
     for step, start, _ in whole_rows(path):
-      places.setdefault(step, []).append(start)
+      offsets.setdefault(step, []).append(start)
     rows = []
     with path.open("rb") as file:
-      for step in choose(list(places)):
-        for start in places[step]:
+      for step in choose(list(offsets)):
+        for start in offsets[step]:
           file.seek(start)
           rows.append(json.loads(file.readline()))
     return rows
 
 
 def read(path: pathlib.Path) -> Run:
-  """Reads a run's workdir, finished or not.
+  """Reads the workdir of a run, finished or not.
 
   Raises:
-    UserError: there is no run.
+    UserError: the folder holds no run.
   """
   if not (path / "config.json").exists():
     raise UserError(f"{path} holds no run: it has no config.json")
   config = json.loads((path / "config.json").read_text())
-  if "algorithm" not in config:  # a model's folder has such a file too
+  if "algorithm" not in config:  # the folder of a model has a config.json too
     raise UserError(f"{path} holds no run: its config.json names no algorithm")
   metrics, provenance = path / "metrics.jsonl", path / "provenance.jsonl"
   rows = [json.loads(line) for _, _, line in whole_rows(metrics)] if metrics.exists() else []
@@ -107,19 +120,19 @@ def read(path: pathlib.Path) -> Run:
 
 
 def whole_rows(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
-  """(step, byte offset, line) of every row, up to one that was cut off in the middle."""
+  """(step, byte offset, line) of every row before the first incomplete one."""
   start = 0
   with path.open("rb") as file:
     for line in file:
-      found = _STEP.match(line)
-      if not found or not line.endswith(b"\n"):
+      match = _STEP.match(line)
+      if not match or not line.endswith(b"\n"):
         return
-      yield int(found[1]), start, line
+      yield int(match[1]), start, line
       start += len(line)
 
 
-def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
-  """The mean of `width` neighbours in the last axis; of fewer at the ends."""
+def smooth(values: Float[np.ndarray, " N"], width: int = 5) -> Float[np.ndarray, " N"]:
+  """The moving mean over `width` values, fewer at the ends."""
   window = np.ones(min(width, values.shape[-1]))
   weight = np.convolve(np.ones(values.shape[-1]), window, "same")
   return np.convolve(values, window, "same") / weight

@@ -1,147 +1,228 @@
-"""Curves as SVG whose colours are a page's variables: light and dark, sharp at any size.
+"""Figures as SVG: curves, bars and areas on a pair of axes.
 
-A page of ten is made in some hundredths of a second, while a run waits; matplotlib takes a second.
+A run waits for its report at every evaluation. A page of ten figures takes a few hundredths of a
+second this way, and about a second with matplotlib. Colors are CSS variables, so that figures in a
+page follow its light or dark scheme; `picture` makes a file of its own, always on white.
 """
 
 import dataclasses
-import html
 import itertools
 import math
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
 
 COLORS = (  # on light pages; dark ones mix them with white
   *("#1f77b4", "#e8710a", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf"),
   *("#a8a000", "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d"),
 )
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 408, 10, 212  # of the plot itself
-POINTS = 300  # more than these are thinned out
+LEFT, RIGHT, TOP, BOTTOM_MARGIN = 52, 408, 10, 38  # edges of the axes within a figure
+POINTS = 300  # curves with more than twice as many points are thinned
+LABEL_CHARACTERS = 32  # limit for the label of a bar
+STYLE = Markup(
+  "svg text{fill:var(--ink);font-size:11.5px}.grid{stroke:var(--grid);stroke-width:0.8}"
+  ".line{fill:none;stroke-width:1.7;stroke-linejoin:round}"
+)
+Ticks = Sequence[tuple[float, str]]  # positions and their labels
 
 
 @dataclasses.dataclass
 class Line:
-  """A curve: x, y [N], how far to either side its band goes [N], and what it smooths [N]."""
+  """A curve with an optional band y ± spread, and the raw values that y smooths."""
 
   label: str
-  x: np.ndarray
-  y: np.ndarray
-  spread: np.ndarray | None = None
-  raw: np.ndarray | None = None
+  x: Float[np.ndarray, " N"]
+  y: Float[np.ndarray, " N"]
+  spread: Float[np.ndarray, " N"] | None = None
+  raw: Float[np.ndarray, " N"] | None = None
 
 
 class Figure:
-  """A pair of axes; what is added later lies above. Values beyond `ylim` are drawn at its edge."""
+  """A pair of axes. Later elements cover earlier ones; y beyond `ylim` is drawn at its edge."""
 
-  def __init__(self, xlabel: str, xlim, ylim, ylabel: str = ""):
-    """xlim, ylim: the least and the largest value to show; they may be equal."""
-    self.xlim = _widened(*xlim, 0.0)
-    self.ylim = _widened(*ylim, 0.06)
-    self.parts = []
-    middle_x, middle_y = (LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2
-    for value, text in ticks(*self.ylim, 5):
+  def __init__(
+    self,
+    xlabel: str,
+    xlim: tuple[float, float],
+    ylim: tuple[float, float],
+    ylabel: str = "",
+    *,
+    xticks: Ticks | None = None,
+    yticks: Ticks | None = None,
+    left: int = LEFT,
+    height: int = HEIGHT,
+  ):
+    """Draws the axes.
+
+    Args:
+      xlabel: label below the x axis.
+      xlim: smallest and largest x; they may be equal.
+      ylim: smallest and largest y; they may be equal. A little room is added at either end.
+      ylabel: label to the left of the y axis.
+      xticks: ticks of the x axis; round values by default.
+      yticks: ticks of the y axis; round values by default.
+      left: left edge of the axes, with the labels of the y ticks in front of it.
+      height: height of the whole figure.
+    """
+    self.xlim, self.ylim = _widened(*xlim, 0.0), _widened(*ylim, 0.06)
+    self.left, self.height, self.bottom = left, height, height - BOTTOM_MARGIN
+    self.parts: list[Markup] = []
+    for value, text in yticks or ticks(*self.ylim, 5):
       y = self._y(value)
-      self.parts.append(f'<path class="grid" d="M{LEFT} {y}H{RIGHT}"/>')
-      self.parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{text}</text>')
-    for value, text in ticks(*self.xlim, 6, whole=xlabel == "step"):
+      self._add('<path class="grid" d="M{} {}H{}"/>', left, y, RIGHT)
+      self._add('<text x="{}" y="{}" text-anchor="end">{}</text>', left - 6, y + 4, text)
+    for value, text in xticks or ticks(*self.xlim, (RIGHT - left) // 55, whole=xlabel == "step"):
       x = self._x(value)
-      self.parts.append(f'<path class="grid" d="M{x} {BOTTOM}v4"/>')
-      self.parts.append(f'<text x="{x}" y="{BOTTOM + 17}" text-anchor="middle">{text}</text>')
-    self.parts.append(
-      f'<text x="{middle_x}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(xlabel)}</text>'
-    )
+      self._add('<path class="grid" d="M{} {}v4"/>', x, self.bottom)
+      self._add('<text x="{}" y="{}" text-anchor="middle">{}</text>', x, self.bottom + 17, text)
+    middle = '<text x="{}" y="{}" text-anchor="middle">{}</text>'
+    self._add(middle, (left + RIGHT) / 2, height - 5, xlabel)
     if ylabel:
-      turned = f'transform="translate(13 {middle_y}) rotate(-90)" text-anchor="middle"'
-      self.parts.append(f"<text {turned}>{html.escape(ylabel)}</text>")
+      turned = '<text transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>'
+      self._add(turned, (TOP + self.bottom) / 2, ylabel)
 
-  def line(self, color: str, x, y, style: str = ""):
-    """A polyline; of one point nothing can be seen, see `dots`."""
-    self.parts.append(f'<path class="line" style="stroke:{color};{style}" d="{self._path(x, y)}"/>')
+  def line(self, color: str, x: Sequence[float], y: Sequence[float], style: str = ""):
+    """Adds a polyline. A single point is invisible; see `dots`."""
+    path = self._path(x, y)
+    self._add('<path class="line" style="stroke:{};{}" d="{}"/>', color, style, path)
 
-  def area(self, color: str, x, low, high, opacity: float):
-    """What lies between two curves over the same x."""
-    around = self._path([*x, *x[::-1]], [*high, *low[::-1]])
-    self.parts.append(f'<path style="fill:{color};fill-opacity:{opacity}" d="{around}Z"/>')
+  def area(
+    self,
+    color: str,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    opacity: float,
+  ):
+    """Adds the area between two curves over the same x."""
+    outline = self._path([*x, *x[::-1]], [*high, *low[::-1]])
+    self._add('<path style="fill:{};fill-opacity:{}" d="{}Z"/>', color, opacity, outline)
 
-  def dots(self, color: str, x, y, radius: float, titles=(), opacity: float = 1.0):
-    """A dot a point; `titles` are shown when the mouse is on it."""
-    for place, value, title in itertools.zip_longest(x, y, titles, fillvalue=""):
-      self.parts.append(
-        f'<circle cx="{self._x(place)}" cy="{self._y(value)}" r="{radius}" '
-        f'style="fill:{color};fill-opacity:{opacity}">'
-        + (f"<title>{html.escape(title)}</title>" if title else "")
-        + "</circle>"
-      )
+  def dots(
+    self,
+    color: str,
+    x: Iterable[float],
+    y: Iterable[float],
+    radius: float,
+    titles: Iterable[str] = (),
+    opacity: float = 1.0,
+  ):
+    """Adds a dot per point; `titles` are their tooltips."""
+    dot = '<circle cx="{}" cy="{}" r="{}" style="fill:{};fill-opacity:{}">{}</circle>'
+    for px, py, title in itertools.zip_longest(x, y, titles, fillvalue=""):
+      tooltip = Markup("<title>{}</title>").format(title) if title else ""
+      self._add(dot, self._x(px), self._y(py), radius, color, opacity, tooltip)
 
-  def inside(self) -> str:
-    """All that was drawn, WIDTH by HEIGHT, without an <svg> around it."""
-    return "".join(self.parts)
+  def body(self) -> Markup:
+    """The elements of the figure, WIDTH by `height`, without an <svg> around them."""
+    return Markup("").join(self.parts)
 
-  def svg(self, label: str) -> str:
-    """An element that takes the width of what it is in; `label` is its name to screen readers."""
-    return (
-      f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
-      f"{self.inside()}</svg>"
-    )
+  def svg(self, label: str) -> Markup:
+    """An <svg> element as wide as its container; `label` is its name for screen readers."""
+    element = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+    return element.format(WIDTH, self.height, label, self.body())
 
-  def _x(self, value):
+  def _add(self, element: str, *values: object):
+    """Adds an element; Markup.format escapes the values."""
+    self.parts.append(Markup(element).format(*values))
+
+  def _x(self, value: float) -> float:
     low, high = self.xlim
-    return round(LEFT + (RIGHT - LEFT) * float(value - low) / (high - low), 1)
+    return round(self.left + (RIGHT - self.left) * float(value - low) / (high - low), 1)
 
-  def _y(self, value):
+  def _y(self, value: float) -> float:
     low, high = self.ylim
     share = (min(max(float(value), low), high) - low) / (high - low)
-    return round(BOTTOM - (BOTTOM - TOP) * share, 1)
+    return round(self.bottom - (self.bottom - TOP) * share, 1)
 
-  def _path(self, x, y):
+  def _path(self, x: Sequence[float], y: Sequence[float]) -> str:
     return "M" + "L".join(f"{self._x(a)} {self._y(b)}" for a, b in zip(x, y, strict=True))
 
 
-def curves(lines: list[Line | None], xlabel: str) -> Figure:
-  """Curves over one x axis, each in the colour of its place in the list (a None keeps one free).
+def curves(lines: Sequence[Line | None], xlabel: str) -> Figure:
+  """Curves over one x axis. Each has the color of its position in the list; None skips a color.
 
-  Where colours come round again, curves are dashed (see `dash`).
+  Where colors repeat, curves are dashed (see `dash`).
   """
-  shown = [line for line in lines if line]
-  values = [line.y if line.raw is None else line.raw for line in shown]
-  bands = [np.concatenate([k.y - k.spread, k.y + k.spread]) for k in shown if k.spread is not None]
-  y, x = np.concatenate([*values, *bands]), np.concatenate([line.x for line in shown])
+  visible = [line for line in lines if line]
+  values = [line.y if line.raw is None else line.raw for line in visible]
+  for line in visible:
+    if line.spread is not None:
+      values += [line.y - line.spread, line.y + line.spread]
+  y, x = np.concatenate(values), np.concatenate([line.x for line in visible])
   figure = Figure(xlabel, (x.min(), x.max()), (y.min(), y.max()))
   for i, line in enumerate(lines):
     if not line:
       continue
-    color = f"var(--c{i % len(COLORS)})"
+    color = color_of(i)
     if line.spread is not None and len(line.x) > 1:
       figure.area(color, line.x, line.y - line.spread, line.y + line.spread, 0.16)
     if line.raw is not None:
       figure.line(color, *thinned(line.x, line.raw), "stroke-width:0.8;stroke-opacity:0.35")
     figure.line(color, *thinned(line.x, line.y), dash(i))
-    if len(line.x) < 80:  # dots on a long curve are there only for the mouse
-      of = f"{line.label}, " * bool(line.label)
-      titles = [f"{of}{xlabel} {a:,.5g}: {b:.4g}" for a, b in zip(line.x, line.y, strict=True)]
+    if len(line.x) < 80:  # the dots of a long curve are invisible and carry the tooltips
+      name = f"{line.label}, " if line.label else ""
+      titles = [f"{name}{xlabel} {a:,.5g}: {b:.4g}" for a, b in zip(line.x, line.y, strict=True)]
       few = len(line.x) < 16
       figure.dots(color, line.x, line.y, 2.2 if few else 4, titles, 1.0 if few else 0.0)
   return figure
 
 
+def bars(
+  labels: Sequence[str],
+  values: Sequence[float],
+  errors: Sequence[float],
+  colors: Sequence[str],
+  xlabel: str,
+) -> Figure:
+  """Horizontal bars from top to bottom, each with its label in front and an error bar ± error."""
+  rows = range(len(labels))
+  shown = [x if len(x) <= LABEL_CHARACTERS else f"…{x[1 - LABEL_CHARACTERS :]}" for x in labels]
+  low = min(0.0, *(v - e for v, e in zip(values, errors, strict=True)))
+  high = max(v + e for v, e in zip(values, errors, strict=True))
+  figure = Figure(
+    xlabel,
+    (low, high),
+    (0.5 - len(labels), 0.5),
+    yticks=[(-i, label) for i, label in enumerate(shown)],
+    left=max(LEFT, 14 + round(6.4 * max(map(len, shown)))),
+    height=max(HEIGHT, TOP + 20 * len(labels) + BOTTOM_MARGIN),
+  )
+  for i, value, error, color in zip(rows, values, errors, colors, strict=True):
+    figure.area(color, [0.0, value], [-i - 0.35] * 2, [-i + 0.35] * 2, 0.7)
+    figure.line("var(--ink)", [value - error, value + error], [-i, -i], "stroke-width:1.2")
+  return figure
+
+
+def color_of(place: int) -> str:
+  """The color of the curve at a position; colors repeat after len(COLORS)."""
+  return f"var(--c{place % len(COLORS)})"
+
+
 def dash(place: int) -> str:
-  """The style of a curve by its place: dashed where colours come round again."""
-  return "stroke-dasharray:6 3" * (place >= len(COLORS))
+  """The style of the curve at a position: dashed where colors repeat."""
+  return "stroke-dasharray:6 3" if place >= len(COLORS) else ""
 
 
-def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The least and the largest of every stretch of a long curve, so that spikes stay."""
+def thinned(
+  x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+  """The minimum and the maximum of each of POINTS segments of a long curve, so that spikes stay."""
   if len(x) <= 2 * POINTS:
     return x, y
-  kept = set()
-  for stretch in np.array_split(np.arange(len(x)), POINTS):
-    kept |= {stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]}
-  kept = sorted(kept | {0, len(x) - 1})
-  return x[kept], y[kept]
+  extremes = {0, len(x) - 1}
+  for segment in np.array_split(np.arange(len(x)), POINTS):
+    extremes |= {segment[y[segment].argmin()], segment[y[segment].argmax()]}
+  indices = sorted(extremes)
+  return x[indices], y[indices]
 
 
 def ticks(low: float, high: float, count: int, whole: bool = False) -> list[tuple[float, str]]:
-  """About `count` round values from low to high, and how they are written."""
+  """At most about `count` round values in [low, high] with their labels; integers if `whole`."""
   step = 10.0 ** math.floor(math.log10((high - low) / count))
   step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
   if whole:
@@ -155,56 +236,76 @@ def ticks(low: float, high: float, count: int, whole: bool = False) -> list[tupl
   if 0 < largest < 1e-3:
     return [(value, f"{value:.1e}") for value in values]
   digits = next(d for d in range(12) if math.isclose(round(step / unit, d), step / unit))
-  texts = [f"{abs(value) / unit:,.{digits}f}{suffix * bool(value)}" for value in values]
-  return [(v, "−" * (v < 0) + t) for v, t in zip(values, texts, strict=True)]
+  texts = [f"{abs(value) / unit:,.{digits}f}{suffix if value else ''}" for value in values]
+  return [(v, f"−{t}" if v < 0 else t) for v, t in zip(values, texts, strict=True)]
 
 
-def picture(panels: list[tuple[str, Figure]], labels: list[str], columns: int) -> str:
-  """An SVG file of panels with their titles, and one legend above them all."""
-  title_height, entry, line_height = 24, 200, 20
+def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+  """The values 1, 2 and 5 times a power of ten that enclose [low, high], at their log10."""
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+  first = max(value for value in values if value <= low)
+  last = min(value for value in values if value >= high)
+  return [(math.log10(value), f"{value:g}") for value in values if first <= value <= last]
+
+
+def picture(panels: Sequence[tuple[str, Figure]], labels: Sequence[str], columns: int) -> str:
+  """An SVG file of (title, figure) panels in a grid under one legend.
+
+  It needs no stylesheet: colors are literal and the background is white, so that it is legible
+  wherever an image can be shown, such as in a Markdown file.
+  """
+  title_height, gap, line_height = 24, 8, 20
+  entry = max(200, 40 + 7 * max(map(len, labels), default=0))
   width = columns * WIDTH
-  per_line = width // entry
-  top = 10 + line_height * -(-len(labels) // per_line)
-  height = top + -(-len(panels) // columns) * (HEIGHT + title_height + 8)
+  per_line = max(1, width // entry)
+  y = 10 + line_height * -(-len(labels) // per_line)
   parts = []
   for i, label in enumerate(labels):
-    x, y = 14 + entry * (i % per_line), 16 + line_height * (i // per_line)
-    parts.append(
-      f'<path class="line" style="stroke:var(--c{i % len(COLORS)});stroke-width:3;{dash(i)}" '
-      f'd="M{x} {y - 4}h16"/><text x="{x + 22}" y="{y}">{html.escape(label)}</text>'
-    )
-  for i, (title, figure) in enumerate(panels):
-    x, y = WIDTH * (i % columns), top + (HEIGHT + title_height + 8) * (i // columns)
-    parts.append(
-      f'<text class="title" x="{x + 14}" y="{y + 16}">{html.escape(title)}</text>'
-      f'<g transform="translate({x} {y + title_height})">{figure.inside()}</g>'
-    )
-  return (
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-    f'height="{height}"><style>svg{{{variables(False)};background:var(--card)}}'
-    f"@media(prefers-color-scheme:dark){{svg{{{variables(True)}}}}}"
-    f"text{{font:12px system-ui,sans-serif}}text.title{{font-size:14px;font-weight:600}}{STYLE}"
-    f"</style>{''.join(parts)}</svg>\n"
+    column, row = i % per_line, i // per_line
+    parts.append(_legend_entry(i, label, 14 + entry * column, 16 + line_height * row))
+  panel = Markup(
+    '<text class="title" x="{}" y="{}">{}</text><g transform="translate({} {})">{}</g>'
   )
+  for start in range(0, len(panels), columns):
+    row = panels[start : start + columns]
+    for column, (title, figure) in enumerate(row):
+      x = WIDTH * column
+      parts.append(panel.format(x + 14, y + 16, title, x, y + title_height, figure.body()))
+    y += title_height + gap + max(figure.height for _, figure in row)
+  style = Markup("text{font:12px system-ui,sans-serif}text.title{font-size:14px;font-weight:600}")
+  svg = Markup(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+    'height="{height}"><style>{style}</style>'
+    '<rect width="{width}" height="{height}" style="fill:var(--card)"/>{body}</svg>\n'
+  ).format(width=width, height=y, style=style + STYLE, body=Markup("").join(parts))
+  colors = _variables(dark=False)
+  return re.sub(r"var\(--(\w+)\)", lambda match: colors.get(match[1], match[0]), str(svg))
 
 
-STYLE = (
-  "svg text{fill:var(--ink);font-size:11.5px}.grid{stroke:var(--grid);stroke-width:0.8}"
-  ".line{fill:none;stroke-width:1.7;stroke-linejoin:round}"
-)
+def _legend_entry(place: int, label: str, x: float, y: float) -> Markup:
+  entry = Markup(
+    '<path class="line" style="stroke:{};stroke-width:3;{}" d="M{} {}h16"/>'
+    '<text x="{}" y="{}">{}</text>'
+  )
+  return entry.format(color_of(place), dash(place), x, y - 4, x + 22, y, label)
 
 
-def variables(dark: bool) -> str:
-  """CSS declarations of the colours."""
+def variables(dark: bool) -> Markup:
+  """CSS declarations of the colors, for a page."""
+  return Markup(";".join(f"--{name}:{color}" for name, color in _variables(dark).items()))
+
+
+def _variables(dark: bool) -> dict[str, str]:
   card, ink, grid = ("#1d2127", "#bcc2ca", "#363c45") if dark else ("#fff", "#4a5058", "#e3e6ea")
   colors = [f"color-mix(in srgb,{c} 72%,white)" if dark else c for c in COLORS]
-  return f"--card:{card};--ink:{ink};--grid:{grid};" + ";".join(
-    f"--c{i}:{c}" for i, c in enumerate(colors)
-  )
+  return dict(card=card, ink=ink, grid=grid, bar="#8b949e") | {
+    f"c{i}": color for i, color in enumerate(colors)
+  }
 
 
-def _widened(low, high, share):
-  """The range with some room at its ends, and never empty."""
+def _widened(low: float, high: float, share: float) -> tuple[float, float]:
+  """The range with room at either end, and never empty."""
   low, high = float(low), float(high)
   if low == high:
     return (-0.06, 1.0) if low == 0 else (low - 0.05 * abs(low), high + 0.05 * abs(high))

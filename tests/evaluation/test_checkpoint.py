@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import types
+import xml.etree.ElementTree
 
 import jax
 import numpy as np
@@ -88,11 +89,6 @@ def straight(checkpoint, tmp_path_factory):
   return out
 
 
-@pytest.fixture(autouse=True)
-def _plots_take_seconds(straight, monkeypatch):
-  monkeypatch.setattr(table, "plot", lambda *_: None)
-
-
 def results(out):
   return json.loads((out / "results.json").read_text())
 
@@ -105,7 +101,7 @@ def test_the_files_of_an_evaluation(straight, checkpoint):
     "answers.jsonl",
     "results.json",
     "README.md",
-    "scores.png",
+    "scores.svg",
   }
   rows = [json.loads(line) for line in (straight / "answers.jsonl").open()]
   assert len(rows) == 30
@@ -135,7 +131,9 @@ def test_the_files_of_an_evaluation(straight, checkpoint):
   mean, error = everything["avg@3"].values()
   assert f"| all | 10 | {mean:.3f} ± {error:.3f} |" in readme
   assert start["commit"] in readme and "temperature 1.0" in readme
-  assert (straight / "scores.png").read_bytes().startswith(b"\x89PNG")
+  root = xml.etree.ElementTree.fromstring((straight / "scores.svg").read_text())
+  labels = {element.text for element in root.iter() if element.tag.endswith("text")}
+  assert {"all", "1+", "1-", "avg@3", "pass@k (solid) and maj@k (dotted)"} <= labels
 
 
 @pytest.mark.parametrize("batches,torn", [(0, 0), (2, 400)])
@@ -156,7 +154,8 @@ def test_an_interrupted_evaluation_resumes_bit_for_bit(
   expected = (straight / "answers.jsonl").read_bytes()
   done = (out / "answers.jsonl").read_bytes() if batches else b""
   assert expected.startswith(done) and len(done) < len(expected)
-  with pytest.raises(ValueError, match=f"has {12 * batches} of its 30 answers; the command"):
+  message = f"has {12 * batches} of its 30 answers; run the same command"
+  with pytest.raises(ValueError, match=message):
     table.read(out)
   with (out / "answers.jsonl").open("ab") as file:
     file.write(expected[len(done) : len(done) + torn])
@@ -228,7 +227,7 @@ def test_changed_weights_are_another_evaluation(checkpoint, straight, tmp_path):
 def test_two_evaluations_are_compared(checkpoint, straight, tmp_path):
   evaluate(small(eval__seed=1), checkpoint, tmp_path / "seed", against=str(straight))
   readme = (tmp_path / "seed" / "README.md").read_text()
-  assert "What differs from straight: `sampling.seed: 0 -> 1`." in readme
+  assert "Protocol changes from straight: `sampling.seed: 0 -> 1`." in readme
   scores = [
     np.array([row["reward"] for row in table.read(path).rows]).reshape(10, 3).mean(1)
     for path in (tmp_path / "seed", straight)

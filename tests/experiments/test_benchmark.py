@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def program(seconds, **more):
-  """A command that reports what it is told, behind something else."""
+  """A command that prints these measurements after another line."""
   line = json.dumps({"seconds": seconds, **more})
   return [sys.executable, "-c", f"print('hello'); print({line!r})"]
 
@@ -35,12 +35,12 @@ def test_ratios_are_of_medians_over_all_rounds():
   ]
 
 
-def test_a_peer_that_fails_is_named_with_its_last_words():
+def test_a_peer_that_fails_is_named_with_its_error():
   with pytest.raises(ValueError, match="(?s)slow failed: .*no such peer"):
     benchmark.measure("slow", [sys.executable, "-c", "raise RuntimeError('no such peer')"])
 
 
-def test_our_sampler_is_measured_in_three_ways(tmp_path):
+def test_the_sampler_is_measured_in_three_variants(tmp_path):
   config = models.ModelConfig("llama", 64, 16, 24, 2, 2, 1, 8)
   models.save_hf(tmp_path, config, models.init(config, jax.random.key(0)))
   command = [sys.executable, "-m", "experiments.peers.poise_sampler", tmp_path, "4", "5", "3", "2"]

@@ -1,4 +1,4 @@
-"""The ablation's table finds information where it was put, and nowhere else."""
+"""The ablations find information where it was put, and nowhere else."""
 
 import types
 
@@ -13,8 +13,8 @@ PROMPTS, N, WIDTH, LAYERS = 200, 4, 6, (3, 7)
 
 
 @pytest.fixture(scope="module")
-def rollouts():
-  """Values of prompts, which the response states of layer 7 tell; all else is noise."""
+def data():
+  """Response states of layer 7 contain the values of the prompts; all else is noise."""
   rng = np.random.default_rng(0)
   value = rng.beta(0.5, 0.5, size=PROMPTS)
   rewards = (rng.random((PROMPTS, N)) < value[:, None]).astype(np.float32)
@@ -22,65 +22,66 @@ def rollouts():
   blocks[..., 1, 1, 0] += 6 * value[:, None]
   entropies = rng.random((PROMPTS, N, 3))
   features = np.concatenate([blocks.reshape(PROMPTS, N, -1), entropies], -1).astype(np.float32)
-  return rewards, features, rng.integers(1, 9, (PROMPTS, N))
+  lengths = rng.integers(1, 9, (PROMPTS, N))
+  return probe_ablation.Data(rewards, features, lengths, LAYERS)
 
 
-def numbers(rollouts, main):
+def numbers(data, layer):
   config = ProbeConfig(alpha=10.0, mlp_steps=3)
-  text = probe_ablation.table(*rollouts, LAYERS, main, config)
+  text = probe_ablation.table(data, layer, config)
   cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
   return {c[0]: [float(x) for x in c[1:]] for c in cells}
 
 
-def test_information_is_found_where_it_is(rollouts):
-  of = numbers(rollouts, main=7)
+def test_information_is_found_where_it_is(data):
+  rows = numbers(data, layer=7)
   for name in ("POISE: states and entropies of the sibling", "response alone", "layer 7"):
-    mae, r, left = of[name]
-    assert r > 0.6 and mae < 0.3 and left > 0.25, name
+    mae, r, reduction = rows[name]
+    assert r > 0.6 and mae < 0.3 and reduction > 0.25, name
   for name in ("prompt alone", "entropy alone", "length alone", "layer 3"):
-    assert abs(of[name][1]) < 0.25 and of[name][2] < 0.05, name
-  assert of["layer 7"] == of["POISE: states and entropies of the sibling"]
-  assert of["a constant: the other half's mean"][1:] == [0, 0]
+    assert abs(rows[name][1]) < 0.25 and rows[name][2] < 0.05, name
+  assert rows["layer 7"] == rows["POISE: states and entropies of the sibling"]
+  assert rows["a constant: the other half's mean"][1:] == [0, 0]
 
 
-def test_the_siblings_reward_by_hand(rollouts):
-  """RLOO's line, and that the reward is worth reading where states say nothing."""
-  rewards = rollouts[0][PROMPTS // 2 :]
+def test_the_siblings_reward_by_hand(data):
+  """The row of RLOO; and the reward helps a probe whose states are noise."""
+  rewards = data.rewards[PROMPTS // 2 :]
   advantages, errors = [], []
   for group in rewards:
     for i, j in ((0, 1), (1, 0), (2, 3), (3, 2)):
       advantages.append(group[i] - group[j])
       errors.append(abs(group[i] - np.mean(np.delete(group, i))))
-  of = numbers(rollouts, main=3)
-  mae, _, left = of["the sibling's reward (RLOO, n = 2)"]
+  rows = numbers(data, layer=3)
+  mae, _, reduction = rows["the sibling's reward (RLOO, n = 2)"]
   np.testing.assert_allclose(mae, np.mean(errors), atol=6e-4)
-  np.testing.assert_allclose(left, 1 - np.var(advantages) / rewards.var(), atol=6e-4)
-  blind, sibling = (of[k][2] for k in of if k.startswith("POISE") or k.startswith("poise_sibling"))
-  assert sibling > max(blind, left) + 0.1
+  np.testing.assert_allclose(reduction, 1 - np.var(advantages) / rewards.var(), atol=6e-4)
+  blind, sibling = (rows[k][2] for k in rows if k.startswith(("POISE", "poise_sibling")))
+  assert sibling > max(blind, reduction) + 0.1
 
 
-def asked(monkeypatch, **values):
+def set_flags(monkeypatch, **values):
   for name, value in values.items():
     monkeypatch.setattr(probe_ablation, name, types.SimpleNamespace(value=value))
 
 
 def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path):
-  asked(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"])
+  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"])
   changes = {"warm_start.steps": 0, "probe.pca_prompt": 2, "probe.pca_response": 2}
   config = tiny(**{name.replace(".", "__"): value for name, value in changes.items()})
   config.probe.mlp_steps = 2
   probe_ablation.ablate(config, str(tmp_path / "out"))
-  kept = np.load(tmp_path / "out" / "rollouts.npz")
-  assert kept["rewards"].shape == (6, 2) and kept["features"].shape == (6, 2, 4 * 32 + 3)
+  arrays = np.load(tmp_path / "out" / "rollouts.npz")
+  assert arrays["rewards"].shape == (6, 2) and arrays["features"].shape == (6, 2, 4 * 32 + 3)
   text = (tmp_path / "out" / "README.md").read_text()
   assert "| layer 0 |" in text and "6 prompts x 2 answers" in text and '"commit"' in text
   (tmp_path / "out" / "README.md").unlink()
-  monkeypatch.setattr(probe_ablation, "sample", None)  # would not be called
+  monkeypatch.setattr(probe_ablation, "sample", None)  # must not be called
   probe_ablation.ablate(config, str(tmp_path / "out"))
   assert (tmp_path / "out" / "README.md").exists()
 
 
-def test_odd_samples_are_refused(monkeypatch):
-  asked(monkeypatch, SAMPLES=3, PROMPTS=8)
+def test_odd_samples_are_an_error(monkeypatch):
+  set_flags(monkeypatch, SAMPLES=3, PROMPTS=8)
   with pytest.raises(ValueError, match="--samples=3 must be even"):
     probe_ablation.ablate(None, "unused")

@@ -1,4 +1,4 @@
-"""A sweep of two tiny runs, interrupted in between."""
+"""A sweep of two tiny runs, interrupted between them."""
 
 import json
 import pathlib
@@ -38,11 +38,14 @@ def run(command, algorithms):
   )
 
 
-def test_runs_go_on_where_they_stopped_and_are_compared(command):
+def test_an_interrupted_sweep_continues_and_compares(command):
   folder, command = command
   done = run(command, "rloo,spo")  # the config has rollout.n=2, and SPO takes one
   assert done.returncode == 1
-  assert done.stderr.splitlines()[-1] == "error: spo-0 failed; the same command goes on there"
+  assert (
+    done.stderr.splitlines()[-1]
+    == "error: spo-0 failed; run the same command again to continue there"
+  )
   first = (folder / "rloo-0" / "metrics.jsonl").read_bytes()
   done = run(command, "rloo")
   assert done.returncode == 0, done.stderr
@@ -58,14 +61,14 @@ def test_runs_go_on_where_they_stopped_and_are_compared(command):
 
 
 def test_mistakes_are_found_before_the_first_run(tmp_path):
-  """In one process, but not in this one: another command has the same flags."""
+  """In a process of its own, since other commands define the same flags."""
   quick, there = "--config=configs/quickstart.py", f"--workdir={tmp_path / 'sweep'}"
   expected = [
     ([there, "--algorithms=rloo"], "--config is missing: FILE.py"),
     ([quick, there], "--algorithms is missing"),
     ([quick, "--algorithms=rloo"], "--workdir is missing"),
     ([quick, there, "--algorithms=rloo,rlo"], "did you mean 'rloo'?"),
-    ([quick, there, "--algorithms=rloo", "--seeds=0,two"], "--seeds has 'two'"),
+    ([quick, there, "--algorithms=rloo", "--seeds=0,two"], "at least 0, got 'two'"),
     ([quick, there, "--algorithms=rloo", "--config.stpes=3"], "did you mean --config.steps?"),
     ([quick, there, "--algorithms=rloo", "stray"], "unexpected argument 'stray'"),
   ]
@@ -85,6 +88,6 @@ for arguments in json.loads(sys.argv[1]):
     [sys.executable, "-c", code, arguments], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0 and not done.stderr, done.stderr
-  for (_, part), said in zip(expected, done.stdout.splitlines(), strict=True):
-    assert said.startswith("error: ") and part in said
+  for (_, part), line in zip(expected, done.stdout.splitlines(), strict=True):
+    assert line.startswith("error: ") and part in line
   assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Comparisons of made-up runs: every number of the table by hand."""
+"""Comparisons of synthetic runs: every number of the table by hand."""
 
 import json
 import pathlib
@@ -9,8 +9,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from poise_jax.reports import comparison
-from poise_jax.reports import run_log as runs
+from poise_jax.reports import comparison, run_log, svg
 
 ROOT = pathlib.Path(__file__).parents[2]
 START = {
@@ -26,7 +25,7 @@ START = {
 
 
 def write(folder, algorithm="poise", seed=0, accuracies=(0.25, 0.5), steps=12, **config):
-  """A workdir whose reward at step t is t / 100, of 30 tokens; evaluated before and after."""
+  """A run with reward t / 100 and 30 tokens at step t, evaluated before and after."""
   (folder / "answers").mkdir(parents=True)
   (folder / "config.json").write_text(
     json.dumps({"algorithm": algorithm, "seed": seed, "rollouts": 8, **config})
@@ -50,7 +49,7 @@ def write(folder, algorithm="poise", seed=0, accuracies=(0.25, 0.5), steps=12, *
   return folder
 
 
-def test_a_line_a_run_and_a_mean_an_algorithm(tmp_path):
+def test_a_row_per_run_and_a_mean_per_algorithm(tmp_path):
   paths = [
     write(tmp_path / "a", seed=1, accuracies=(0.25, 0.5)),
     write(tmp_path / "b", seed=0, accuracies=(0.25, 0.75)),
@@ -60,7 +59,7 @@ def test_a_line_a_run_and_a_mean_an_algorithm(tmp_path):
   assert text.splitlines()[2:] == [
     "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 | 1.5 |  |",
     "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 | 1.5 |  |",
-    # Deviation 0.1768 over the root of two seeds.
+    # Standard deviation 0.1768, divided by the root of two seeds.
     "| **poise** | **mean of 2 ± standard error** |  |  |  |  | **0.625 ± 0.125** |  |  |  |  |",
     "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 | 1.5 |  |",
   ]
@@ -68,8 +67,8 @@ def test_a_line_a_run_and_a_mean_an_algorithm(tmp_path):
   assert text in readme and "python -m experiments.train --config=a.py\n" in readme
   assert "Commit abc with uncommitted changes." in readme and "an abacus, 2 CPUs" in readme
   assert "Held-out answers" not in readme
-  kept = (tmp_path / "out" / "poise-1.metrics.jsonl").read_text().splitlines()
-  assert json.loads(kept[-1]) == {
+  lines = (tmp_path / "out" / "poise-1.metrics.jsonl").read_text().splitlines()
+  assert json.loads(lines[-1]) == {
     "step": 12,
     "reward/mean": 0.12,
     "eval/accuracy": 0.5,
@@ -78,7 +77,7 @@ def test_a_line_a_run_and_a_mean_an_algorithm(tmp_path):
   }
 
 
-def test_rollouts_that_were_sampled_and_where_the_time_went(tmp_path):
+def test_sampled_rollouts_and_times(tmp_path):
   path = write(tmp_path / "a")
   rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
   for i, row in enumerate(rows[1:]):
@@ -97,61 +96,64 @@ def test_probes_by_domain(tmp_path):
   rows[-1] |= {"probe/mae/words": 0.125, "probe/pearson/words": -0.5, "eval/accuracy/words": 1.0}
   (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   comparison.report([path], tmp_path / "out")
-  shown = (tmp_path / "out" / "README.md").read_text()
-  assert "| poise-0 | sums | 0.250 | 0.500 |  |  |\n" in shown  # the first of 12 steps is left out
-  assert "| poise-0 | words | 0.125 | -0.500 | 1.000 | 1.000 |\n" in shown
+  readme = (tmp_path / "out" / "README.md").read_text()
+  assert "| poise-0 | sums | 0.250 | 0.500 |  |  |\n" in readme  # without the first of 11 steps
+  assert "| poise-0 | words | 0.125 | -0.500 | 1.000 | 1.000 |\n" in readme
 
 
-def test_the_figures_show_every_algorithm_in_its_colour(tmp_path):
+def test_figures_show_every_algorithm_in_its_color(tmp_path):
   comparison.report([write(tmp_path / "a")], tmp_path / "one")
   comparison.report([write(tmp_path / "b"), write(tmp_path / "c", "rloo")], tmp_path / "two")
 
-  def curves(folder, name, color):
+  def count(folder, name, place):
     text = (tmp_path / folder / name).read_text()
-    if name.endswith("svg"):
+    color = svg.color_of(place)
+    if name.endswith("svg"):  # a file of its own has literal colors
       assert xml.etree.ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+      assert "var(" not in text
+      color = svg.COLORS[place]
     return len(
-      re.findall(rf'class="line" style="stroke:var\(--c{color}\);[^"]*" d="M\S+ \S+L', text)
+      re.findall(rf'class="line" style="stroke:{re.escape(color)};[^"]*" d="M\S+ \S+L', text)
     )
 
-  # Accuracy and reward are all that these runs logged: against steps, and three costs.
-  for folder, seen in (("one", 0), ("two", 1)):
-    assert [curves(folder, "curves.svg", color) for color in (0, 1)] == [2, 2 * seen]
-    assert [curves(folder, "costs.svg", color) for color in (0, 1)] == [6, 6 * seen]
-    assert [curves(folder, "report.html", color) for color in (0, 1)] == [8, 8 * seen]
+  # Accuracy and reward, the only metrics of these runs: by step, and by each of three costs.
+  for folder, second in (("one", 0), ("two", 1)):
+    assert [count(folder, "curves.svg", place) for place in (0, 1)] == [2, 2 * second]
+    assert [count(folder, "costs.svg", place) for place in (0, 1)] == [6, 6 * second]
+    assert [count(folder, "report.html", place) for place in (0, 1)] == [8, 8 * second]
 
 
-def test_seeds_that_cost_differently_are_averaged_at_the_same_cost(tmp_path):
-  """One generates twice as many tokens a step: its reward at a cost is half the other's."""
+def test_seeds_are_averaged_at_equal_cost(tmp_path):
+  """One seed generates twice as many tokens per step as the other."""
   paths = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
   text = (paths[1] / "metrics.jsonl").read_text()
   (paths[1] / "metrics.jsonl").write_text(
     text.replace('"collect/tokens": 30', '"collect/tokens": 60')
   )
-  group = [runs.read(path) for path in paths]
+  group = [run_log.read(path) for path in paths]
   line = comparison.mean_curve("poise", group, "eval/accuracy", "tokens")
-  assert line.x.tolist() == [0, 360]  # as far as both have come
+  assert line.x.tolist() == [0, 360]  # the end of the shorter run
   # From 0.25 to 0.5 over 360 tokens, and over 720.
   assert line.y.tolist() == pytest.approx([0.25, (0.5 + 0.375) / 2])
   assert line.spread.tolist() == pytest.approx([0.0, 0.125 / 2])
   steps = comparison.mean_curve("poise", group, "reward/mean", "steps")
   assert steps.x.tolist() == list(range(1, 13)) and not steps.spread.any()
-  assert steps.y[[0, 5, 11]].tolist() == pytest.approx([0.02, 0.06, 0.11])  # means of 5 steps
+  assert steps.y[[0, 5, 11]].tolist() == pytest.approx([0.02, 0.06, 0.11])  # moving means
   assert comparison.mean_curve("poise", group[:1], "eval/accuracy", "minutes").spread is None
-  minutes = group[0].along("minutes")
+  minutes = group[0].positions("minutes")
   assert minutes[[0, 1]].tolist() == pytest.approx([0.5, 31 / 60])
   assert comparison.mean_curve("poise", group, "probe/mae", "steps") is None
 
 
-def test_tokens_of_runs_that_did_not_count_them(tmp_path):
-  """Twice as many rollouts as were trained on, so twice their tokens."""
+def test_tokens_of_runs_without_collect_tokens(tmp_path):
+  """Twice as many rollouts were sampled as trained on, so twice their tokens are assumed."""
   path = write(tmp_path / "a")
   row = {"step": 0, "eval/accuracy": 0.5}, {"step": 1, "rollout/tokens": 7, "collect/generated": 16}
   (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in row))
-  assert runs.read(path).along("tokens").tolist() == [0, 14]
+  assert run_log.read(path).positions("tokens").tolist() == [0, 14]
 
 
-def test_runs_of_one_algorithm_and_seed_are_told_apart_by_what_differs(tmp_path):
+def test_labels_name_the_fields_that_differ(tmp_path):
   paths = [
     write(
       tmp_path / f"{rate}-{seed}", seed=seed, train={"rate": rate, "n": 2}, start=f"start-{seed}"
@@ -163,15 +165,15 @@ def test_runs_of_one_algorithm_and_seed_are_told_apart_by_what_differs(tmp_path)
   means = [line for line in text.splitlines() if "mean of 2" in line]
   assert [line.split("**")[1] for line in means] == ["poise train.rate=0.1", "poise train.rate=0.2"]
   assert (tmp_path / "out" / "poise train.rate=0.2-1.metrics.jsonl").exists()
-  far = write(tmp_path / "far", **{f"option_{i}": i for i in range(9)})  # too much to be a name
-  assert set(comparison.grouped([runs.read(p) for p in (paths[0], far)])) == {
+  far = write(tmp_path / "far", **{f"option_{i}": i for i in range(9)})  # too long for a label
+  assert set(comparison.grouped([run_log.read(p) for p in (paths[0], far)])) == {
     "poise (0.1-0)",
     "poise (far)",
   }
 
 
 def test_answers_before_and_after(tmp_path):
-  comparison.report([write(tmp_path / "a")], tmp_path / "out", samples_shown=2)
+  comparison.report([write(tmp_path / "a")], tmp_path / "out", problems=2)
   lines = (tmp_path / "out" / "README.md").read_text().splitlines()
   assert [line for line in lines if "✓" in line] == [
     "| 0 + 1 | 1 | `a\\nb` ✗ | `c` ✓ |",
@@ -179,12 +181,12 @@ def test_answers_before_and_after(tmp_path):
   ]
 
 
-def test_what_was_said_does_not_break_tables(tmp_path):
+def test_answers_do_not_break_tables(tmp_path):
   path = write(tmp_path / "a")
-  said = json.dumps({"question": "a|b\nc", "answer": "<b>", "response": "<i>|", "reward": 0.0})
+  row = json.dumps({"question": "a|b\nc", "answer": "<b>", "response": "<i>|", "reward": 0.0})
   for file in (path / "answers").iterdir():
-    file.write_text(said + "\n")
-  comparison.report([path], tmp_path / "out", samples_shown=1)
+    file.write_text(row + "\n")
+  comparison.report([path], tmp_path / "out", problems=1)
   assert (
     r"| a\|b<br>c | &lt;b&gt; | `<i>\|` ✗ | `<i>\|` ✗ |" in (tmp_path / "out/README.md").read_text()
   )
@@ -192,7 +194,7 @@ def test_what_was_said_does_not_break_tables(tmp_path):
   assert "<td>&lt;i&gt;| ✗</td>" in page and "<i>|" not in page
 
 
-def test_a_run_that_is_not_one_is_named(tmp_path):
+def test_errors_name_the_folder(tmp_path):
   with pytest.raises(ValueError, match="nowhere holds no run"):
     comparison.report([tmp_path / "nowhere"], tmp_path / "out")
   young = write(tmp_path / "young")
@@ -200,12 +202,12 @@ def test_a_run_that_is_not_one_is_named(tmp_path):
   with pytest.raises(ValueError, match="young has not been evaluated yet"):
     comparison.report([young], tmp_path / "out")
   twins = [write(tmp_path / "a"), write(tmp_path / "b")]
-  with pytest.raises(ValueError, match="a and .*b have both configuration and seed in common"):
+  with pytest.raises(ValueError, match="a and .*b have the same configuration and seed"):
     comparison.report(twins, tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line(tmp_path):
+def test_the_command(tmp_path):
   run = [sys.executable, "-m", "experiments.compare"]
   done = subprocess.run(
     [*run, write(tmp_path / "a"), f"--out={tmp_path / 'out'}", "--samples=1"],

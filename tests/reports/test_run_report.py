@@ -1,4 +1,4 @@
-"""report.html of made-up runs: what it says, what it never lets through, how browsers show it."""
+"""report.html of synthetic runs: its content, its escaping, and how a browser shows it."""
 
 import html.parser
 import json
@@ -13,8 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from poise_jax.reports import run as report
-from poise_jax.reports import svg as figures
+from poise_jax.reports import run, svg
 
 ROOT = pathlib.Path(__file__).parents[2]
 NASTY = "<script>alert('x')</script></div>\"&amp; \x1b[31m\x00\ud800 \u202e</style>"
@@ -22,7 +21,7 @@ VOID = {"meta", "link"}
 
 
 def write_run(folder, steps=30, total=40, kind="probe", tokens=True):
-  """A run whose reward grows with the step; of every answer the last token is without text."""
+  """A run whose reward grows with the step. The last token of every answer has no text."""
   folder.mkdir(parents=True, exist_ok=True)
   config = dict(algorithm="poise", seed=3, steps=total, rollouts=4, log_samples=1)
   config |= dict(model=dict(source=""), rollout=dict(n=2))
@@ -58,7 +57,7 @@ def write_run(folder, steps=30, total=40, kind="probe", tokens=True):
 
 
 class Page(html.parser.HTMLParser):
-  """Tags that close, what they hold, and what the page would load from elsewhere."""
+  """Tags, text and external resources of a page; asserts that every tag is closed."""
 
   def __init__(self, text):
     super().__init__()
@@ -88,34 +87,34 @@ class Page(html.parser.HTMLParser):
 
 
 def page_of(folder):
-  text = report.write(folder).read_text(encoding="utf-8")
-  found = Page(text)
-  assert "script" not in found.tags and found.loads == ["data:,"]
+  text = run.write(folder).read_text(encoding="utf-8")
+  page = Page(text)
+  assert "script" not in page.tags and page.loads == ["data:,"]
   assert not re.search(r"@import|url\(|https?://", text)
-  return text, found
+  return text, page
 
 
-def test_a_page_shows_every_figure_and_nothing_from_elsewhere(tmp_path):
+def test_a_page_shows_every_figure_and_loads_nothing(tmp_path):
   text, page = page_of(write_run(tmp_path / "a"))
   assert page.titles == [
     "Reward",
     "Held-out accuracy (greedy)",
     "Reward by difficulty",
     "Held-out accuracy by difficulty",
-    "Predicted against realised value",
-    "Entropy of the policy, nats a token",
+    "Calibration of the baseline",
+    "Policy entropy (nats per token)",
     "Gradient norm",
     "Probe: agreement with the sibling's reward",
     "Probe: mean absolute error",
-    "Tokens a response",
-    "Responses cut off at the limit, fraction",
-    "Seconds a step",
+    "Response length (tokens)",
+    "Truncated responses (fraction)",
+    "Time per step (seconds)",
   ]
   assert page.tags.count("svg") == len(page.titles)
   assert "at step 30 of 40" in page.text and "0.200 → 0.500" in page.text
   assert "reward, last 10 steps" in page.text and "0.255" in page.text
   assert "120rollouts sampled" in page.text and "600tokens generated" in page.text
-  assert "step 10: 0.3" in text  # the value at a dot of the accuracy, for the mouse
+  assert "step 10: 0.3" in text  # tooltip of a point of the accuracy
   assert "the longest step took 60.0 s" in page.text
 
 
@@ -126,7 +125,7 @@ def test_other_algorithms_have_their_own_panels(tmp_path):
   assert not any(title.startswith(("Probe", "Critic")) for title in group.titles)
 
 
-def test_sampled_evaluations_are_shown_where_there_are_any(tmp_path):
+def test_sampled_evaluations_have_their_own_figures(tmp_path):
   folder = write_run(tmp_path / "a")
   rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   for row in rows[::10]:
@@ -134,13 +133,24 @@ def test_sampled_evaluations_are_shown_where_there_are_any(tmp_path):
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   _, page = page_of(folder)
   assert page.titles[4:6] == [
-    "Held-out accuracy of sampled answers",
-    "Held-out problems with a right answer among k",
+    "Held-out avg@n (sampled)",
+    "Held-out pass@k (sampled)",
   ]
   assert "avg_at_8" in page.text and "pass_at_4pass_at_8" in page.text and "_se" not in page.text
 
 
-def test_answers_are_shown_as_they_are_and_never_run(tmp_path):
+def test_parts_of_a_weighted_reward(tmp_path):
+  folder = write_run(tmp_path / "a")
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  for row in rows[1:]:
+    row |= {"reward/part/<format>": 0.5, "reward/part/math": 0.25}
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  text, page = page_of(folder)
+  assert page.titles[3] == "Parts of the reward"
+  assert "<format>math" in page.text and "&lt;format&gt;, step 1: 0.5" in text
+
+
+def test_answers_are_shown_literally_and_never_executed(tmp_path):
   text, page = page_of(write_run(tmp_path / "a"))
   assert "<script>alert('x')</script></div>\"&amp; ␛[31m␀\\ud800 \u202e</style>" in page.text
   assert "h<a>rd · answer 4" in page.text and "↵\n" in page.text
@@ -148,17 +158,17 @@ def test_answers_are_shown_as_they_are_and_never_run(tmp_path):
   assert '<span class="h6" title="1.00 nats">a↵\nb</span>' in text
   assert '<span class="h11" title="2.00 nats">∎</span>' in text
   # First and last step with answers, and some between them.
-  shown = [int(n) for n in re.findall(r"<summary>step (\d+): 2 answers, mean reward 0.50", text)]
-  assert len(shown) == report.STEPS_SHOWN and shown[0] == 1 and shown[-1] == 30
+  steps = [int(n) for n in re.findall(r"<summary>step (\d+): 2 answers, mean reward 0.50", text)]
+  assert len(steps) == run.STEPS_SHOWN and steps[0] == 1 and steps[-1] == 30
   assert "default-src 'none'" in text
 
 
-def test_predicted_against_realised(tmp_path):
+def test_calibration_of_the_baseline(tmp_path):
   text, page = page_of(write_run(tmp_path / "a"))
-  assert "60 answers of samples.jsonl, steps 1 to 30" in page.text
+  assert "60 answers in samples.jsonl, steps 1 to 30" in page.text
   assert re.findall(r"<title>(\d+ answers: [^<]*)</title>", text) == [
-    "30 answers: predicted 0.250, earned 0.000 ± 0.000",
-    "30 answers: predicted 0.750, earned 1.000 ± 0.000",
+    "30 answers: baseline 0.250, reward 0.000 ± 0.000",
+    "30 answers: baseline 0.750, reward 1.000 ± 0.000",
   ]
 
 
@@ -167,10 +177,10 @@ def test_a_run_that_has_just_begun(tmp_path, steps):
   _, page = page_of(write_run(tmp_path / "a", steps=steps))
   assert f"at step {steps} of 40" in page.text
   assert ("Reward" in page.titles) == bool(steps)
-  assert "nan" not in page.text
+  assert not re.search(r"\bnan\b", page.text)
 
 
-def test_a_run_that_has_logged_nothing_was_cut_off_or_is_old(tmp_path):
+def test_incomplete_files_and_runs_of_older_versions(tmp_path):
   folder = write_run(tmp_path / "a", tokens=False)
   (folder / "metrics.jsonl").open("a").write('{"step": 31, "rew')
   (folder / "samples.jsonl").open("a").write('{"step": 31, "que')
@@ -182,7 +192,7 @@ def test_a_run_that_has_logged_nothing_was_cut_off_or_is_old(tmp_path):
   assert page.titles == [] and "at step 0 of 40" in page.text
 
 
-def test_long_runs_and_long_answers_make_no_long_pages(tmp_path):
+def test_the_size_of_a_page_is_bounded(tmp_path):
   folder = write_run(tmp_path / "a", steps=3000, total=3000)
   long = json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])
   long |= dict(step=3000, tokens=["word "] * 5000, entropies=[0.5] * 5000)
@@ -193,9 +203,9 @@ def test_long_runs_and_long_answers_make_no_long_pages(tmp_path):
   assert len(text) < 900_000
 
 
-def test_readers_never_see_half_a_page(tmp_path, monkeypatch):
+def test_the_page_is_replaced_in_one_go(tmp_path, monkeypatch):
   folder = write_run(tmp_path / "a")
-  before = report.write(folder).read_text(encoding="utf-8")
+  before = run.write(folder).read_text(encoding="utf-8")
 
   def stop(source, target):
     assert pathlib.Path(source).stat().st_size > 10_000 and target == folder / "report.html"
@@ -204,32 +214,34 @@ def test_readers_never_see_half_a_page(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "replace", stop)
   with pytest.raises(OSError, match="stopped"):
-    report.write(folder)
+    run.write(folder)
   assert (folder / "report.html").read_text(encoding="utf-8") == before
 
 
-def test_the_command_line_makes_it_again(tmp_path):
-  run = [sys.executable, "-m", "experiments.report"]
+def test_the_command_writes_the_page_again(tmp_path):
+  command = [sys.executable, "-m", "experiments.report"]
   folder = write_run(tmp_path / "a")
   done = subprocess.run(
-    [*run, f"--workdir={folder}"], cwd=ROOT, capture_output=True, text=True, check=True
+    [*command, f"--workdir={folder}"], cwd=ROOT, capture_output=True, text=True, check=True
   )
   assert done.stdout == f"{folder}/report.html\n" and (folder / "report.html").exists()
-  done = subprocess.run([*run, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+  )
   assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path} holds no run")
   (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
   with pytest.raises(ValueError, match="names no algorithm"):
-    report.write(tmp_path)
+    run.write(tmp_path)
 
 
 MEASURE = """<script>
-const seen = {wide: document.documentElement.scrollWidth, room: innerWidth, figures: []};
+const page = {wide: document.documentElement.scrollWidth, room: innerWidth, figures: []};
 for (const svg of document.querySelectorAll('.card svg')) {
   const frame = svg.getBoundingClientRect();
   const texts = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
   const over = (a, b) => a.left < b.right && b.left < a.right
     && a.top < b.bottom && b.top < a.bottom;
-  seen.figures.push({
+  page.figures.push({
     name: svg.getAttribute('aria-label'), width: frame.width, height: frame.height,
     texts: texts.length, size: Math.min(...texts.map(t => t.height)),
     colored: [...svg.querySelectorAll('path,circle')].some(
@@ -239,12 +251,12 @@ for (const svg of document.querySelectorAll('.card svg')) {
     overlaps: texts.filter((t, i) => texts.some((u, j) => i < j && over(t, u))).length,
   });
 }
-document.body.textContent = 'MEASURED' + JSON.stringify(seen) + 'END';
+document.body.textContent = 'MEASURED' + JSON.stringify(page) + 'END';
 </script>"""
 
 
 def browse(path, profile, width):
-  """What a page looks like in Chromium, and what the browser complained about."""
+  """The DOM of a page in Chromium, and the messages on its console."""
   command = [
     *(shutil.which("chromium") or shutil.which("google-chrome"), "--headless", "--no-sandbox"),
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -257,41 +269,41 @@ def browse(path, profile, width):
 
 needs_browser = pytest.mark.skipif(
   not (shutil.which("chromium") or shutil.which("google-chrome")),
-  reason="no Chromium on the PATH (apt-get install chromium); the structure was tested above",
+  reason="Chromium is not installed (apt-get install chromium)",
 )
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 500])
-def test_figures_can_be_read_in_a_browser(tmp_path, width):
-  path = report.write(write_run(tmp_path / "a"))
+def test_figures_are_legible_in_a_browser(tmp_path, width):
+  path = run.write(write_run(tmp_path / "a"))
   text = path.read_text(encoding="utf-8")
-  assert browse(path, tmp_path / "profile", width)[1] == []  # no error, nothing refused
+  assert browse(path, tmp_path / "profile", width)[1] == []  # no error, nothing blocked
   measured = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
   (tmp_path / "measured.html").write_text(measured.replace("</body>", f"{MEASURE}</body>"))
-  shown, complaints = browse(tmp_path / "measured.html", tmp_path / "profile", width)
-  assert complaints == []
-  seen = json.loads(re.search(r"MEASURED(.*)END", shown)[1])
-  assert seen["wide"] <= seen["room"]  # nothing to scroll to at the side
-  assert len(seen["figures"]) == 12
-  for figure in seen["figures"]:
+  dom, messages = browse(tmp_path / "measured.html", tmp_path / "profile", width)
+  assert messages == []
+  measured = json.loads(re.search(r"MEASURED(.*)END", dom)[1])
+  assert measured["wide"] <= measured["room"]  # no horizontal scrolling
+  assert len(measured["figures"]) == 12
+  for figure in measured["figures"]:
     assert figure["width"] > 300 and figure["height"] > 150 and figure["colored"], figure
     assert figure["texts"] >= 6 and figure["size"] > 8, figure
     assert not figure["outside"] and not figure["overlaps"], figure
 
 
 @needs_browser
-def test_the_browser_refuses_what_an_answer_might_smuggle_in(tmp_path):
-  path = report.write(write_run(tmp_path / "a"))
+def test_the_browser_blocks_injected_scripts(tmp_path):
+  path = run.write(write_run(tmp_path / "a"))
   text = path.read_text(encoding="utf-8")
   path.write_text(text.replace("</body>", "<script>document.body.textContent = 1</script></body>"))
-  shown, complaints = browse(path, tmp_path / "profile", 800)
-  assert "Predicted against realised value" in shown and "script" in complaints[0]
+  dom, messages = browse(path, tmp_path / "profile", 800)
+  assert "Calibration of the baseline" in dom and "script" in messages[0]
 
 
-def test_ticks_are_round_and_within():
+def test_ticks_are_round_and_within_the_axis():
   def texts(*arguments, **options):
-    return [text for _, text in figures.ticks(*arguments, **options)]
+    return [text for _, text in svg.ticks(*arguments, **options)]
 
   assert texts(0, 1, 5) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
   assert texts(-0.8, 0.1, 4) == ["−0.75", "−0.50", "−0.25", "0.00"]
@@ -301,10 +313,10 @@ def test_ticks_are_round_and_within():
   assert texts(0, 2e-5, 2) == ["0.0e+00", "1.0e-05", "2.0e-05"]
 
 
-def test_spikes_of_long_curves_stay():
+def test_thinned_curves_keep_their_spikes():
   x = np.arange(10_000.0)
   y = np.zeros(10_000)
   y[7123] = 5.0
-  some_x, some_y = figures.thinned(x, y)
-  assert len(some_x) < 700 and some_y.max() == 5.0
-  assert some_x[0] == 0 and some_x[-1] == 9999 and (np.diff(some_x) > 0).all()
+  thin_x, thin_y = svg.thinned(x, y)
+  assert len(thin_x) < 700 and thin_y.max() == 5.0
+  assert thin_x[0] == 0 and thin_x[-1] == 9999 and (np.diff(thin_x) > 0).all()

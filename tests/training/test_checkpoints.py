@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tiny_run import STEPS, lines, tiny
 
+from experiments.run_differences import differences
 from poise_jax import models
-from poise_jax.differences import differences
 from poise_jax.models.io import run_checkpoint
 from poise_jax.training import loop
 from poise_jax.training.checkpoints import DAMAGED, Checkpoints

@@ -16,8 +16,8 @@ import pytest
 from tiny_run import lines, tiny
 
 from experiments import cli
+from experiments.run_differences import differences
 from poise_jax import files, models
-from poise_jax.differences import differences
 from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
 from poise_jax.training import loop, rewards

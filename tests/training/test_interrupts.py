@@ -10,7 +10,7 @@ import threading
 import pytest
 from tiny_run import lines, tiny
 
-from poise_jax.differences import differences
+from experiments.run_differences import differences
 from poise_jax.models.io import run_checkpoint
 from poise_jax.training import loop
 from poise_jax.training.interrupts import Interrupts
