@@ -207,15 +207,17 @@ def put_rows(
       f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
     )
   sharding = batch_sharding(mesh)
-  slices = sharding.addressable_devices_indices_map((size,)).values()
-  local_rows = sorted({row for (part,) in slices for row in range(*part.indices(size))})
+  slices = sharding.addressable_devices_indices_map((size,))
+  local_rows = sorted({row for (part,) in slices.values() for row in range(*part.indices(size))})
   position = {row: i for i, row in enumerate(local_rows)}
 
   def leaf(x):
-    def shard(index):
-      start, stop, _ = index[0].indices(size)
-      return x[position[start] : position[start] + stop - start][:, *index[1:]]
+    def shard(rows):
+      start, stop, _ = rows.indices(size)
+      return x[position[start] : position[start] + stop - start]
 
-    return jax.make_array_from_callback((size, *x.shape[1:]), sharding, shard)
+    shards = [jax.device_put(shard(rows), device) for device, (rows,) in slices.items()]
+    shape = (size, *x.shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
   return jax.tree.map(leaf, make_rows(local_rows))

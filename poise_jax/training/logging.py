@@ -19,7 +19,7 @@ import tensorboardX
 from ml_collections import ConfigDict
 
 from poise_jax import files
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, unknown_name
 from poise_jax.reports import run as report
 from poise_jax.reports import run_log as runs
 
@@ -269,7 +269,7 @@ def check_loggers(loggers: tuple[str, ...]):
   """Raises UserError for a logger that there is not, or whose package is missing."""
   for name in loggers:
     if name not in LOGGERS:
-      raise UserError(f"loggers={tuple(loggers)}: {name!r} is none of {', '.join(LOGGERS)}")
+      raise unknown_name("logger in loggers", name, LOGGERS)
   if "wandb" in loggers and not importlib.util.find_spec("wandb"):
     raise UserError(
       "loggers has 'wandb', which is not installed: python -m pip install wandb, or take it out"

@@ -7,9 +7,10 @@ happens within a step.
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from poise_jax import files
@@ -96,7 +97,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
 def _loop(run: Run, state: LoopState, start: int, best: dict):
   """Trains from the step after `start` to the last one."""
   experiment, config, log = run.experiment, run.experiment.config, run.log
-  stream = example_order(len(experiment.task.train), config.seed)  # state.collected has the position
+  order = example_order(len(experiment.task.train), config.seed)  # state.collected has a position
   key = jax.random.key(config.seed)
   done = start
   with Profiler(run.workdir / "profile", config.profile_steps) as profiler:
@@ -104,7 +105,7 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
       profiler.at(step)
       clock = Clock(checkpoint=run.checkpoints.held_up())
       log.phase(f"step {step}: sampling")
-      experience, groups, collected, metrics = _collect(run, state, stream, key, step, clock)
+      experience, groups, collected, metrics = _collect(run, state, order, key, step, clock)
       if run.interrupts.agreed():
         break  # nothing of this step is remembered yet: the resumed run samples it again
 
@@ -165,8 +166,13 @@ def _report_warm_start(run, done, loss):
 
 
 def _collect(
-  run: Run, state: LoopState, stream, key, step: int, clock: Clock
-) -> tuple[Experience, int, collect.State, dict]:
+  run: Run,
+  state: LoopState,
+  order: Sequence[int],
+  key: Key[Array, ""],
+  step: int,
+  clock: Clock,
+) -> tuple[Experience, int, collect.State, dict[str, float]]:
   """The step's experience on the mesh; see collect.collect."""
   experiment, config = run.experiment, run.experiment.config
   priorities = experiment.estimator.priorities
@@ -181,7 +187,7 @@ def _collect(
     clock,
   )
   experience, groups, collected, metrics = collect.collect(
-    stream,
+    order,
     sampling,
     state.collected,
     experiment.groups,
