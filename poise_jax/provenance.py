@@ -1,4 +1,4 @@
-"""Where numbers come from: the command, the commit, the machine and the libraries' versions."""
+"""Provenance of numbers: command, commit, machine and library versions."""
 
 import datetime
 import importlib.metadata
@@ -7,15 +7,18 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
 
+Start = dict[str, Any]  # an entry of provenance.jsonl: what `provenance` returns, and more
 
-def provenance() -> dict[str, Any]:
-  """What one has to know to get a number again; `commit` is None outside of a git checkout."""
+
+def provenance() -> Start:
+  """What is needed to reproduce a number; `commit` is None outside of a git checkout."""
   return {
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": [pathlib.Path(sys.executable).name, *sys.orig_argv[1:]],
@@ -29,11 +32,11 @@ def provenance() -> dict[str, Any]:
   }
 
 
-def _git(*arguments) -> str | None:
+def _git(*arguments: str) -> str | None:
   folder = pathlib.Path(__file__).parent
   try:
     run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-  except FileNotFoundError:  # no git on this machine
+  except FileNotFoundError:  # git is not installed
     return None
   return run.stdout.strip() if run.returncode == 0 else None
 
@@ -47,23 +50,26 @@ def _cpu() -> str:
   return names[0] if names else platform.processor()
 
 
-def origin(starts: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-  """Commands, and sentences on commits and machines (see poise_jax.provenance)."""
+def origin(starts: Sequence[Start]) -> tuple[list[str], list[str]]:
+  """Commands, and sentences about commits and machines, each without repetitions."""
   commands = dict.fromkeys(" ".join(start["command"]) for start in starts)
-  machines = dict.fromkeys(
-    f"{start['cpu']}, {start['cpus']} CPUs, devices {', '.join(start['devices'])}, "
-    f"Python {start['python']}, "
-    + ", ".join(f"{name} {version}" for name, version in start["libraries"].items())
-    for start in starts
-  )
+  machines = dict.fromkeys(map(_machine, starts))
   commits = dict.fromkeys(
-    f"{start['commit']}" + " with uncommitted changes" * start["uncommitted_changes"]
+    f"{start['commit']}{' with uncommitted changes' if start['uncommitted_changes'] else ''}"
     for start in starts
   )
   return list(commands), [f"Commit {'; '.join(commits)}.", f"Machine: {'; '.join(machines)}."]
 
 
-def describe(starts: list[dict[str, Any]]) -> str:
+def _machine(start: Start) -> str:
+  libraries = ", ".join(f"{name} {version}" for name, version in start["libraries"].items())
+  return (
+    f"{start['cpu']}, {start['cpus']} CPUs, devices {', '.join(start['devices'])}, "
+    f"Python {start['python']}, {libraries}"
+  )
+
+
+def describe(starts: Sequence[Start]) -> str:
   """Commands, commits and machines in Markdown."""
-  commands, where = origin(starts)
-  return "\n".join(["```", *commands, "```", "", *where])
+  commands, sentences = origin(starts)
+  return "\n".join(["```", *commands, "```", "", *sentences])

@@ -1,11 +1,13 @@
-"""A run's model as a Hugging Face folder with its tokenizer and a model card."""
+"""Export of a run's model as a Hugging Face folder with a tokenizer and a model card."""
 
 import json
 import pathlib
+from typing import Any
 
 from poise_jax import models
 from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
+from poise_jax.reports import markdown
 
 CARD = """---
 library_name: transformers
@@ -16,10 +18,8 @@ tags: [reinforcement-learning, poise_jax, {algorithm}]
 # {name}
 
 {start}, trained by reinforcement learning from verifiable rewards with poise_jax: algorithm
-`{algorithm}`, {step} of {steps} steps of {rollouts} rollouts ({n} a prompt), seed {seed}.
+`{algorithm}`, {step} of {steps} steps with {rollouts} rollouts each ({n} per prompt), seed {seed}.
 
-| | step | held-out accuracy |
-|---|---|---|
 {evaluations}
 
 {tokenizer}
@@ -37,11 +37,19 @@ Commit {commit}. The configuration:
 
 
 def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
-  """Writes `out` and returns the step it is of.
+  """Writes the model of a checkpoint to a Hugging Face folder.
+
+  Args:
+    workdir: folder of the run.
+    out: output folder, created if it does not exist.
+    step: "last", "best" (held-out accuracy), or the number of a step.
+
+  Returns:
+    The step of the checkpoint.
 
   Raises:
-    UserError, OSError: there is no such run or step, its checkpoint is damaged, or `out` holds
-      something else than a model.
+    UserError, OSError: the run or the step has no checkpoint, the checkpoint is damaged, or `out`
+      holds something other than a model.
   """
   if not (steps := run_checkpoint.steps_of(workdir)):
     raise FileNotFoundError(f"{workdir} holds no run with a checkpoint")
@@ -49,7 +57,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
   chosen = {"last": steps[-1], "best": newest["best"]["step"]}.get(step, step)
   if str(chosen) not in map(str, steps):
     raise UserError(
-      f"--step={step}: there is no checkpoint of step {chosen} in {workdir}; there are "
+      f"--step={step}: {workdir} has no checkpoint of step {chosen}; choose from "
       f"{', '.join(map(str, steps))}"
     )
   checkpoint = run_checkpoint.path_of(workdir, chosen)
@@ -60,33 +68,40 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
   out.mkdir(parents=True, exist_ok=True)
   models.save_tokenizer(checkpoint, out)
   (out / "README.md").write_text(_card(workdir, about, out.absolute().name))
-  models.save_hf(out, config, params)  # its config.json comes last and says: complete
+  models.save_hf(out, config, params)  # writes config.json, the mark of completion, last
   return about["step"]
 
 
-def _card(workdir, about, name):
-  def rows(file):
-    text = (workdir / file).read_text() if (workdir / file).exists() else ""
-    return [json.loads(line) for line in text.split("\n") if line]
-
+def _card(workdir: pathlib.Path, about: dict[str, Any], name: str) -> str:
   config = about["config"]
-  accuracy = {r["step"]: r["eval/accuracy"] for r in rows("metrics.jsonl") if "eval/accuracy" in r}
-  told = {"before training": 0, "best": about["best"]["step"], "this model": about["step"]}
-  started = rows("provenance.jsonl") or [{"command": ["?"], "commit": "?"}]
+  accuracy = {
+    row["step"]: row["eval/accuracy"]
+    for row in _rows(workdir / "metrics.jsonl")
+    if "eval/accuracy" in row
+  }
+  steps = {"before training": 0, "best": about["best"]["step"], "this model": about["step"]}
+  evaluations = [
+    (x, step, f"{accuracy[step]:.3f}") for x, step in steps.items() if step in accuracy
+  ]
+  starts = _rows(workdir / "provenance.jsonl") or [{"command": ["?"], "commit": "?"}]
   source = config["model"]["source"]
   return CARD.format(
     name=name,
     start=f"`{source}`" if source else "A model made from scratch",
     step=about["step"],
-    evaluations="\n".join(
-      f"| {what} | {at} | {accuracy[at]:.3f} |" for what, at in told.items() if at in accuracy
-    ),
-    tokenizer="The tokenizer is the one of the model it started from."
+    evaluations=markdown.table(("", "step", "held-out accuracy"), evaluations),
+    tokenizer="The tokenizer is that of the initial model."
     if source
     else "The tokenizer is the sentencepiece model `tokenizer.model`, made for this run.",
-    command=" ".join(started[0]["command"]),
-    commit=started[0]["commit"],
+    command=" ".join(starts[0]["command"]),
+    commit=starts[0]["commit"],
     config=json.dumps(config, indent=2),
     n=config["rollout"]["n"],
     **{key: config[key] for key in ("algorithm", "steps", "rollouts", "seed")},
   )
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a JSONL file; none if it does not exist."""
+  text = path.read_text() if path.exists() else ""
+  return [json.loads(line) for line in text.split("\n") if line]

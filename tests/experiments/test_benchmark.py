@@ -1,4 +1,4 @@
-"""The arithmetic of the comparison with made-up programs; our own sampler's program for real."""
+"""Ratios of synthetic measurements by hand, and the measurements of our own sampler."""
 
 import json
 import pathlib

