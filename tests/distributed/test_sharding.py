@@ -337,7 +337,9 @@ def test_no_device_computes_scores_or_logits_of_another(results):
   """8 rows over 4 devices, 8 heads (4 key heads) and 320 tokens over 2; 9 positions."""
   products = results["layouts"]["products"]
   logits = [shape for shape in products if shape.endswith(",160") or shape.endswith(",320")]
-  assert logits and set(logits) <= {f"{2 * 9},160", "64,160"}, products  # 64: of the unembedding
+  assert logits and set(logits) <= {f"{2 * 9},160", "64,160"}, (
+    products
+  )  # 64: gradient of the unembedding
   scores = [shape for shape in products if shape.endswith(",9") or shape.endswith(",9,9")]
   assert scores and all(np.prod([int(n) for n in s.split(",")]) <= 2 * 4 * 81 for s in scores)
 
