@@ -10,6 +10,7 @@ from poise_jax.files import write_whole
 from poise_jax.planning.chips import GIB
 from poise_jax.planning.topology import TopologyReport
 from poise_jax.provenance import describe, provenance
+from poise_jax.reports import markdown
 
 MEMORY_COLUMNS = (  # (title, part of the memory report, name in it)
   ("parameters", "always", "parameters"),
@@ -88,15 +89,9 @@ def write_row(
 
 def readme(title: str, rows: list[dict[str, Any]]) -> str:
   """README.md of rows of a results.json."""
-  return "\n\n".join([f"# {title}", table(rows), NOTES, describe(rows)]) + "\n"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-  """Rows of a results.json as a Markdown table."""
   cells = [_cells(row) for row in rows]
-  lines = [f"| {' | '.join(cells[0])} |", "|" + "---|" * len(cells[0])]
-  lines += [f"| {' | '.join(row.values())} |" for row in cells]
-  return "\n".join(lines)
+  table = markdown.table(list(cells[0]), [list(row.values()) for row in cells])
+  return "\n\n".join([f"# {title}", table, NOTES, describe(rows)]) + "\n"
 
 
 def _row(report):

@@ -39,8 +39,8 @@ def test_flops_by_hand():
 
 def test_decoding_reads_an_untied_embedding_at_a_few_rows_only():
   params = {name: jax.ShapeDtypeStruct((4, 8), jnp.bfloat16) for name in ("embed_tokens", "layers")}
-  assert flops.decode_bytes(params, tied=True, cache_bytes=5) == 2 * 64 + 5
-  assert flops.decode_bytes(params, tied=False, cache_bytes=5) == 64 + 5
+  assert flops.decode_bytes(params, tied=True, cache_bytes=5.0) == 2 * 64 + 5
+  assert flops.decode_bytes(params, tied=False, cache_bytes=5.0) == 64 + 5
 
 
 def test_flops_of_a_forward_pass_are_those_of_its_program():
