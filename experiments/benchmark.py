@@ -20,7 +20,7 @@ from absl import flags
 from experiments import cli
 from poise_jax import models
 from poise_jax.errors import UserError
-from poise_jax.models.io.huggingface import local_path
+from poise_jax.models.io.sources import local_path
 from poise_jax.provenance import describe, provenance
 from poise_jax.reports import markdown
 

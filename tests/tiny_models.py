@@ -1,4 +1,4 @@
-"""Tiny random transformers models with settings nobody has by default, and the same in ours."""
+"""Tiny random transformers models with unusual settings, and the same models in this package."""
 
 import functools
 import tempfile
@@ -15,7 +15,7 @@ LLAMA3 = {
   "factor": 8.0,
   "low_freq_factor": 1.0,
   "high_freq_factor": 4.0,
-  "original_max_position_embeddings": 16,  # so that it matters within the test's length
+  "original_max_position_embeddings": 16,  # short enough to matter within the test's length
 }
 
 
@@ -50,7 +50,7 @@ LENGTHS = (12, 7, 1)
 
 
 def tiny(case):
-  """A transformers model in which every weight is random: what a bug would drop is not zero."""
+  """A transformers model with random weights, biases and norms, so that no bug hides behind a 0."""
   family, options = CASES[case]
   config = getattr(transformers, f"{family}Config")(
     vocab_size=97,
@@ -76,14 +76,14 @@ def tiny(case):
 
 
 def batch():
-  """Tokens [3, 12] and mask, rows of unequal length padded on the left."""
+  """Tokens and mask [3, 12] of rows with unequal lengths, padded on the left."""
   mask = np.arange(LENGTHS[0]) >= LENGTHS[0] - np.array(LENGTHS)[:, None]
   tokens = np.random.default_rng(1).integers(0, 97, mask.shape)
   return np.where(mask, tokens, 0), mask
 
 
 def run_transformers(model, tokens, mask):
-  """Logits [B, T, V], final hidden [B, T, D], every block's output [L, B, T, D]."""
+  """Logits [B, T, V], final hidden states [B, T, D] and the blocks' outputs [L, B, T, D]."""
   blocks = []
   for layer in model.model.layers:
     layer.register_forward_hook(
@@ -98,7 +98,7 @@ def run_transformers(model, tokens, mask):
       output_hidden_states=True,
     )
   states = out.hidden_states
-  # All but the last of output_hidden_states are blocks' outputs; the last has the final norm.
+  # output_hidden_states are the blocks' outputs, except the last, which has the final norm.
   for state, block in zip(states[1:-1], blocks[:-1], strict=True):
     assert torch.equal(state, block)
   return out.logits.numpy(), states[-1].numpy(), torch.stack(blocks).numpy()
@@ -106,7 +106,7 @@ def run_transformers(model, tokens, mask):
 
 @functools.cache
 def load_tiny(case):
-  """(transformers' model, our config, our parameters)."""
+  """The transformers model, and its config and parameters in this package."""
   model = tiny(case)
   with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)

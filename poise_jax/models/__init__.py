@@ -1,5 +1,6 @@
 from poise_jax.models.config import ModelConfig, RopeScaling
-from poise_jax.models.io.huggingface import load, read_config, save_hf
+from poise_jax.models.io.huggingface import save_hf
+from poise_jax.models.io.pretrained import load, read_config
 from poise_jax.models.io.tokenizers import (
   Tokenizer,
   check_fits,

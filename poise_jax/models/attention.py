@@ -1,9 +1,9 @@
-"""Attention over a whole sequence in three implementations, and of one new token over its caches.
+"""Attention over whole sequences in three implementations, and of one new token over its caches.
 
-`xla` runs anywhere. `splash` (JAX's Pallas kernel for TPUs) and `cudnn` never hold the scores.
+`xla` runs anywhere. `splash` (JAX's Pallas kernel for TPUs) and `cudnn` never store the scores.
 
-Operands of products are brought into [batch..., rows, K] order by hand, with the query heads of one
-key head as rows: left to itself, XLA transposes the far larger score matrices.
+The code transposes operands to [batch..., rows, K] itself, with the query heads of one key head as
+rows; otherwise XLA transposes the score matrices, which are far larger.
 """
 
 import math
@@ -11,23 +11,23 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.models.kv_cache import KVCache
 
-NEGATIVE = -1e30  # finite: a row whose keys are all masked stays finite instead of turning NaN
-WHOLE = 1024  # query positions whose scores [B, H, S, T] xla holds at once; of more than these
-QUERY_BLOCK = 512  # so many
+NEGATIVE = -1e30  # masked score; finite, so that a row without valid keys does not become NaN
+WHOLE = 1024  # most query positions for which xla holds all scores [B, H, S, T] at once
+QUERY_BLOCK = 512  # query positions that it holds at once for longer sequences
 RESIDUALS = (
   "attention"  # name of splash's residuals [B, H, T, K]; saved, no forward pass is repeated
 )
-BEST = {"tpu": "splash", "gpu": "cudnn"}  # platform -> implementation; others: xla
+BEST = {"tpu": "splash", "gpu": "cudnn"}  # implementation of a platform; others: xla
 
 
 def resolve(name: str, platform: str) -> str:
-  """The implementation that train.attention=`name` means on a jax.Device's `platform`.
+  """The implementation of a name, or of "auto", on a jax.Device's `platform`.
 
   Raises:
     UserError: the name is unknown, or its kernel does not run on this platform.
@@ -55,9 +55,9 @@ def attention(
     q: queries; they attend to the valid keys up to their own position.
     k: keys.
     v: values.
-    valid: False on padding, which stands before or after a row's tokens, not between them. What
-      comes out there is finite and means nothing; without a cotangent there it has no gradient.
-    implementation: of IMPLEMENTATIONS, or "auto": the best one for the devices in use.
+    valid: False on padding, which is before or after a row's tokens, not between them. The result
+      there is finite but meaningless; without a cotangent it has no gradient.
+    implementation: a key of IMPLEMENTATIONS, or "auto": the best one for the devices in use.
   """
   if implementation == "auto":
     implementation = resolve("auto", sharding.platform())
@@ -69,9 +69,9 @@ def xla(
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
   valid: Bool[Array, "B T"],
-  start: Array | int = 0,
+  start: Int[Array, ""] | int = 0,
 ) -> Float[Array, "B S H K"]:
-  """`attention` by plain products; the queries may be those of positions `start` to start + S."""
+  """`attention` by matrix products; the S queries are those from position `start` on."""
   batch, length, heads, dim = q.shape
   groups = k.shape[2]
   ratio = heads // groups
@@ -93,7 +93,7 @@ def xla(
 
   if length <= WHOLE:
     context = attend(q, start)
-  else:  # going back, a block's scores are computed again
+  else:  # the backward pass computes a block's scores again
     blocks = -(-length // QUERY_BLOCK)
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, blocks * QUERY_BLOCK - length), (0, 0)])
     q = jnp.moveaxis(q.reshape(batch, groups, ratio, blocks, QUERY_BLOCK, dim), 3, 0)
@@ -103,13 +103,20 @@ def xla(
   return context.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
-def splash(q, k, v, valid, interpret: bool = False):
-  """`attention` by splash attention, each device its rows and heads; `interpret`: without a TPU.
+def splash(
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B T G K"],
+  v: Float[Array, "B T G K"],
+  valid: Bool[Array, "B T"],
+  interpret: bool = False,
+) -> Float[Array, "B T H K"]:
+  """`attention` by splash attention, on each device for its rows and heads.
 
-  Tokens and padding are segments of their own, so every position attends to itself at least.
+  Tokens and padding are separate segments, so every position attends at least to itself. With
+  `interpret` the kernel runs without a TPU.
   """
   length, dim = q.shape[1], q.shape[3]
-  unit = 512 if length >= 4096 else 128  # blocks of 512 are faster; 128 is the least there is
+  unit = 512 if length >= 4096 else 128  # blocks of 512 are faster; 128 is the minimum
   pad = -length % unit
   block = math.gcd(length + pad, 512)
   q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q * dim**-0.5, k, v))
@@ -119,8 +126,8 @@ def splash(q, k, v, valid, interpret: bool = False):
     mask = splash_attention.CausalMask((length + pad, length + pad))
     kernel = splash_attention.make_splash_mha(
       splash_attention.MultiHeadMask([mask] * q.shape[2]),
-      # The fused backward kernel makes 5 products where two kernels make 7. It holds dq once for
-      # every block of keys, so those are larger there.
+      # The fused backward kernel computes 5 products, two separate kernels 7. It stores dq once
+      # per block of keys, so its blocks are larger.
       block_sizes=splash_attention.BlockSizes(
         *[block] * 4, math.gcd(length + pad, 1024), block, use_fused_bwd_kernel=True
       ),
@@ -139,22 +146,28 @@ def splash(q, k, v, valid, interpret: bool = False):
       attend,
       in_specs=(heads[0], heads[1], heads[1], sharding.spec(("batch", None))),
       out_specs=heads[0],
-      check_vma=False,  # a kernel does not say over which axes its results vary
+      check_vma=False,  # a kernel does not declare the axes over which its results vary
     )
   return attend(q, k, v, segments)[:, :length]
 
 
-def cudnn(q, k, v, valid, backend: str = "cudnn"):
+def cudnn(
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B T G K"],
+  v: Float[Array, "B T G K"],
+  valid: Bool[Array, "B T"],
+  backend: str = "cudnn",
+) -> Float[Array, "B T H K"]:
   """`attention` by cuDNN through jax.nn; `backend` "xla" runs anywhere.
 
-  Rows are rolled so that their tokens come first: then padding is a length, where a mask would be
-  another [B, T, T] array. cuDNN has no float32 kernel; `xla` computes those.
+  Rows are rolled so that their tokens come first: a length then describes the padding, where a mask
+  would need an array [B, T, T]. cuDNN has no float32 kernel; `xla` computes float32.
   """
   if q.dtype == jnp.float32:
     return xla(q, k, v, valid)
   roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
   first = jnp.argmax(valid, axis=1)
-  lengths = jnp.maximum(valid.sum(1, dtype=jnp.int32), 1)  # of no key there is no softmax
+  lengths = jnp.maximum(valid.sum(1, dtype=jnp.int32), 1)  # a softmax needs at least one key
   context = jax.nn.dot_product_attention(
     *(roll(x, -first) for x in (q, k, v)),
     is_causal=True,
@@ -172,14 +185,20 @@ def decode_attention(
   q: Float[Array, "P n H K"],
   prompt: KVCache,
   prompt_mask: Bool[Array, "P Tp"],
-  own: KVCache,
-  own_mask: Bool[Array, " T"],
+  response: KVCache,
+  response_mask: Bool[Array, " T"],
 ) -> Float[Array, "P n H K"]:
   """One new token of each of n samples attends to their shared prompt and to its own response.
 
-  The prompt's keys and values exist once for all n samples: `prompt` has P rows, `own` P * n. Masks
-  may be shorter than the caches, whose last positions then are not written yet. Scales of an int8
-  cache multiply scores and weights, not the keys and values.
+  The scales of an int8 cache multiply scores and weights, not the keys and values.
+
+  Args:
+    q: queries of the new tokens.
+    prompt: the prompts' cache, P rows: keys and values exist once for all n samples.
+    prompt_mask: False on padding.
+    response: the responses' cache, P * n rows.
+    response_mask: which positions are written, the same in all rows. Masks can be shorter than the
+      caches, whose last positions are unwritten then.
   """
   p, n, heads, dim = q.shape
   groups = prompt.keys.shape[1]
@@ -200,7 +219,7 @@ def decode_attention(
 
   def by_block(x, blocks):  # [B, G, rows, N] @ [B, G, blocks, N, W] -> [B, G, rows, blocks * W]
     x = jnp.broadcast_to(x[:, :, None], (*blocks.shape[:3], *x.shape[2:]))
-    if blocks.shape[2] > 1:  # without the barrier, XLA puts the blocks together again: by copying
+    if blocks.shape[2] > 1:  # without the barrier, XLA joins the blocks again by copying them
       x = jax.lax.optimization_barrier(x)
     y = jnp.matmul(x, blocks.astype(x.dtype), preferred_element_type=jnp.float32)
     return y.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1)
@@ -219,10 +238,10 @@ def decode_attention(
     return by_block(weights.astype(q.dtype), cache.values)
 
   shared = from_prompt(scores(by_prompt(q), prompt, prompt_mask[:, None, None]))
-  own_scores = from_sample(scores(by_sample(q), own, own_mask))
-  top = jnp.maximum(shared.max(-1, keepdims=True), own_scores.max(-1, keepdims=True))
-  to_prompt, to_own = jnp.exp(shared - top), jnp.exp(own_scores - top)
-  mass = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
+  separate = from_sample(scores(by_sample(q), response, response_mask))
+  top = jnp.maximum(shared.max(-1, keepdims=True), separate.max(-1, keepdims=True))
+  to_prompt, to_response = jnp.exp(shared - top), jnp.exp(separate - top)
+  mass = to_prompt.sum(-1, keepdims=True) + to_response.sum(-1, keepdims=True)
   summed = from_prompt(context(by_prompt(to_prompt), prompt))
-  summed += from_sample(context(by_sample(to_own), own))
+  summed += from_sample(context(by_sample(to_response), response))
   return (summed / mass).astype(q.dtype).reshape(p, n, heads, dim)

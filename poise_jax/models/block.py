@@ -19,7 +19,7 @@ from poise_jax.models.rotary import rotate
 
 States = Float[Array, "B T D"] | Float[Array, "D R"]  # the second if features come first
 Heads = Float[Array, "B T _ K"] | Float[Array, "R _ K"]  # likewise
-Tables = Float[Array, "B T K/2"] | Float[Array, "K/2 R"]  # likewise
+Tables = Float[Array, "B T half"] | Float[Array, "half R"]  # likewise; half = K / 2
 Extra = TypeVar("Extra")
 
 

@@ -1,13 +1,12 @@
 """The shape of a decoder, read from and written as a Hugging Face config.json."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, unknown_name
 
-# Families that one Transformer covers; each is a set of the options below.
+# Families of the Transformer; each is a choice of the options below.
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "qwen2": "Qwen2ForCausalLM",
@@ -17,7 +16,7 @@ ARCHITECTURES = {
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Llama 3's stretching of the low rotary frequencies (`rope_type: llama3`)."""
+  """Llama 3's scaling of the low rotary frequencies (`rope_type: llama3`)."""
 
   factor: float
   low_freq_factor: float
@@ -29,35 +28,30 @@ class RopeScaling:
 class ModelConfig:
   """A Llama, Qwen2 or Qwen3 decoder. Field names are Hugging Face's; all sizes are in elements.
 
-  Raises UserError on construction if the sizes do not fit each other.
+  Raises UserError on construction for sizes that do not fit together.
   """
 
-  model_type: str  # a key of ARCHITECTURES: llama, qwen2 or qwen3
-  vocab_size: int  # V, the tokenizer's
-  hidden_size: int  # D, width of the states
+  model_type: str  # family: llama, qwen2 or qwen3
+  vocab_size: int  # V, size of the vocabulary
+  hidden_size: int  # D, width of the hidden states
   intermediate_size: int  # width of the MLP
-  num_hidden_layers: int  # L, blocks
-  num_attention_heads: int  # query heads
-  num_key_value_heads: int  # key and value heads, each shared by as many query heads
-  head_dim: int  # even
+  num_hidden_layers: int  # L, number of blocks
+  num_attention_heads: int  # number of query heads
+  num_key_value_heads: int  # number of key-value heads, each shared by a group of query heads
+  head_dim: int  # width of a head, even
   rope_theta: float = 10000.0  # base of the rotary wavelengths
-  rope_scaling: RopeScaling | None = None  # how they are stretched; None: not at all
-  rms_norm_eps: float = 1e-6  # added to the mean square
-  tie_word_embeddings: bool = False  # the unembedding is the embedding, transposed
-  qkv_bias: bool = False  # Qwen2 always, Llama and Qwen3 by their `attention_bias`
-  out_bias: bool = False  # on o_proj: Llama and Qwen3 by their `attention_bias`
-  mlp_bias: bool = False  # Llama only
-  qk_norm: bool = False  # Qwen3 always
-  max_position_embeddings: int = 2048  # what it was trained for; nothing here is limited by it
+  rope_scaling: RopeScaling | None = None  # scaling of the rotary frequencies; None: unscaled
+  rms_norm_eps: float = 1e-6  # constant added to the mean square before its root
+  tie_word_embeddings: bool = False  # whether the unembedding is the transposed embedding
+  qkv_bias: bool = False  # biases of q, k and v: Qwen2 always, the others by `attention_bias`
+  out_bias: bool = False  # bias of o_proj: Llama and Qwen3 by `attention_bias`
+  mlp_bias: bool = False  # biases of the MLP: Llama by its `mlp_bias`
+  qk_norm: bool = False  # normalisation of queries and keys: Qwen3 always
+  max_position_embeddings: int = 2048  # context length in training; not enforced
 
   def __post_init__(self):
     if self.model_type not in ARCHITECTURES:
-      near = difflib.get_close_matches(self.model_type, ARCHITECTURES, 1)
-      raise UserError(
-        f"model_type {self.model_type!r} is not supported"
-        + (f" (did you mean {near[0]!r}?)" if near else "")
-        + f"; supported are {', '.join(ARCHITECTURES)}"
-      )
+      raise unknown_name("model_type", self.model_type, ARCHITECTURES)
     if self.num_attention_heads % self.num_key_value_heads:
       raise UserError(
         f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -67,26 +61,27 @@ class ModelConfig:
       raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
 
   def check_is(self, expected: Mapping[str, Any]):
-    """Raises UserError for a field that differs from the `expected` one, by its name."""
+    """Raises UserError if a field differs from its `expected` value."""
     for name, value in expected.items():
       if getattr(self, name) != value:
         raise UserError(
-          f"config.model.shape.{name}={value!r}, but the model of config.model.source has "
-          f"{getattr(self, name)!r}; correct the shape, or name the other model"
+          f"config.model.shape.{name}={value!r}, but the model at config.model.source has "
+          f"{getattr(self, name)!r}; correct the shape or the source"
         )
 
   @classmethod
-  def from_hf(cls, hf: dict[str, Any]) -> "ModelConfig":
+  def from_hf(cls, hf: Mapping[str, Any]) -> "ModelConfig":
     """Reads a config.json of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
 
     Raises:
-      UserError: the architecture, or an option of it, is one that this decoder does not have.
+      UserError: the architecture or one of its options is not supported.
+      KeyError: a size is missing.
     """
     model_type = hf.get("model_type")
     if model_type not in ARCHITECTURES:
       raise UserError(
         f"architecture {model_type or hf.get('architectures')!r} is not supported; "
-        f"supported are {', '.join(ARCHITECTURES)}"
+        f"choose a model of type {', '.join(ARCHITECTURES)}"
       )
     if hf.get("hidden_act", "silu") != "silu":
       raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
@@ -95,7 +90,7 @@ class ModelConfig:
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-      raise UserError(f"rope_type {kind!r} is not supported; supported are 'default' and 'llama3'")
+      raise UserError(f"rope_type {kind!r} is not supported; only 'default' and 'llama3' are")
     scaling = None
     if kind == "llama3":
       scaling = RopeScaling(
@@ -124,8 +119,10 @@ class ModelConfig:
     )
 
   def to_hf(self) -> dict[str, Any]:
-    """The config.json of this decoder. Both spellings of the rotary parameters are written, so that
-    transformers 4 and 5 read the same model."""
+    """The config.json of this decoder, for transformers 4 and 5.
+
+    It has the rotary parameters in both spellings.
+    """
     rope: dict[str, Any] = {"rope_type": "default"}
     if self.rope_scaling is not None:
       rope = {"rope_type": "llama3", **dataclasses.asdict(self.rope_scaling)}

@@ -1,9 +1,9 @@
-"""Keys and values of past tokens, one KVCache a layer, as they are or in int8 with a scale a token.
+"""Keys and values of past tokens, a KVCache per layer; int8 ones have a scale per token.
 
-The arrays have the shapes in which attention multiplies them: a reshape in between would make XLA
-update (and copy) each of them twice. On a CPU they are cut into blocks of W = 32 columns, which its
-products read where they lie; anything wider they copy first, for every token (measured: 1.7 times
-as long). Elsewhere there is one block, as wide as the whole.
+The arrays have the shapes that attention multiplies: a reshape in between would make XLA update
+(and copy) each of them twice. On a CPU they are split into blocks of W = 32 columns, which its
+matrix products read in place; wider ones are copied first, for every token (measured: 1.7 times as
+slow). Elsewhere there is one block of full width.
 """
 
 import math
@@ -12,34 +12,37 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
 
 from poise_jax.distributed.sharding import constrain, platform
 from poise_jax.models.config import ModelConfig
 
-CACHE_DTYPES = ("", "bfloat16", "int8")  # "": that of the computation
-CPU_BLOCK = 32
+CACHE_DTYPES = ("", "bfloat16", "int8")  # "": computation dtype
+CPU_BLOCK = 32  # W on a CPU
 
 
 @flax.struct.dataclass
 class KVCache:
-  """Of B rows, S positions and G key heads; int8 ones are to be multiplied by their scales.
+  """Keys and values of B rows, S positions and G key heads.
 
-  Keys are cut along the positions, values along head_dim. S is rounded up to whole blocks.
+  Keys are split into blocks of width W along the positions, values along head_dim. S is rounded up
+  to whole blocks.
   """
 
-  keys: jax.Array  # [B, G, S / W, K, W]
-  values: jax.Array  # [B, G, K / W, S, W]
-  key_scales: jax.Array | None = None  # [B, G, S] float32
-  value_scales: jax.Array | None = None  # [B, G, S] float32
+  keys: Shaped[Array, "B G S_blocks K W"]
+  values: Shaped[Array, "B G K_blocks S W"]
+  key_scales: Float[Array, "B G S"] | None = None  # multipliers of int8 keys, float32
+  value_scales: Float[Array, "B G S"] | None = None  # multipliers of int8 values, float32
 
   @property
   def positions(self) -> int:
-    """S."""
+    """Number of positions S that the cache has room for."""
     return self.values.shape[3]
 
 
-def store(k: jax.Array, v: jax.Array, dtype) -> KVCache:
-  """A cache of keys and values [B, S, G, K]."""
+def store(k: Float[Array, "B S G K"], v: Float[Array, "B S G K"], dtype: DTypeLike) -> KVCache:
+  """Makes a cache of keys and values."""
   (k, k_scales), (v, v_scales) = (_numbers(x.swapaxes(1, 2), dtype) for x in (k, v))
   blocks, width = _key_blocks(k.shape[2])
   k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, blocks * width - x.shape[2]), (0, 0))) for x in (k, v))
@@ -48,8 +51,10 @@ def store(k: jax.Array, v: jax.Array, dtype) -> KVCache:
   return grow(KVCache(k, v, k_scales, v_scales), blocks * width)
 
 
-def write(cache: KVCache, k: jax.Array, v: jax.Array, position: jax.Array) -> KVCache:
-  """`cache` with keys and values [B, G, K] at `position`."""
+def write(
+  cache: KVCache, k: Float[Array, "B G K"], v: Float[Array, "B G K"], position: Int[Array, ""]
+) -> KVCache:
+  """Writes the keys and values of one token per row at `position`."""
   width = cache.keys.shape[4]
   (k, k_scales), (v, v_scales) = (_numbers(x, cache.keys.dtype) for x in (k, v))
   v = v.reshape(*v.shape[:2], *_value_blocks(v.shape[2]))
@@ -68,7 +73,7 @@ def write(cache: KVCache, k: jax.Array, v: jax.Array, position: jax.Array) -> KV
 
 
 def grow(cache: KVCache, size: int) -> KVCache:
-  """`cache` with room for `size` positions."""
+  """Makes room for `size` positions; new ones are zero."""
   rows, dim = cache.keys.shape[:2], cache.keys.shape[3]
   blocks, width = _key_blocks(size)
   size = blocks * width
@@ -86,15 +91,15 @@ def grow(cache: KVCache, size: int) -> KVCache:
   return _pinned(KVCache(**{k: pad(*v) for k, v in arrays.items() if v[0] is not None}))
 
 
-def token_bytes(config: ModelConfig, dtype) -> int:
-  """What one token takes in the caches of all layers."""
+def token_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
+  """Size of one token in the caches of all layers, in bytes."""
   dtype = np.dtype(dtype)
   vector = config.head_dim * dtype.itemsize + (4 if dtype == np.int8 else 0)
   return 2 * config.num_hidden_layers * config.num_key_value_heads * vector
 
 
 def _numbers(x, dtype):
-  """[..., K] in `dtype` and, of int8, scales [...]: a token's largest number becomes 127."""
+  """[..., K] in `dtype` and, for int8, scales [...] that map a vector's largest number to 127."""
   if dtype != jnp.int8:
     return x.astype(dtype), None
   x = x.astype(jnp.float32)
@@ -103,7 +108,7 @@ def _numbers(x, dtype):
 
 
 def _key_blocks(size):
-  """Number and width of the blocks that hold so many positions."""
+  """Number and width of the blocks of `size` positions."""
   return (-(-size // CPU_BLOCK), CPU_BLOCK) if platform() == "cpu" else (1, size)
 
 
@@ -114,5 +119,5 @@ def _value_blocks(dim):
 
 
 def _pinned(cache):
-  """Laid out on the mesh."""
+  """Constrains the layout on the mesh."""
   return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", *[None] * (x.ndim - 2)), cache)

@@ -19,6 +19,7 @@ from poise_jax.models.config import ModelConfig
 from poise_jax.models.transformer import abstract_params, logical_axes
 
 
+@jax.named_scope("sampling_params")
 def sampling_params(
   config: ModelConfig, params: PyTree[Array], dtype: DTypeLike = jnp.float32
 ) -> PyTree[Array]:

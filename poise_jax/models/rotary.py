@@ -1,15 +1,20 @@
 """Rotary position embedding (arXiv 2104.09864) in Hugging Face's half-split order."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from poise_jax.models.config import ModelConfig
 
 
+@jax.named_scope("rope")
 def rope(
   config: ModelConfig, positions: Int[Array, "*rows"]
-) -> tuple[Float[Array, "*rows K/2"], Float[Array, "*rows K/2"]]:
-  """Cosines and sines of the rotation angles, float32, with Llama 3's scaling if configured."""
+) -> tuple[Float[Array, "*rows half"], Float[Array, "*rows half"]]:
+  """Cosines and sines [..., head_dim / 2] of the rotation angles, float32.
+
+  Low frequencies are scaled as in Llama 3 if config.rope_scaling is set.
+  """
   exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
   frequencies = 1.0 / config.rope_theta**exponents
   if (s := config.rope_scaling) is not None:

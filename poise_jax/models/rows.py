@@ -1,9 +1,9 @@
-"""Rows of a teacher-forced pass: a prompt stands once, followed by all responses that share it.
+"""Rows of a teacher-forced pass: a prompt appears once, followed by the responses that share it.
 
-A layer's products and norms work on single positions, and a prompt's positions attend to the prompt
-alone, so they are the same for all of its responses. Only attention needs each response behind its
-prompt. Letters: R rows, S positions of a row, m responses in a row, Tp prompt and T response
-positions; S = Tp + m T.
+Matrix products and norms work on single positions, and a prompt's positions attend to the prompt
+only, so their states are the same for all of its responses. Attention alone needs each response
+behind its prompt. Letters: R rows, S positions in a row, m responses in a row, Tp prompt and T
+response positions; S = Tp + m T.
 """
 
 import flax.struct
@@ -13,20 +13,20 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 @flax.struct.dataclass
 class Rows:
-  """Tokens of R rows. By default a row is one sequence, without a shared prompt."""
+  """Tokens of R rows. By default a row is one sequence without a shared prompt."""
 
   tokens: Int[Array, "R S"]
-  mask: Bool[Array, "R S"]  # False on padding, which may stand on either side of a sequence
+  mask: Bool[Array, "R S"]  # False on padding, on either side of a sequence
   prompt: int = flax.struct.field(pytree_node=False, default=0)  # Tp
   responses: int = flax.struct.field(pytree_node=False, default=1)  # m
 
   @property
   def positions(self) -> Int[Array, "R S"]:
-    """Positions within each sequence, which count from 0 at its first unmasked token."""
+    """Positions within each sequence, counted from 0 at its first unmasked token."""
     return self.merge(positions_of(self.split(self.mask)))
 
   def split(self, x: Shaped[Array, "R S ..."]) -> Shaped[Array, "B L ..."]:
-    """[R, Tp + m T, ...] -> [R m, Tp + T, ...]: one row a response, each behind its prompt."""
+    """[R, Tp + m T, ...] -> [R m, Tp + T, ...]: a row per response, each behind its prompt."""
     if self.responses == 1:
       return x
     prompts = jnp.repeat(x[:, : self.prompt], self.responses, axis=0)
@@ -44,5 +44,5 @@ class Rows:
 
 
 def positions_of(mask: Bool[Array, "*rows T"]) -> Int[Array, "*rows T"]:
-  """Positions that count from 0 at the first True of each row, int32."""
+  """Positions counted from 0 at the first True of each row, int32."""
   return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)

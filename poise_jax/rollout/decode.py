@@ -1,6 +1,7 @@
 """Decoding: one step feeds every row's newest token and draws its next one.
 
-Letters are those of poise_jax/types.py, and R = P * n rows, k states in a feature window.
+Letters are those of poise_jax/types.py, and R = P * n rows, U = T + 1 positions, k states in a
+feature window.
 """
 
 import flax.struct
@@ -29,22 +30,22 @@ class DecodeInputs:
   prompt_caches: list[kv_cache.KVCache]  # per layer, P rows
   prompt_mask: Bool[Array, "P Tp"]
   prompt_lengths: Int[Array, " R"]  # positions of the first response tokens
-  rotary: tuple[Float[Array, "Tp+T K/2"], Float[Array, "Tp+T K/2"]]  # cosines and sines
+  rotary: tuple[Float[Array, "S half"], Float[Array, "S half"]]  # cosines and sines, S = Tp + T
 
 
 @flax.struct.dataclass
 class DecodeState:
   """The carry of the decode loop.
 
-  Responses have T + 1 positions: tokens drawn after position T - 1 are written to the last one,
+  Responses have U = T + 1 positions: tokens drawn after position T - 1 are written to the last one,
   which is cut off.
   """
 
   t: Int[Array, ""]  # response position of the token to feed next
-  tokens: Int[Array, "P n T+1"]  # drawn up to position t, int32
-  mask: Bool[Array, "P n T+1"]  # True on tokens that belong to the response
-  logprobs: Float[Array, "P n T+1"]  # float32, nats
-  entropies: Float[Array, "P n T+1"]  # float32, nats
+  tokens: Int[Array, "P n U"]  # drawn up to position t, int32
+  mask: Bool[Array, "P n U"]  # True on tokens that belong to the response
+  logprobs: Float[Array, "P n U"]  # float32, nats
+  entropies: Float[Array, "P n U"]  # float32, nats
   caches: list[kv_cache.KVCache]  # responses' keys and values per layer, R rows
   thinking: Bool[Array, "P n"]  # whether the token at t belongs to the reasoning
   window: Float[Array, "layers P n k D"]  # ring buffer of the last reasoning states

@@ -1,42 +1,44 @@
-"""The probe's features: what is pooled, by the sampler and by a teacher-forced pass alike.
+"""The probe's features, pooled by the sampler and by a teacher-forced pass in the same way.
 
-A row of features φ is [prompt block | reasoning block | three entropies] (POISE, arXiv 2605.07579,
-section 3.1). A block is the mean of the last k states of its span, for each configured layer; a
-state is the residual stream after that block, before the final norm. The entropies are the mean
-over the whole response, over its reasoning and over its answer (0 where a span is empty).
-Reasoning ends with the first end-of-thinking marker, which belongs to it; without one, with the
-response.
+A feature row φ is [prompt part | reasoning part | three entropies] (POISE, arXiv 2605.07579,
+section 3.1). A part is the mean of the last k states of its span, for each feature layer; a state
+is the residual stream after the layer, before the final norm. The entropies are means over the
+whole response, its reasoning and its answer (0 for an empty span). Reasoning ends with the first
+end-of-thinking marker, which belongs to it, or with the response if there is none.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, Rows, hidden_states
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.types import Rollouts
 
-ENTROPIES = 3
+ENTROPIES = 3  # number of entropies in a feature row
 
 
 def feature_size(config: ModelConfig, rollout: RolloutConfig) -> int:
-  """F, the length of a feature row; 0 without feature layers."""
+  """Length F of a feature row; 0 without feature layers."""
   layers = len(rollout.feature_layers)
   return 2 * layers * config.hidden_size + ENTROPIES if layers else 0
 
 
-def check_layers(config: ModelConfig, rollout: RolloutConfig):
+def check_layers(config: ModelConfig, rollout: RolloutConfig) -> None:
   """Raises UserError if a feature layer does not exist."""
   for layer in rollout.feature_layers:
     if not 0 <= layer < config.num_hidden_layers:
       raise UserError(
-        f"rollout.feature_layers has {layer}, but the model's blocks are 0 to "
+        f"rollout.feature_layers has {layer}, but the model has layers 0 to "
         f"{config.num_hidden_layers - 1}"
       )
 
 
-def reasoning_mask(tokens: jax.Array, mask: jax.Array, think_end: tuple[int, ...]) -> jax.Array:
-  """Which response positions [..., T] bool are reasoning, of tokens and mask [..., T]."""
+def reasoning_mask(
+  tokens: Int[Array, "*rows T"], mask: Bool[Array, "*rows T"], think_end: tuple[int, ...]
+) -> Bool[Array, "*rows T"]:
+  """Which response positions are reasoning."""
   if not think_end:
     return mask
   ends_here = jnp.ones_like(mask)
@@ -47,27 +49,35 @@ def reasoning_mask(tokens: jax.Array, mask: jax.Array, think_end: tuple[int, ...
   return mask & ~ended_before
 
 
-def last_k(mask: jax.Array, k: int) -> jax.Array:
-  """Mean weights [..., T] float32 over the last k True positions of mask [..., T]; 0 if none."""
+def last_k(mask: Bool[Array, "*rows T"], k: int) -> Float[Array, "*rows T"]:
+  """Weights of a mean over the last k True positions of each row, float32; 0 if there are none."""
   from_end = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]
-  keep = mask & (from_end <= k)
-  return keep / jnp.maximum(keep.sum(-1, keepdims=True), 1).astype(jnp.float32)
+  last = mask & (from_end <= k)
+  return last / jnp.maximum(last.sum(-1, keepdims=True), 1).astype(jnp.float32)
 
 
-def mean_entropies(entropies: jax.Array, mask: jax.Array, reasoning: jax.Array) -> jax.Array:
-  """Mean token entropies [..., 3] of response, reasoning and answer, from [..., T] each."""
+def mean_entropies(
+  entropies: Float[Array, "*rows T"],
+  mask: Bool[Array, "*rows T"],
+  reasoning: Bool[Array, "*rows T"],
+) -> Float[Array, "*rows 3"]:
+  """Mean token entropies of response, reasoning and answer; 0 for an empty span."""
   spans = jnp.stack([mask, reasoning, mask & ~reasoning], axis=-2)
   total = jnp.where(spans, entropies[..., None, :], 0.0).sum(-1)
   return total / jnp.maximum(spans.sum(-1), 1)
 
 
-def assemble(prompt: jax.Array, reasoning: jax.Array, entropies: jax.Array) -> jax.Array:
-  """Feature rows [P, n, F] float32.
+def assemble(
+  prompt: Float[Array, "layers P D"],
+  reasoning: Float[Array, "layers P n D"],
+  entropies: Float[Array, "P n 3"],
+) -> Float[Array, "P n F"]:
+  """Feature rows, float32.
 
   Args:
-    prompt: [layers, P, D] pooled prompt states, shared by the samples of a prompt.
-    reasoning: [layers, P, n, D] pooled reasoning states.
-    entropies: [P, n, 3].
+    prompt: pooled prompt states, shared by the samples of a prompt.
+    reasoning: pooled reasoning states.
+    entropies: means over response, reasoning and answer.
   """
   layers, p, n, d = reasoning.shape
   prompt = jnp.broadcast_to(prompt[:, :, None], (layers, p, n, d))
@@ -75,17 +85,24 @@ def assemble(prompt: jax.Array, reasoning: jax.Array, entropies: jax.Array) -> j
   return jnp.concatenate([*blocks, entropies], axis=-1).astype(jnp.float32)
 
 
-def features_of(config: ModelConfig, params, rollouts: Rollouts, rollout: RolloutConfig):
-  """Features [P, n, F] from a teacher-forced pass over prompt and response; equal to the sampler's.
+def features_of(
+  config: ModelConfig, params: PyTree[Array], rollouts: Rollouts, rollout: RolloutConfig
+) -> Float[Array, "P n F"]:
+  """Features from a teacher-forced pass over prompts and responses; equal to the sampler's.
 
-  Uses the rollouts' entropies as they are. Pools inside the scan over layers: no [B, T, D] state
-  outlives its layer. `params` in the training layout.
+  Pools inside the scan over layers: no states [B, T, D] outlive their layer.
+
+  Args:
+    config: the decoder's shape.
+    params: parameters in the training layout.
+    rollouts: prompts and responses; their entropies are used as they are.
+    rollout: sampling options.
 
   Raises:
     UserError: a feature layer does not exist, or none is configured.
   """
   if not rollout.feature_layers:
-    raise UserError("rollout.feature_layers is empty: there are no features to compute")
+    raise UserError("rollout.feature_layers is empty; name the layers to pool features from")
   check_layers(config, rollout)
   p, n, t = rollouts.tokens.shape
   prompts = rollouts.prompts
@@ -105,9 +122,12 @@ def features_of(config: ModelConfig, params, rollouts: Rollouts, rollout: Rollou
     rows.split(row(jnp.zeros_like(prompts.mask), reasoning)),
   ]
   weights = last_k(jnp.stack(spans), rollout.feature_window)
-  _, pooled = hidden_states(
-    config, params, rows, collect=lambda x: jnp.einsum("sbt,btd->sbd", weights, x)
-  )
+
+  @jax.named_scope("features")
+  def pool(x):
+    return jnp.einsum("sbt,btd->sbd", weights, x)
+
+  _, pooled = hidden_states(config, params, rows, collect=pool)
   pooled = pooled[jnp.array(rollout.feature_layers)]  # [layers, 2, P * n, D]
   pooled = pooled.reshape(len(rollout.feature_layers), 2, p, n, -1)
   entropies = mean_entropies(rollouts.entropies, rollouts.mask, reasoning)

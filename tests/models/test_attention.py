@@ -1,4 +1,4 @@
-"""xla against a loop over rows; splash (interpreted) and cuDNN's masks against xla."""
+"""`xla` against a loop over rows; `splash` (interpreted) and cuDNN's masks against `xla`."""
 
 import functools
 
@@ -13,19 +13,19 @@ from poise_jax.models import attention as lib
 
 
 def make(length, heads, groups, dim, dtype=np.float32):
-  """q, k, v, a cotangent and the validity [4, length] of ragged rows."""
+  """q, k, v, a cotangent and the validity mask [4, length] of ragged rows."""
   rng = np.random.default_rng(0)
   shapes = [(4, length, n, dim) for n in (heads, groups, groups, heads)]
   q, k, v, ct = (rng.normal(size=shape).astype(dtype) for shape in shapes)
-  # Rows: whole, padded on the left, nothing but padding, padded on both sides.
+  # Rows: full, padded on the left, only padding, padded on both sides.
   first, end = [0, 5, 0, length // 3], [length, length, 0, length - 7]
-  at = np.arange(length)
-  valid = (at >= np.array(first)[:, None]) & (at < np.array(end)[:, None])
+  positions = np.arange(length)
+  valid = (positions >= np.array(first)[:, None]) & (positions < np.array(end)[:, None])
   return q, k, v, (ct * valid[:, :, None, None]).astype(dtype), valid
 
 
 def values_and_gradients(function, q, k, v, ct, valid):
-  """What comes out, zero at padding, its gradients, and whether padding's values are finite."""
+  """Results (0 at padding), their gradients, and whether all results are finite."""
   out, pull = jax.vjp(lambda *qkv: function(*qkv, valid), q, k, v)
   return jnp.where(valid[:, :, None, None], out, 0), pull(ct), jnp.isfinite(out).all()
 
@@ -35,33 +35,33 @@ def run(function, operands):
 
 
 def assert_same(function, operands, *tolerance):
-  """`function` has xla's values and gradients, with absolute and relative tolerance."""
+  """Checks values and gradients against xla's, with absolute and relative tolerance."""
   out, gradients, finite = run(function, operands)
-  expected, *_ = wanted = run(lib.xla, operands)
-  assert finite and wanted[-1]
-  for a, b in zip((out, *gradients), (expected, *wanted[1]), strict=True):
+  expected, expected_gradients, expected_finite = run(lib.xla, operands)
+  assert finite and expected_finite
+  for a, b in zip((out, *gradients), (expected, *expected_gradients), strict=True):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     assert np.isfinite(a).all() and np.abs(b).max() > 0.1
     np.testing.assert_allclose(a, b, *tolerance[::-1])
 
 
 def oracle(q, k, v, valid):
-  """Row by row and head by head, in float64; zero at padding."""
+  """Attention row by row and head by head, in float64; 0 at padding."""
   out = np.zeros(q.shape)
   ratio = q.shape[2] // k.shape[2]
   for b, h in np.ndindex(q.shape[0], q.shape[2]):
-    (at,) = np.nonzero(valid[b])
-    scores = q[b, at, h].astype(float) @ k[b, at, h // ratio].T / np.sqrt(q.shape[3])
-    scores[np.triu_indices(len(at), 1)] = -np.inf
-    if len(at):
+    (tokens,) = np.nonzero(valid[b])
+    scores = q[b, tokens, h].astype(float) @ k[b, tokens, h // ratio].T / np.sqrt(q.shape[3])
+    scores[np.triu_indices(len(tokens), 1)] = -np.inf
+    if len(tokens):
       weights = np.exp(scores - scores.max(-1, keepdims=True))
-      out[b, at, h] = weights @ v[b, at, h // ratio] / weights.sum(-1, keepdims=True)
+      out[b, tokens, h] = weights @ v[b, tokens, h // ratio] / weights.sum(-1, keepdims=True)
   return out
 
 
 @pytest.mark.parametrize("whole", [1024, 30])
-def test_xla_is_softmax_of_the_valid_keys_up_to_oneself(monkeypatch, whole):
-  """All at once, and in blocks of queries of which the last is not full."""
+def test_xla_is_causal_softmax_attention_to_valid_keys(monkeypatch, whole):
+  """All queries at once, and in blocks of which the last is not full."""
   monkeypatch.setattr(lib, "WHOLE", whole)
   monkeypatch.setattr(lib, "QUERY_BLOCK", 16)
   q, k, v, ct, valid = make(70, heads=4, groups=2, dim=8)
@@ -70,17 +70,17 @@ def test_xla_is_softmax_of_the_valid_keys_up_to_oneself(monkeypatch, whole):
   np.testing.assert_allclose(out, oracle(q, k, v, valid), atol=2e-6)
 
 
-def test_blocks_of_queries_have_the_gradients_of_the_whole(monkeypatch):
+def test_blocks_of_queries_do_not_change_gradients(monkeypatch):
   operands = make(70, heads=4, groups=2, dim=8)
-  wanted = run(lib.xla, operands)
+  expected = run(lib.xla, operands)
   monkeypatch.setattr(lib, "WHOLE", 30)
   monkeypatch.setattr(lib, "QUERY_BLOCK", 16)
-  for a, b in zip(*map(jax.tree.leaves, (run(lib.xla, operands), wanted)), strict=True):
+  for a, b in zip(*map(jax.tree.leaves, (run(lib.xla, operands), expected)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_no_buffer_of_all_scores():
-  """Forward and backward over 2,048 positions need less than half of the scores at a time."""
+def test_no_buffer_holds_all_scores():
+  """Forward and backward over 2,048 positions need less memory than one array of scores."""
   length, heads = 2 * lib.WHOLE, 4
   shapes = [(1, length, n, 8) for n in (heads, 2, 2, heads)]
   operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -105,8 +105,8 @@ def test_splash_equals_xla(length, heads, groups, dim, dtype):
   assert_same(splash, make(length, heads, groups, dim, dtype), *tolerance)
 
 
-def test_cudnns_lengths_say_what_the_mask_says():
-  """In bfloat16, which is what cuDNN takes; its kernel itself needs a GPU."""
+def test_cudnns_lengths_mean_the_same_as_the_mask():
+  """In bfloat16, as cuDNN requires; the kernel itself needs a GPU."""
   cudnn = functools.partial(lib.cudnn, backend="xla")
   assert_same(cudnn, make(40, 4, 2, 16, jnp.bfloat16), 0.03, 0.03)
 
@@ -115,13 +115,13 @@ def test_cudnn_computes_float32_as_xla_does():
   assert_same(lib.cudnn, make(40, 4, 2, 16), 1e-6, 0)
 
 
-def test_the_decoder_uses_what_it_is_told(monkeypatch, compiled_quickly):
+def test_the_decoder_uses_the_chosen_implementation(monkeypatch, compiled_quickly):
   """Forward and backward of a decoder, under its scan, rematerialisation and a mesh."""
   monkeypatch.setitem(lib.IMPLEMENTATIONS, "splash", functools.partial(lib.splash, interpret=True))
   config = models.ModelConfig("qwen3", 40, 32, 48, 2, 2, 1, 16, qk_norm=True)
   params = jax.jit(models.init, static_argnums=0)(config, jax.random.key(0))
-  tokens = np.random.default_rng(0).integers(0, 40, (2, 20))
-  mask = np.arange(20) >= np.array([[0], [6]])
+  tokens = jax.random.randint(jax.random.key(1), (2, 20), 0, 40)
+  mask = jnp.arange(20) >= jnp.array([[0], [6]])
 
   @functools.partial(jax.jit, static_argnums=1)
   def gradient(params, attention):
@@ -133,12 +133,12 @@ def test_the_decoder_uses_what_it_is_told(monkeypatch, compiled_quickly):
 
     return jax.grad(loss)(params)
 
-  wanted = gradient(params, "xla")
+  expected = gradient(params, "xla")
   with jax.set_mesh(sharding.make_mesh(fsdp=1)):
     traced = gradient.trace(params, "splash")
-    got = traced.lower().compile()(params)
+    actual = traced.lower().compile()(params)
   assert "splash_mha_fwd" in str(traced.jaxpr)
-  for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+  for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max()))
 
 
@@ -152,18 +152,18 @@ def test_the_decoder_uses_what_it_is_told(monkeypatch, compiled_quickly):
     ("splash", "tpu", "splash"),
   ],
 )
-def test_names_and_platforms(name, platform, expected):
+def test_resolve(name, platform, expected):
   assert lib.resolve(name, platform) == expected
 
 
 @pytest.mark.parametrize(
-  "name,platform,said",
+  "name,platform,message",
   [
     ("splash", "cpu", "'splash' does not run on cpu devices; use 'auto' or 'xla'"),
     ("cudnn", "tpu", "'cudnn' does not run on tpu"),
     ("flash", "gpu", "did you mean 'splash'"),
   ],
 )
-def test_what_cannot_run_is_named(name, platform, said):
-  with pytest.raises(ValueError, match=f"train.attention.*{said}"):
+def test_implementations_that_cannot_run_are_refused(name, platform, message):
+  with pytest.raises(ValueError, match=f"train.attention.*{message}"):
     lib.resolve(name, platform)

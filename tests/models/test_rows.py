@@ -1,6 +1,7 @@
-"""A prompt that stands once for its responses gives each the states of its own sequence."""
+"""Responses that share a prompt have the same states and gradients as sequences of their own."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,13 +18,13 @@ def sequences():
   rng = np.random.default_rng(0)
   prompts = np.repeat(rng.integers(0, 40, (PROMPTS, TP)), SAMPLES, axis=0)
   before = np.repeat(np.arange(TP) >= np.array([[0], [3], [4]]), SAMPLES, axis=0)
-  own = rng.integers(0, 40, (PROMPTS * SAMPLES, T))
+  responses = rng.integers(0, 40, (PROMPTS * SAMPLES, T))
   after = np.arange(T) < np.array([4, 2, 1, 4, 0, 3])[:, None]
-  return np.concatenate([prompts, own], 1), np.concatenate([before, after], 1)
+  return jnp.concatenate([prompts, responses], 1), jnp.concatenate([before, after], 1)
 
 
 def merged(tokens, mask):
-  """Rows in which the sequences of a prompt stand together."""
+  """Rows in which the sequences of a prompt share it."""
   rows = Rows(tokens, mask, TP, SAMPLES)
   return rows.replace(tokens=rows.merge(tokens), mask=rows.merge(mask))
 
@@ -31,11 +32,10 @@ def merged(tokens, mask):
 def test_a_row_is_a_prompt_and_its_responses(sequences):
   tokens = sequences[0]
   rows = merged(*sequences)
-  packed = rows.tokens
-  assert packed.shape == (PROMPTS, TP + SAMPLES * T)
-  np.testing.assert_array_equal(packed[1], [*tokens[2, :TP], *tokens[2, TP:], *tokens[3, TP:]])
-  np.testing.assert_array_equal(rows.split(packed), tokens)
-  states = np.arange(PROMPTS * (TP + SAMPLES * T) * 6.0).reshape(PROMPTS, -1, 2, 3)
+  assert rows.tokens.shape == (PROMPTS, TP + SAMPLES * T)
+  np.testing.assert_array_equal(rows.tokens[1], [*tokens[2], *tokens[3, TP:]])
+  np.testing.assert_array_equal(rows.split(rows.tokens), tokens)
+  states = jnp.arange(PROMPTS * (TP + SAMPLES * T) * 6.0).reshape(PROMPTS, -1, 2, 3)
   np.testing.assert_array_equal(rows.merge(rows.split(states)), states)
 
 
@@ -53,12 +53,10 @@ def test_sharing_changes_no_state_and_no_gradient(sequences, remat):
 
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
-  (ours, (hidden, layers)), (theirs, (plain, plain_layers)) = (
-    run(merged(tokens, mask)),
-    run(Rows(tokens, mask)),
-  )
-  assert np.abs(plain[mask]).max() > 1
-  np.testing.assert_allclose(hidden[mask], plain[mask], atol=1e-5)
-  np.testing.assert_allclose(layers[:, mask], plain_layers[:, mask], atol=1e-5)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+  gradients, (hidden, layers) = run(merged(tokens, mask))
+  expected_gradients, (expected_hidden, expected_layers) = run(Rows(tokens, mask))
+  assert np.abs(expected_hidden[mask]).max() > 1
+  np.testing.assert_allclose(hidden[mask], expected_hidden[mask], atol=1e-5)
+  np.testing.assert_allclose(layers[:, mask], expected_layers[:, mask], atol=1e-5)
+  for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

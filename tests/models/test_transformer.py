@@ -1,6 +1,7 @@
-"""The decoder against transformers' on tiny random models with settings nobody has by default."""
+"""The decoder against transformers' on tiny random models with unusual settings."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +20,24 @@ def test_forward_equals_transformers(case):
   reference, config, params = load_tiny(case)
   tokens, mask = batch()
   logits, hidden, blocks = run_transformers(reference, tokens, mask)
-  ours = forward(config, params, tokens, mask)
+  output = forward(config, params, tokens, mask)
   assert np.std(logits[mask]) > 0.3
-  np.testing.assert_allclose(ours.logits[mask], logits[mask], atol=1e-4, rtol=0)
-  np.testing.assert_allclose(ours.hidden[mask], hidden[mask], atol=1e-4, rtol=0)
-  np.testing.assert_allclose(ours.layers[:, mask], blocks[:, mask], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(output.logits[mask], logits[mask], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(output.hidden[mask], hidden[mask], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(output.layers[:, mask], blocks[:, mask], atol=1e-4, rtol=0)
 
 
 def test_every_parameter_matters():
-  """The parity test above could not fail for a parameter that changes nothing."""
+  """The parity test above cannot find a bug in a parameter that changes nothing."""
   _, config, params = load_tiny("llama-odd")
   tokens, mask = batch()
 
-  @jax.jit
-  @jax.grad
-  def gradients(params):
+  def loss(params, tokens, mask):
     logits = models.forward(config, params, tokens, mask).logits
     return jnp.sum(jnp.where(mask, logits[..., 3], 0))
 
-  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(params)):
+  gradients = jax.jit(jax.grad(loss))(params, tokens, mask)
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     assert float(jnp.abs(gradient).max()) > 1e-3, path
 
 
@@ -67,8 +67,8 @@ def test_bfloat16_hidden_states_stay_close():
   _, config, params = load_tiny("qwen2")
   tokens, mask = batch()
   exact = forward(config, params, tokens, mask).hidden
-  rough, _ = jax.jit(models.hidden_states, static_argnums=(0, 4))(
-    config, params, tokens, mask, jnp.bfloat16
+  rough, _ = jax.jit(models.hidden_states, static_argnums=(0, 3))(
+    config, params, models.Rows(tokens, mask), jnp.bfloat16
   )
   assert rough.dtype == jnp.bfloat16
   assert float(jnp.abs(exact - rough)[mask].max()) < 0.2 * float(jnp.abs(exact).max())
@@ -77,15 +77,15 @@ def test_bfloat16_hidden_states_stay_close():
 def test_remat_changes_nothing():
   _, config, params = load_tiny("llama-smollm2")
   tokens, mask = batch()
-  states, _ = jax.jit(models.hidden_states, static_argnums=(0, 4, 5))(
-    config, params, tokens, mask, jnp.float32, "full"
+  states, _ = jax.jit(models.hidden_states, static_argnums=(0, 3, 4))(
+    config, params, models.Rows(tokens, mask), jnp.float32, "full"
   )
-  kept = forward(config, params, tokens, mask).hidden
-  np.testing.assert_allclose(states[mask], kept[mask], atol=1e-5)
+  expected = forward(config, params, tokens, mask).hidden
+  np.testing.assert_allclose(states[mask], expected[mask], atol=1e-5)
 
 
-def test_remat_keeps_less():
-  """Compiled, not run: a gradient's temporary memory, of 24 layers."""
+def test_remat_saves_memory():
+  """Compares the temporary memory of compiled gradients of 24 layers; nothing is run."""
   config = models.ModelConfig("qwen3", 40, 32, 64, 24, 2, 1, 16)
   params = models.abstract_params(config)
   tokens, mask = (jax.ShapeDtypeStruct((4, 32), dtype) for dtype in (jnp.int32, bool))
@@ -98,9 +98,27 @@ def test_remat_keeps_less():
     return program.memory_analysis().temp_size_in_bytes
 
   none, dots, full = (temporary(remat) for remat in ("none", "dots", "full"))
-  rows = 24 * 4 * 32 * 4  # a float32 a layer and token
-  # Dots keep queries, keys, values, gate and up, and two more of the width; full only what enters.
+  rows = 24 * 4 * 32 * 4  # a float32 per layer and token
+  # "dots" saves queries, keys, values, gate, up and two states of full width; "full" the inputs.
   assert none - dots > 64 * rows and dots - full > (32 + 2 * 16 + 2 * 64) * rows
+
+
+def test_a_profile_reads_like_the_code():
+  """Operations have the scopes of the code that they come from, the backward pass included."""
+  config = models.ModelConfig("qwen3", 40, 32, 64, 2, 2, 1, 16, qk_norm=True)
+  params = models.abstract_params(config)
+  tokens, mask = (jax.ShapeDtypeStruct((4, 32), dtype) for dtype in (jnp.int32, bool))
+
+  def loss(params, tokens, mask):
+    return models.hidden_states(config, params, models.Rows(tokens, mask), remat="full")[0].sum()
+
+  text = jax.jit(jax.grad(loss)).lower(params, tokens, mask).as_text(debug_info=True)
+  names = re.findall(r'loc\("([^"]+)/[^/"]+"', text)
+  layer = ("input_layernorm", "self_attn.qkv", "attention", "self_attn.out", "mlp")
+  for scope in ("rope", "embed", "norm", *(f"layers/{part}" for part in layer)):
+    assert any(name.endswith(f"/{scope}") for name in names), scope
+  for scope in ("embed", "norm"):
+    assert any("transpose" in name and name.endswith(f"/{scope}") for name in names), scope
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -114,9 +132,9 @@ def test_init_has_the_abstract_tree(case):
   assert all(jax.tree.leaves(rank))
 
 
-def test_a_kernel_of_several_maps_is_those_maps_in_rows_and_in_columns():
+def test_a_fused_kernel_equals_its_maps_in_both_orders_of_axes():
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(7, 5)).astype(np.float32)
+  x = jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)
   kernel = rng.normal(size=(2, 3, 5)).astype(np.float32)
   bias = rng.normal(size=(2, 3)).astype(np.float32)
   expected = np.einsum("rd,ued->rue", x, kernel) + bias

@@ -1,4 +1,4 @@
-"""How the sampler saves memory: caches of fewer bits, prefill in chunks, caches that grow."""
+"""Options that save memory in the sampler: small cache dtypes, chunked prefill, growing caches."""
 
 import dataclasses
 
@@ -18,14 +18,14 @@ from poise_jax.types import Prompts
 CONFIG = models.ModelConfig("qwen3", 60, 48, 64, 2, 4, 2, 16, qk_norm=True, rope_theta=1e4)
 BASE = RolloutConfig(n=2, max_new_tokens=8, eos_ids=(1, 2), feature_layers=(0, 1), feature_window=4)
 PROMPTS = Prompts(
-  tokens=np.random.default_rng(0).integers(3, 60, (4, 7)).astype(np.int32),
-  mask=np.arange(7) >= np.array([2, 0, 5, 1])[:, None],
+  tokens=jnp.asarray(np.random.default_rng(0).integers(3, 60, (4, 7)), jnp.int32),
+  mask=jnp.arange(7) >= jnp.array([2, 0, 5, 1])[:, None],
 )
 
 
 @pytest.fixture(scope="module")
 def params():
-  """Kernels of such a scale that tokens differ in their probabilities."""
+  """Kernels large enough for tokens to differ in their probabilities."""
   init = jax.jit(models.init, static_argnums=0)(CONFIG, jax.random.key(0))
   return jax.tree.map(lambda x: jnp.where(x == 1, x, 6 * x), init)
 
@@ -35,8 +35,8 @@ def sample(params, **changes):
   return rollout.sample(CONFIG, params, PROMPTS, jax.random.key(1), config)
 
 
-def test_prefill_in_chunks_is_prefill(params, compiled_quickly):
-  """7 positions in 3 chunks of 3 and 2 of 4; a row's first chunk is all padding."""
+def test_prefill_in_chunks_changes_nothing(params, compiled_quickly):
+  """7 positions in 3 chunks of 3 and 2 of 4; one row's first chunk is all padding."""
   plain = sample(params)
   for chunk in (3, 4):
     out = sample(params, prefill_chunk=chunk)
@@ -45,14 +45,14 @@ def test_prefill_in_chunks_is_prefill(params, compiled_quickly):
       np.testing.assert_allclose(getattr(out, name), getattr(plain, name), atol=1e-5)
 
 
-def test_prefill_needs_memory_of_a_chunk(params):
-  """Scores and MLP activations of 256 positions; what remains of all of them are the caches."""
+def test_prefill_needs_the_memory_of_a_chunk(params):
+  """Scores and MLP activations of 256 positions, all at once or 32 at a time."""
 
   def temporary(chunk):
     config = dataclasses.replace(BASE, prefill_chunk=chunk)
-    prompts = Prompts(tokens=np.zeros((2, 256), np.int32), mask=np.ones((2, 256), bool))
-    decoding = jax.eval_shape(lambda: models.sampling_params(CONFIG, params))
-    program = jax.jit(prefill, static_argnums=(0, 3)).lower(CONFIG, decoding, prompts, config)
+    prompts = Prompts(tokens=jnp.zeros((2, 256), jnp.int32), mask=jnp.ones((2, 256), bool))
+    weights = jax.eval_shape(lambda: models.sampling_params(CONFIG, params))
+    program = jax.jit(prefill, static_argnums=(0, 3)).lower(CONFIG, weights, prompts, config)
     return program.compile().memory_analysis().temp_size_in_bytes
 
   scores = 2 * 4 * 256 * 256 * 4
@@ -60,12 +60,12 @@ def test_prefill_needs_memory_of_a_chunk(params):
 
 
 @pytest.mark.parametrize("dtype,mean,most", [("bfloat16", 2e-3, 0.02), ("int8", 5e-3, 0.03)])
-def test_caches_of_fewer_bits_are_close(params, compiled_quickly, dtype, mean, most):
-  """The log-probs of what the sampler drew against those of a float32 teacher-forced pass."""
+def test_smaller_cache_dtypes_are_close(params, compiled_quickly, dtype, mean, most):
+  """The sampler's log-probs against those of a float32 teacher-forced pass."""
   out = sample(params, cache_dtype=dtype)
   expected = update.sequence_logprobs(CONFIG, params, out, UpdateConfig(microbatch_size=8))
   error = np.abs(out.logprobs - expected)[np.asarray(out.mask)]
-  assert np.std(np.asarray(expected)[np.asarray(out.mask)]) > 0.5  # errors have something to be of
+  assert np.std(np.asarray(expected)[np.asarray(out.mask)]) > 0.5  # so that errors can show
   assert 1e-6 < error.mean() < mean and error.max() < most
 
 
@@ -75,20 +75,19 @@ def test_stages_are_few_and_read_little(length):
   assert sizes[-1] == length and list(sizes) == sorted(set(sizes)) and len(sizes) <= 7
   if length >= 2048:
     assert sizes[0] == 512
-    before = (0, *sizes)
-    read = sum(size * (size - old) for old, size in zip(before, sizes, strict=False))
-    assert read < 1.26 * length**2 / 2
-    # An answer of any length above 512 reads at most twice its positions a token.
-    assert all(size <= 2 * old for old, size in zip(sizes, sizes[1:], strict=False))
+    steps = list(zip((0, *sizes), sizes, strict=False))
+    assert sum(size * (size - before) for before, size in steps) < 1.26 * length**2 / 2
+    # A response longer than 512 tokens reads at most twice its positions per token.
+    assert all(size <= 2 * before for before, size in steps[1:])
 
 
 @pytest.mark.parametrize(
-  "change,said",
+  "change,message",
   [
     (dict(cache_dtype="int4"), "unknown rollout.cache_dtype 'int4'; did you mean 'int8'"),
     (dict(prefill_chunk=-1), "rollout.prefill_chunk must not be negative, got -1"),
   ],
 )
-def test_bad_options_are_named(change, said):
-  with pytest.raises(ValueError, match=said):
+def test_bad_options_are_refused(change, message):
+  with pytest.raises(ValueError, match=message):
     dataclasses.replace(BASE, **change)

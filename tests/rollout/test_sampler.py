@@ -1,7 +1,8 @@
-"""The sampler against a teacher-forced pass, and what it promises about ends, masks and draws."""
+"""The sampler against a teacher-forced pass; ends of responses, masks, draws and named scopes."""
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ BASE = RolloutConfig(
   temperature=0.7,
   top_p=0.9,
   eos_ids=EOS,
-  pad_id=5,  # also an EOS: masks must come from positions
+  pad_id=5,  # also an EOS, because masks must come from positions
   feature_layers=(1, 3),
   feature_window=4,
   think_end=(40, 41),
@@ -32,7 +33,7 @@ BASE = RolloutConfig(
 
 @pytest.fixture(scope="module")
 def params():
-  # Three times the usual scale: peaked distributions, so that truncation and ends matter.
+  # Three times the usual scale, for peaked distributions: truncation and ends matter.
   return jax.tree.map(lambda x: 3 * x, models.init(CONFIG, jax.random.key(0)))
 
 
@@ -49,7 +50,7 @@ def rollouts(params, prompts):
 
 
 def teacher_logits(params, rollouts):
-  """Logits [P, n, T, V] that predict each response token, from a full forward pass."""
+  """Logits [P, n, T, V] of every response position, from a full forward pass."""
   p, n, t = rollouts.tokens.shape
   prompts = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rollouts.prompts)
   tokens = jnp.concatenate([prompts.tokens, rollouts.tokens.reshape(p * n, t)], axis=1)
@@ -59,14 +60,14 @@ def teacher_logits(params, rollouts):
 
 
 def nucleus_logprob(logits, token, top_k, top_p):
-  """The oracle: sort, cut, renormalise, in float64."""
+  """Log-prob of a token by sorting, truncating and renormalising, in float64."""
   order = np.argsort(-logits, kind="stable")
   p = np.exp(logits - logits.max())
-  keep = order[: top_k or len(order)]
-  mass = np.cumsum(p[keep]) / p[keep].sum()
-  keep = keep[: np.searchsorted(mass, top_p - 1e-9) + 1] if top_p < 1 else keep
-  assert token in keep
-  return np.log(p[token] / p[keep].sum())
+  top = order[: top_k or len(order)]
+  mass = np.cumsum(p[top]) / p[top].sum()
+  top = top[: np.searchsorted(mass, top_p - 1e-9) + 1] if top_p < 1 else top
+  assert token in top
+  return np.log(p[token] / p[top].sum())
 
 
 @pytest.mark.parametrize("top_k,top_p", [(0, 0.9), (0, 1.0), (7, 1.0), (20, 0.8)])
@@ -75,7 +76,7 @@ def test_logprobs_and_entropies_equal_a_teacher_forced_pass(params, prompts, top
   out = rollout.sample(CONFIG, params, prompts, jax.random.key(3), config)
   logits = teacher_logits(params, out) / BASE.temperature
   mask = np.asarray(out.mask)
-  assert 0.1 < mask.mean() < 1  # some rows end early, or the masks are not tested
+  assert 0.1 < mask.mean() < 1  # some responses end early, so that masks are tested
   for index in zip(*np.nonzero(mask), strict=True):
     expected = nucleus_logprob(logits[index], int(out.tokens[index]), top_k, top_p)
     assert abs(float(out.logprobs[index]) - expected) < 1e-4
@@ -84,7 +85,7 @@ def test_logprobs_and_entropies_equal_a_teacher_forced_pass(params, prompts, top
 
 
 def test_growing_caches_lose_nothing(params, prompts):
-  """66 tokens: caches of 16, 33 and 66 positions, the second in the middle of a window."""
+  """66 tokens in caches of 16, 33 and 66 positions, of which the second ends inside a window."""
   config = dataclasses.replace(BASE, max_new_tokens=66, top_p=1.0, eos_ids=(0,))
   params = jax.tree.map(lambda x: x / 2, params)  # logits of 60 have rounding errors of 1e-4
   out = rollout.sample(CONFIG, params, prompts, jax.random.key(3), config)
@@ -107,7 +108,7 @@ def test_features_equal_a_teacher_forced_pass(params, rollouts):
 
 
 def test_features_are_means_over_the_right_states(params, prompts):
-  """By a loop over rows; the marker is one that the rollouts really contain, in the middle."""
+  """Means of a loop over rows, with a marker that occurs in the middle of a response."""
   plain = rollout.sample(
     CONFIG, params, prompts, jax.random.key(2), dataclasses.replace(BASE, think_end=())
   )
@@ -120,11 +121,11 @@ def test_features_are_means_over_the_right_states(params, prompts):
   k, forward = BASE.feature_window, jax.jit(functools.partial(models.forward, CONFIG))
   for row in np.ndindex(lengths.shape):
     tokens = [int(x) for x in out.tokens[row][out.mask[row]]]
-    ends = [t for t in range(len(tokens)) if tuple(tokens[t - 1 : t + 1]) == marker and t >= 1]
+    ends = [t for t in range(1, len(tokens)) if tuple(tokens[t - 1 : t + 1]) == marker]
     thinking = ends[0] + 1 if ends else len(tokens)
     prompt = [int(x) for x in prompts.tokens[row[0]][prompts.mask[row[0]]]]
     start, length = len(prompt), len(prompt) + len(tokens)
-    text = jnp.array([prompt + tokens + [0] * (19 - length)])  # one shape compiles once
+    text = jnp.array([prompt + tokens + [0] * (19 - length)])  # one shape, compiled once
     layers = forward(params, text, jnp.arange(19)[None] < length).layers[:, 0]
     states = np.asarray(layers)[list(BASE.feature_layers)]
     entropies = np.asarray(out.entropies[row])[: len(tokens)]
@@ -147,7 +148,7 @@ def test_only_the_first_marker_ends_reasoning():
   assert ends.tolist() == [3, 6, 7]
 
 
-def test_masks_count_the_eos_and_nothing_after_it(rollouts):
+def test_masks_include_the_eos_and_nothing_after_it(rollouts):
   tokens, mask = np.asarray(rollouts.tokens), np.asarray(rollouts.mask)
   for row in np.ndindex(tokens.shape[:2]):
     ends = [t for t, token in enumerate(tokens[row]) if token in EOS]
@@ -160,7 +161,7 @@ def test_masks_count_the_eos_and_nothing_after_it(rollouts):
 
 
 def test_frequencies_follow_the_truncated_distribution(params, prompts):
-  """1 token, many samples: chi-square against the oracle's nucleus; a biased draw fails."""
+  """Chi-square test of 2,000 single tokens per prompt against the nucleus distribution."""
   config = dataclasses.replace(
     BASE, n=2000, max_new_tokens=1, temperature=1.0, top_p=0.95, feature_layers=(), think_end=()
   )
@@ -170,12 +171,12 @@ def test_frequencies_follow_the_truncated_distribution(params, prompts):
   for p in range(len(logits)):
     order = np.argsort(-logits[p])
     mass = np.exp(logits[p] - np.logaddexp.reduce(logits[p]))
-    keep = order[: np.searchsorted(np.cumsum(mass[order]), 0.95) + 1]
-    expected = mass[keep] / mass[keep].sum() * config.n
+    nucleus = order[: np.searchsorted(np.cumsum(mass[order]), 0.95) + 1]
+    expected = mass[nucleus] / mass[nucleus].sum() * config.n
     counts = np.bincount(np.asarray(out.tokens[p, :, 0]), minlength=CONFIG.vocab_size)
-    assert counts[keep].sum() == config.n  # nothing outside of the nucleus
+    assert counts[nucleus].sum() == config.n  # nothing outside of the nucleus
     common = expected > 5
-    statistic = ((counts[keep] - expected) ** 2 / expected)[common].sum()
+    statistic = ((counts[nucleus] - expected) ** 2 / expected)[common].sum()
     freedom = common.sum()
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
@@ -188,7 +189,7 @@ def test_greedy_is_the_argmax(params, prompts):
   np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, 1])
 
 
-def test_draws_depend_on_key_and_row_alone(params, prompts, rollouts):
+def test_draws_depend_on_key_and_row_only(params, prompts, rollouts):
   again = rollout.sample(CONFIG, params, prompts, jax.random.key(2), BASE)
   np.testing.assert_array_equal(rollouts.tokens, again.tokens)
   other = rollout.sample(CONFIG, params, prompts, jax.random.key(9), BASE)
@@ -213,13 +214,28 @@ def test_padding_does_not_change_a_prompt(params, prompts):
 
 
 def test_no_array_holds_every_state(params, prompts):
-  """No [P, n, T, D] anywhere in the compiled program: only the window of k states."""
+  """The compiled program has no array [P, n, T, D], only the window of k states."""
   p, n, t, d = 4, 2, 12, CONFIG.hidden_size
   sample = jax.jit(lambda params, key: rollout.sample(CONFIG, params, prompts, key, BASE).features)
   text = sample.lower(params, jax.random.key(0)).compile().as_text()
   for shape in (f"[{p},{n},{t},{d}]", f"[{p * n},{t},{d}]", f"[{t},{p},{n},{d}]"):
     assert shape not in text
-  assert f"[2,{p},{n},{BASE.feature_window},{d}]" in text  # the test can find what is there
+  assert f"[2,{p},{n},{BASE.feature_window},{d}]" in text  # the window, as this test would find it
+
+
+def test_a_profile_reads_like_the_code(params, prompts):
+  """Operations have the scopes of the code that they come from."""
+  sample = jax.jit(rollout.sample, static_argnums=(0, 4))
+  lowered = sample.lower(CONFIG, params, prompts, jax.random.key(0), BASE)
+  names = re.findall(r'loc\("([^"]+)/[^/"]+"', lowered.as_text(debug_info=True))
+  layer = ("input_layernorm", "self_attn.qkv", "attention", "self_attn.out", "mlp")
+  expected = {"sampling_params", "features"}
+  for phase in ("prefill", "while/body/decode_step"):
+    expected |= {f"{phase}/{scope}" for scope in ("embed", "features")}
+    expected |= {f"{phase}/layers/{scope}" for scope in layer}
+  for phase in ("", "while/body/decode_step/"):
+    expected |= {f"{phase}{scope}" for scope in ("head", "head/norm", "draw")}
+  assert expected - set(names) == set()
 
 
 @pytest.mark.parametrize(
@@ -232,12 +248,12 @@ def test_no_array_holds_every_state(params, prompts):
     (dict(feature_layers=(3, 1)), "must be whole numbers in increasing order"),
   ],
 )
-def test_bad_options_are_named(change, message):
+def test_bad_options_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(BASE, **change)
 
 
-def test_a_layer_that_does_not_exist_is_named(params, prompts):
+def test_missing_feature_layers_are_refused(params, prompts):
   config = dataclasses.replace(BASE, feature_layers=(4,))
   with pytest.raises(ValueError, match="0 to 3"):
     rollout.sample(CONFIG, params, prompts, jax.random.key(0), config)

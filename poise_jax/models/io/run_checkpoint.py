@@ -1,4 +1,4 @@
-"""The model in a checkpoint of a run; poise_jax/training/checkpoints.py writes them."""
+"""The checkpoints of a run, read without the run; training/checkpoints.py writes them."""
 
 import contextlib
 import gc
@@ -12,19 +12,22 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.transformer import abstract_params
 
-FOLDER = "checkpoints"  # in the workdir; a checkpoint is a folder in it, named by its step
-PARAMS, REST, ABOUT = "params", "rest", "about"  # what a checkpoint consists of
+FOLDER = "checkpoints"  # folder in the workdir that has a folder per checkpoint, named by its step
+PARAMS, REST, ABOUT = "params", "rest", "about"  # folders of a checkpoint
 
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
-  """The checkpoint that `path` stands for: itself, or the newest one of a workdir. None: neither.
+  """`path` if it is a checkpoint, the newest one if it is a workdir, None if it is neither.
 
   Raises:
-    FileNotFoundError: a workdir without a checkpoint.
+    FileNotFoundError: the workdir has no checkpoint.
   """
   if (path / PARAMS).is_dir() and (path / ABOUT).is_dir():
     return path
@@ -32,7 +35,7 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
     return None
   if not (steps := steps_of(path)):
     raise FileNotFoundError(
-      f"the run {path} has no whole checkpoint yet; train on, or set checkpoint_every"
+      f"the run {path} has no whole checkpoint yet; train longer, or set checkpoint_every"
     )
   return path_of(path, steps[-1])
 
@@ -45,21 +48,22 @@ def _is_run(folder):
 
 
 def path_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
-  """The checkpoint of a step."""
+  """The folder of a step's checkpoint."""
   return workdir / FOLDER / str(step)
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
-  """The steps that have a whole checkpoint; an unfinished one has another name."""
+  """The steps that have a whole checkpoint, in order."""
+  # A checkpoint that is being written has a name that is not a number.
   names = [path.name for path in (workdir / FOLDER).glob("*")]
   return sorted(int(name) for name in names if name.isdigit())
 
 
 def about(checkpoint: pathlib.Path) -> dict[str, Any]:
-  """What stands beside the arrays of a checkpoint: step, config, model, best, ...
+  """The metadata of a checkpoint: step, config, model, best, ...
 
   Raises:
-    OSError: it is missing or truncated.
+    OSError: the metadata are missing or truncated.
   """
   try:
     return json.loads((checkpoint / ABOUT / "metadata").read_text())
@@ -77,17 +81,19 @@ def model_config(checkpoint: pathlib.Path) -> ModelConfig:
 
 
 def load(
-  checkpoint: pathlib.Path, dtype: Any, shardings: Callable[[ModelConfig], Any] | None = None
-) -> tuple[ModelConfig, Any]:
-  """models.load of a checkpoint.
+  checkpoint: pathlib.Path,
+  dtype: DTypeLike,
+  shardings: Callable[[ModelConfig], PyTree[Sharding]] | None = None,
+) -> tuple[ModelConfig, PyTree[Array]]:
+  """Reads the model of a checkpoint; arguments and results are those of `models.load`.
 
   Raises:
     OSError: one of its files is missing or truncated.
   """
   config = model_config(checkpoint)
   shapes = abstract_params(config)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  placements = shardings(config) if shardings else jax.tree.map(lambda _: here, shapes)
+  first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  placements = shardings(config) if shardings else jax.tree.map(lambda _: first_device, shapes)
   like = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, placements
   )
@@ -95,14 +101,24 @@ def load(
 
 
 def tokenizer_source(checkpoint: pathlib.Path) -> str | pathlib.Path:
-  """What load_tokenizer takes for the run of a checkpoint: its model's source, or what it made."""
-  made = checkpoint.parent.parent / "tokenizer.model"
-  return about(checkpoint)["config"]["model"]["source"] or made
+  """The tokenizer of a checkpoint's run, as a source for load_tokenizer.
+
+  It is that of the pretrained model or, without one, the tokenizer.model that the run trained.
+  """
+  trained = checkpoint.parent.parent / "tokenizer.model"
+  return about(checkpoint)["config"]["model"]["source"] or trained
 
 
-def read(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
-  """PARAMS or REST of a checkpoint with the shapes, dtypes and shardings of `like`; None: as they
-  were saved, on the first device.
+def read(
+  checkpoint: pathlib.Path, item: str, like: PyTree[jax.ShapeDtypeStruct] | None
+) -> PyTree[Array]:
+  """Reads the arrays of a checkpoint.
+
+  Args:
+    checkpoint: its folder.
+    item: PARAMS or REST.
+    like: shapes, dtypes and shardings to restore to. None: shapes and dtypes as saved, on the first
+      device.
 
   Raises:
     OSError: one of its files is missing or truncated.
@@ -111,9 +127,9 @@ def read(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
     try:
       path = (checkpoint / item).absolute()
       if like is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first_device),
           reader.metadata(path).item_metadata.tree,
         )
       return reader.restore(path, args=ocp.args.StandardRestore(like))
@@ -123,7 +139,10 @@ def read(checkpoint: pathlib.Path, item: str, like: Any) -> Any:
 
 
 def reason(error: BaseException) -> str:
-  """The system's words in an error, or its first ones: TensorStore's go on for pages."""
+  """A short message: the operating system's if the error has one, else the start of the error's.
+
+  TensorStore's messages are pages long.
+  """
   text = " ".join(str(error).split()) or type(error).__name__
   if system := re.search(r"([^:]+) \[os_error_code=", text):
     return system[1].strip()
@@ -133,7 +152,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-  """Reads that a failed restore leaves behind would print pages when they are collected."""
+  """Suppresses the pages that reads left by a failed restore print when they are collected."""
   log = logging.getLogger("asyncio")
   level, hook = log.level, sys.unraisablehook
   log.setLevel(logging.CRITICAL + 1)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: Hugging Face, GGUF and sentencepiece tokenizers look alike here."""
+"""Text to token ids and back, with one interface for Hugging Face, GGUF and sentencepiece."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ import pathlib
 import shutil
 from collections.abc import Callable, Sequence
 
-import gguf
 import sentencepiece
 import tokenizers
 import transformers
@@ -16,10 +15,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from poise_jax.errors import UserError
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.io import run_checkpoint
-from poise_jax.models.io.huggingface import local_path
+from poise_jax.models.io.gguf import read_header
+from poise_jax.models.io.sources import local_path
 
-# What cuts a text into words before byte-level BPE, by tokenizer.ggml.pre: the regular expressions
-# of the original tokenizer.json files, each applied to the pieces that the one before it left.
+# Regular expressions that split a text into words before byte-level BPE, by tokenizer.ggml.pre.
+# They are those of the original tokenizer.json files; each splits the pieces of the one before it.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -30,11 +30,11 @@ PRE_TOKENIZERS = {
   "smollm": [r"\p{N}", _GPT2],
   "llama-bpe": [_LLAMA3],
   "qwen2": [_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")],
-  # What llama.cpp does for a file that does not say: its converter did not know the model.
+  # llama.cpp's choice for files without a name, whose model its converter did not know.
   "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
-_BESIDE = (  # what else belongs to a tokenizer in a Hugging Face folder
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is required
+_OPTIONAL_FILES = (
   "tokenizer_config.json",
   "special_tokens_map.json",
   "added_tokens.json",
@@ -47,34 +47,35 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """The few things that training asks of a tokenizer, whatever it is made of."""
+  """The interface that training needs of a tokenizer."""
 
-  encode: Callable[[str], list[int]]  # adds no special tokens
-  decode: Callable[[Sequence[int]], str]  # leaves special tokens out
-  # Messages {"role", "content"} to ids, up to where the assistant speaks. ValueError: no template.
+  encode: Callable[[str], list[int]]  # text to ids, without adding special tokens
+  decode: Callable[[Sequence[int]], str]  # ids to text, without special tokens
+  # Messages {"role", "content"} to ids, up to the start of the assistant's turn; raises UserError
+  # if there is no template.
   apply_chat_template: Callable[[list[dict[str, str]]], list[int]]
-  eos_ids: tuple[int, ...]  # each of them ends a turn
-  pad_id: int
-  vocab_size: int  # the largest id it knows, plus one
+  eos_ids: tuple[int, ...]  # ids that end a turn
+  pad_id: int  # id of padding
+  vocab_size: int  # largest id plus one
 
 
 def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
   """Reads a tokenizer.
 
   Args:
-    source: what `models.load` takes (Hugging Face folder, hub id, *.gguf, package:NAME/FILE.gguf,
+    source: a source of `models.load` (Hugging Face folder, hub id, *.gguf, package:NAME/FILE.gguf,
       a run or its checkpoint), or a sentencepiece *.model file.
 
   Raises:
-    FileNotFoundError: there is no such file or folder.
-    UserError: the file is broken, or holds a kind of tokenizer that is not supported.
+    FileNotFoundError: the file or folder does not exist.
+    UserError: the file is broken, or its kind of tokenizer is not supported.
   """
   path = _local_path(source)
   if path.suffix == ".model":
     return _sentencepiece(path)
   if path.is_file():
     return _wrap(path, *_gguf(path))
-  # Without these files transformers makes an empty tokenizer for some families, and says nothing.
+  # Without these files transformers silently makes an empty tokenizer for some families.
   if not any((path / file).is_file() for file in TOKENIZER_FILES):
     raise FileNotFoundError(
       f"{path} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the tokenizer files of the "
@@ -85,7 +86,7 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
       return _sentencepiece(path / "tokenizer.model")
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-  except Exception as error:  # transformers raises whatever its parsers do
+  except Exception as error:  # transformers passes on the errors of several parsers
     reason = " ".join(str(error).split())
     raise UserError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
   generation = path / "generation_config.json"
@@ -93,13 +94,14 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
   return _wrap(path, tokenizer, ends if isinstance(ends, list) else [ends])
 
 
-def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike):
-  """Writes a tokenizer's files to a folder, from which load_tokenizer reads the same one; so does
-  transformers, unless it is a sentencepiece model, which is copied as it is.
+def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+  """Writes a tokenizer's files to a folder, which load_tokenizer and transformers can read.
+
+  A sentencepiece model is copied as it is, which transformers cannot read.
 
   Args:
-    source: see `load_tokenizer`, which also says what is raised.
-    folder: must exist.
+    source: a source of `load_tokenizer`, which lists the errors.
+    folder: an existing folder.
   """
   path, folder = _local_path(source), pathlib.Path(folder)
   if path.suffix == ".model":
@@ -110,7 +112,7 @@ def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike):
     ends = list(_wrap(path, tokenizer, ends).eos_ids)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
   else:
-    for name in (*TOKENIZER_FILES, *_BESIDE):
+    for name in (*TOKENIZER_FILES, *_OPTIONAL_FILES):
       if (path / name).is_file():
         shutil.copyfile(path / name, folder / name)
 
@@ -122,20 +124,20 @@ def _local_path(source):
 
 
 def check_fits(tokenizer: Tokenizer, config: ModelConfig) -> None:
-  """Raises UserError if the tokenizer makes ids that the model has no embedding for."""
+  """Raises UserError if the tokenizer has ids without an embedding in the model."""
   if tokenizer.vocab_size > config.vocab_size:
     raise UserError(
       f"the tokenizer's vocab_size {tokenizer.vocab_size} is larger than the model's vocab_size "
-      f"{config.vocab_size}; they belong to different models"
+      f"{config.vocab_size}; use the tokenizer of the same model"
     )
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-  """What every token adds to the text: joined, they are decode(ids).
+  """The text that each token adds; joined, the texts are decode(ids).
 
-  A token that ends in the middle of a character adds nothing; the one that completes it, all of it.
+  A token that ends inside a character adds nothing; the token that completes it adds all of it.
   """
-  texts, context, done = [], 0, 0  # a token's text may depend on the one before it: " 2" or "2"
+  texts, context, done = [], 0, 0  # a token's text can depend on the one before it: " 2" or "2"
   for i in range(len(ids)):
     before, now = tokenizer.decode(ids[context:done]), tokenizer.decode(ids[context : i + 1])
     text = now[len(before) :]
@@ -149,26 +151,26 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def _wrap(path, tokenizer, ends):
-  """A transformers tokenizer; `ends` are the ids, or None, that end a turn beside its own EOS."""
+  """Wraps a transformers tokenizer; `ends` are ids, or None, that end a turn like its EOS."""
 
   def apply_chat_template(messages):
     if not tokenizer.chat_template:
       raise UserError(f"the tokenizer of {path} has no chat template; encode a plain prompt")
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return encode(text)  # the template has written every special token there is to be
+    return encode(text)  # the template has written all special tokens
 
   def encode(text):
     return tokenizer.encode(text, add_special_tokens=False)
 
   def decode(ids):
-    # No clean-up: it would rewrite " ." as ".", and rewards see what the model wrote.
+    # No clean-up: it would rewrite " ." as ".", and rewards must read the model's text.
     return tokenizer.decode(
       [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
 
   eos_ids = tuple(dict.fromkeys(i for i in [tokenizer.eos_token_id, *ends] if i is not None))
   if not eos_ids:
-    raise UserError(f"the tokenizer of {path} names no end-of-sequence token")
+    raise UserError(f"the tokenizer of {path} has no end-of-sequence token")
   pad = tokenizer.pad_token_id
   return Tokenizer(
     encode=encode,
@@ -181,13 +183,8 @@ def _wrap(path, tokenizer, ends):
 
 
 def _gguf(path):
-  """A transformers tokenizer, and the further ids that end a turn; see _wrap."""
-  try:
-    fields = gguf.GGUFReader(path).fields
-  except Exception as error:  # the reader trusts the file: anything can go wrong in a broken one
-    raise UserError(
-      f"{path} is truncated or no GGUF file ({error}); download or copy it again"
-    ) from error
+  """A transformers tokenizer, and further ids that end a turn; see _wrap."""
+  fields = read_header(path).fields
 
   def get(key, default=None):
     return fields[f"tokenizer.{key}"].contents() if f"tokenizer.{key}" in fields else default
@@ -195,16 +192,16 @@ def _gguf(path):
   kind, pre = get("ggml.model"), get("ggml.pre", "default")
   if kind != "gpt2" or pre not in PRE_TOKENIZERS:
     raise UserError(
-      f"{path} has a {kind!r} tokenizer of type {pre!r} where only 'gpt2' of types "
-      f"{', '.join(PRE_TOKENIZERS)} is supported; load the tokenizer from the model's Hugging Face "
+      f"{path} has a {kind!r} tokenizer of type {pre!r}; only 'gpt2' of types "
+      f"{', '.join(PRE_TOKENIZERS)} is supported. Load the tokenizer from the model's Hugging Face "
       "folder instead"
     )
   words = get("ggml.tokens")
   types = get("ggml.token_type", [1] * len(words))
-  # Unused ids only pad the embedding to a round size; no text has them.
+  # Unused ids only pad the embedding to a round size; no text contains them.
   vocabulary = {w: i for i, w in enumerate(words) if types[i] != _UNUSED}
   merges = [tuple(merge.split(" ")) for merge in get("ggml.merges")]
-  # Llama 3 takes a whole word that is in the vocabulary even where merges would not lead to it.
+  # Llama 3 takes a word that is in the vocabulary whole, even if no merges produce it.
   backend = tokenizers.Tokenizer(
     models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
   )
@@ -229,7 +226,7 @@ def _gguf(path):
   }
   tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
   tokenizer.chat_template = get("chat_template")
-  # A base model's EOS may be <|endoftext|> although its chats end with <|im_end|>.
+  # The EOS of a base model can be <|endoftext|> although its chats end with <|im_end|>.
   return tokenizer, [vocabulary.get("<|im_end|>")]
 
 
@@ -238,14 +235,14 @@ def _sentencepiece(path):
   try:
     pieces.Load(str(path))
   except (OSError, RuntimeError) as error:
-    raise UserError(f"{path} is truncated or no sentencepiece model") from error
+    raise UserError(f"{path} is truncated or not a sentencepiece model") from error
 
   def apply_chat_template(messages):
     raise UserError(f"the sentencepiece model {path} has no chat template; encode a plain prompt")
 
   eos = pieces.eos_id()
   if eos < 0:
-    raise UserError(f"the sentencepiece model {path} names no end-of-sequence token")
+    raise UserError(f"the sentencepiece model {path} has no end-of-sequence token")
   return Tokenizer(
     encode=pieces.EncodeAsIds,
     decode=lambda ids: pieces.DecodeIds([int(i) for i in ids if not pieces.IsControl(int(i))]),

