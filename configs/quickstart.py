@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(algorithm="poise"):
-  """See common.ALGORITHMS."""
+  """See configs/algorithms.py."""
   config = common.default(algorithm)
   config.steps = 40
   config.rollouts = 256

@@ -14,7 +14,7 @@ TEST_SETS = ("aime_2024", "aime_2025", "aime_2026", "amc_2023", "hmmt_feb_2025",
 
 
 def get_config(algorithm="poise"):
-  """See common.ALGORITHMS."""
+  """See configs/algorithms.py."""
   config = common.default(algorithm)
   # Released code: 256 prompts x 2, mini-batches of 32 prompts x 2; 200 steps, a test every 40.
   config.rollouts, config.train.minibatch_size, config.steps = 512, 64, 200

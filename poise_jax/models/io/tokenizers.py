@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import sentencepiece
 import tokenizers
-import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from poise_jax.errors import UserError
@@ -85,7 +84,7 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
     if (path / "tokenizer.model").is_file():  # as experiments.warm_start leaves it
       return _sentencepiece(path / "tokenizer.model")
   try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(path)
   except Exception as error:  # transformers passes on the errors of several parsers
     reason = " ".join(str(error).split())
     raise UserError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
@@ -148,6 +147,14 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     texts.append(text)
     context, done = done, i + 1
   return texts
+
+
+def _transformers():
+  """The transformers package, imported without its advice to install PyTorch."""
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  import transformers
+
+  return transformers
 
 
 def _wrap(path, tokenizer, ends):
@@ -224,7 +231,7 @@ def _gguf(path):
     for ours, theirs in names.items()
     if (i := get(f"ggml.{theirs}_token_id")) is not None
   }
-  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+  tokenizer = _transformers().PreTrainedTokenizerFast(tokenizer_object=backend, **special)
   tokenizer.chat_template = get("chat_template")
   # The EOS of a base model can be <|endoftext|> although its chats end with <|im_end|>.
   return tokenizer, [vocabulary.get("<|im_end|>")]
