@@ -285,7 +285,7 @@ def test_a_run_is_evaluated_with_its_tokenizer_and_training_questions(
     (dict(task__test=0), "test set is empty"),
     (dict(eval_batch=0), "eval_batch must be a positive multiple of .* got 0"),
     (dict(task__max_prompt_length=3), "task.max_prompt_length=3"),
-    (dict(model__dtype="float31"), "model.dtype='float31'"),
+    (dict(model__dtype="float31"), "unknown model.dtype 'float31'"),
   ],
 )
 def test_invalid_values_are_an_error_before_anything_is_written(
