@@ -31,7 +31,7 @@ class KVCache:
   """
 
   keys: Shaped[Array, "B G S_blocks K W"]
-  values: Shaped[Array, "B G K_blocks S W"]
+  values: Shaped[Array, "B G K_blocks S W_K"]
   key_scales: Float[Array, "B G S"] | None = None  # multipliers of int8 keys, float32
   value_scales: Float[Array, "B G S"] | None = None  # multipliers of int8 values, float32
 

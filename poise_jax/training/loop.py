@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
 def _loop(run: Run, state: LoopState, start: int, best: dict):
   """Trains from the step after `start` to the last one."""
   experiment, config, log = run.experiment, run.experiment.config, run.log
-  order = example_order(len(experiment.task.train), config.seed)  # state.collected has a position
+  order = example_order(len(experiment.task.train), config.seed)  # position: state.collected
   key = jax.random.key(config.seed)
   done = start
   with Profiler(run.workdir / "profile", config.profile_steps) as profiler:

@@ -185,9 +185,9 @@ def test_group_names_leave_out_constant_levels():
     (dict(n=4, temperature=1.0, k=(1, 8)), r"eval.k=\(1, 8\) contains 8, .* \[1, eval.n=4\]"),
     (dict(n=4, temperature=1.0, k=(0,)), r"eval.k=\(0,\) contains 0"),
     (dict(n=2), "eval.n=2 answers at eval.temperature=0 would all be the same"),
-    (dict(top_p=0.0), "eval.top_p=0.0 must be in"),
-    (dict(temperature=-1.0), "eval.temperature=-1.0"),
-    (dict(max_new_tokens=-1), "eval.max_new_tokens=-1 must be at least 1"),
+    (dict(top_p=0.0), "eval.top_p must be .*, got 0.0"),
+    (dict(temperature=-1.0), "eval.temperature must .*, got -1.0"),
+    (dict(max_new_tokens=-1), "eval.max_new_tokens must be at least 1, got -1"),
   ],
 )
 def test_values_out_of_range_are_an_error(fields, message):

@@ -77,7 +77,7 @@ def test_invalid_sets_are_an_error(tokenizer, section, message):
 def test_a_held_out_question_in_the_training_set_is_an_error(tokenizer):
   task = tasks.make(CONFIG.task, 0)
   encoder = PromptEncoder.from_config(CONFIG.task, tokenizer)
-  build.check_held_out(task, [EvalSet("disjoint", task.test, encoder, {})])
+  build.check_held_out(task, (EvalSet("disjoint", task.test, encoder, {}),))
   leaked = EvalSet("leaked", [*task.test, task.train[3]], encoder, {})
   with pytest.raises(ValueError, match="eval.tasks.leaked: 1 of its 11 questions are in the train"):
-    build.check_held_out(task, [leaked])
+    build.check_held_out(task, (leaked,))
