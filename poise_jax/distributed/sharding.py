@@ -48,7 +48,7 @@ def make_mesh(
     data: size of the axis that replicates parameters and splits the batch.
     fsdp: size of the axis that shards parameters and splits the batch.
     tensor: size of the axis that shards heads, MLP width and vocabulary. One of the three sizes
-      may be -1: as many as there are devices for.
+      may be -1, for all remaining devices.
     devices: default: all. A number makes an abstract mesh, on which shapes have shardings, but
       nothing can be compiled.
 

@@ -40,7 +40,8 @@ NO_TRAFFIC = {  # opcodes that rename or wait for a buffer that exists already
 COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
 SLICES = {"dynamic-slice", "slice", "gather"}
 RENAMES = {"parameter", "bitcast", "tuple", "get-tuple-element"}
-ELEMENTWISE = {"bitcast", "copy", "convert", "reshape", "transpose"}  # read what is read of them
+# Opcodes that read as much of their operand as is read of their result.
+ELEMENTWISE = {"bitcast", "copy", "convert", "reshape", "transpose"}
 
 
 def xla_flops(text: str) -> float:

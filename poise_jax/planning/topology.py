@@ -154,7 +154,7 @@ def large_arrays(
   """Describes arrays like [B, T, V] or [B, H, T, T]: with a vocabulary axis and at least T other
   elements, or with two axes of a sequence's length.
 
-  A length that equals one of the model's widths cannot be told from it and is not searched for.
+  A length that equals one of the model's widths cannot be distinguished from it and is skipped.
 
   Args:
     program: compiled.
