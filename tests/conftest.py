@@ -28,7 +28,7 @@ CHECKED = (
   "poise_jax.types",
 )
 jaxtyping.Array = jaxtyping.Array | np.ndarray
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, "checked.check")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -130,7 +130,7 @@ def _model(config, task):
     tokenizer = models.load_tokenizer(source)
     model = models.read_config(source)
     models.check_fits(tokenizer, model)
-    model.check_is(config.model.shape)
+    model.check_is(config.model.shape.to_dict())
     return model, tokenizer, None
   made_tokenizer = train_tokenizer(task, templates.resolve(config.task.template))
   with tempfile.TemporaryDirectory() as folder:
