@@ -19,8 +19,9 @@ from poise_jax.estimators.group import (
   rloo,
   whiten,
 )
+from poise_jax.estimators.poise import cross_rollout_advantages
 from poise_jax.estimators.ppo import gae
-from poise_jax.estimators.probe import ProbeConfig, ProbeOptions, cross_rollout_advantages
+from poise_jax.estimators.probe import ProbeConfig, ProbeOptions
 
 ESTIMATORS = {
   "poise": poise.make,
@@ -58,8 +59,7 @@ def make(name: str, context: EstimatorContext) -> Estimator:
   estimator = make_own(context)
   if not isinstance(estimator, Estimator):
     raise UserError(
-      f"estimator {name!r} returned {type(estimator).__name__} instead of an "
-      "estimators.Estimator"
+      f"estimator {name!r} returned {type(estimator).__name__} instead of an estimators.Estimator"
     )
   return estimator
 

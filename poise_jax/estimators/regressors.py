@@ -36,9 +36,7 @@ def logistic(
   def step(carry):
     w, state, _, count = carry
     value, grad = value_and_grad(w, state=state)
-    updates, state = optimizer.update(
-      grad, state, w, value=value, grad=grad, value_fn=loss_fn
-    )
+    updates, state = optimizer.update(grad, state, w, value=value, grad=grad, value_fn=loss_fn)
     return optax.apply_updates(w, updates), state, jnp.abs(grad).max(), count + 1
 
   w = jnp.zeros(x.shape[1] + 1, x.dtype)

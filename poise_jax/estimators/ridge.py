@@ -30,9 +30,7 @@ _EPS = float(jnp.finfo(jnp.float32).eps)
 _RANK_TOLERANCE = 1e-5
 
 
-def principal_components(
-  z: Float[Array, "N D"], components: int
-) -> Float[Array, "D components"]:
+def principal_components(z: Float[Array, "N D"], components: int) -> Float[Array, "D components"]:
   """Orthonormal principal directions of centred rows z, by decreasing variance.
 
   eigh of the smaller Gram matrix, in three rounds. A float32 Gram blurs the variances of the data

@@ -4,7 +4,6 @@ Source: arXiv 2509.13232 and its code (verl-recipe, spo_ray_trainer.py). One res
 enough. Letters: N prompts in the training set, P prompts in a step, T response positions.
 """
 
-
 import flax.struct
 import jax
 import jax.numpy as jnp
