@@ -1,7 +1,7 @@
 """Estimators of advantages: one file each, and the table of their names.
 
-An estimator is made by a function of an EstimatorContext; see base.Estimator. A user's own function
-is named as "package.module:function" (docs/development.md).
+A function of an EstimatorContext makes an estimator, see base.Estimator. A user's own function is
+named as "package.module:function" (docs/development.md).
 """
 
 import functools
@@ -19,8 +19,9 @@ from poise_jax.estimators.group import (
   rloo,
   whiten,
 )
+from poise_jax.estimators.poise import cross_rollout_advantages
 from poise_jax.estimators.ppo import gae
-from poise_jax.estimators.probe import ProbeConfig, ProbeOptions, cross_rollout_advantages
+from poise_jax.estimators.probe import ProbeConfig, ProbeOptions
 
 ESTIMATORS = {
   "poise": poise.make,
@@ -38,28 +39,32 @@ ESTIMATORS = {
 
 
 def make(name: str, context: EstimatorContext) -> Estimator:
-  """The estimator of a name in ESTIMATORS, or of a user's "package.module:function".
+  """The estimator with a name in ESTIMATORS, or a user's own, "package.module:function".
 
   Raises:
-    UserError: there is no such estimator, or the context does not suit it.
+    UserError: the estimator does not exist, or the context does not suit it.
   """
   if name in ESTIMATORS:
     return ESTIMATORS[name](context)
-  module, colon, function = name.partition(":")
-  if not colon:
+  module_name, _, function = name.partition(":")
+  if not (module_name and function):
     raise unknown_name("estimator", name, ESTIMATORS)
   try:
-    make_own = getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError) as error:
+    module = importlib.import_module(module_name)
+  except ImportError as error:
     raise UserError(
-      f"estimator {name!r} does not load: {error}; it must be the 'package.module:function' of a "
-      "module that Python finds, for example through PYTHONPATH"
+      f"cannot load estimator {name!r}: {error}; it must be 'package.module:function', in a module "
+      "on Python's path (set PYTHONPATH)"
     ) from error
-  estimator = make_own(context)
+  factory = getattr(module, function, None)
+  if not callable(factory):
+    raise UserError(
+      f"cannot load estimator {name!r}: module {module_name!r} has no function {function!r}"
+    )
+  estimator = factory(context)
   if not isinstance(estimator, Estimator):
     raise UserError(
-      f"estimator {name!r} returned {type(estimator).__name__} instead of an "
-      "estimators.Estimator"
+      f"{name} must return a poise_jax.estimators.Estimator, got {type(estimator).__name__}"
     )
   return estimator
 

@@ -1,4 +1,4 @@
-"""What an estimator is, and what it may know of its run."""
+"""The interface of estimators."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ State = PyTree[Array]
 
 @dataclasses.dataclass(frozen=True)
 class EstimatorContext:
-  """The parts of a run that an estimator may depend on. Hashable: a static argument under jit."""
+  """The options of a run that an estimator may read. Hashable: a static argument under jit."""
 
   rollout: RolloutConfig
   model: ModelConfig
@@ -31,30 +31,35 @@ class EstimatorContext:
 
 
 class Estimator(NamedTuple):
-  """An algorithm's advantages as three pure functions.
+  """Advantages by three pure functions: init, estimate and update.
 
-  The state is a pytree of arrays and holds everything that is remembered between steps. In every
-  step the loop calls `estimate` with the state of the step before, updates the policy, and then
-  calls `update`: predict first, learn after.
+  The state is a pytree of arrays with everything that is carried from step to step. In every step
+  the loop calls `estimate` with the state of the step before, updates the policy, and then calls
+  `update`: predict first, learn after.
   """
 
-  # policy parameters (copied, if they are kept) -> state
+  # policy parameters -> state; copies those that it stores, since the policy's update donates them
   init: Callable[[PyTree[Array]], State]
   # (state, experience) -> advantages, baselines, metrics, and `aux` for `update`
   estimate: Callable[[State, Experience], Estimate]
-  # (state, experience, policy parameters after this step's update, aux) -> state
+  # (state, experience, policy parameters after this step's update, aux) -> state; donates state
   update: Callable[[State, Experience, PyTree[Array], PyTree[Array]], State]
   # state -> weights with which prompts are drawn [N]; None: prompts are taken in order
   priorities: Callable[[State], Float[Array, " N"]] | None = None
   pretrain_steps: int = 0  # first steps, in which the policy is not updated
-  reference_n: int = 0  # responses a prompt that it needs from the reference policy
-  # groups of equal rewards have no advantage, so dynamic sampling may leave them out
+  reference_n: int = 0  # responses of the reference policy a prompt that it needs
+  # groups of equal rewards have zero advantage, so dynamic sampling may leave them out
   needs_spread: bool = False
   needs_probabilities: bool = False  # rewards must be in [0, 1]
 
 
 def stateless(estimate: Callable[[Experience], Estimate], **properties) -> Estimator:
-  """An estimator that remembers nothing. `properties`: other fields of Estimator."""
+  """An estimator without a state.
+
+  Args:
+    estimate: experience -> advantages, baselines and metrics.
+    properties: other fields of Estimator.
+  """
   return Estimator(
     init=lambda params: (),
     estimate=lambda state, experience: estimate(experience),

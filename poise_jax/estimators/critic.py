@@ -1,7 +1,7 @@
 """A critic: a second language model that predicts rewards, for PPO and SPPO.
 
-It starts as a copy of the policy with a value head of zeros, is laid out over the mesh as the
-policy is, and is trained with the policy's mini-batches, micro-batches and precision.
+It starts as a copy of the policy with a value head of zeros, and is sharded and trained like the
+policy: the same mesh layout, mini-batches, micro-batches and precision.
 """
 
 import dataclasses
@@ -19,25 +19,25 @@ from poise_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-  """Options of the critics; raises UserError on construction for values without a meaning."""
+  """Options of the critics; raises UserError for values that cannot work."""
 
-  learning_rate: float = 1e-5  # AdamW's, with the policy's other options
+  learning_rate: float = 1e-5  # AdamW's learning rate; its other options are the policy's
   warmup_steps: int = 0  # optimizer steps of linear warm-up
-  pretrain_steps: int = 0  # first steps that train the critic alone (VC-PPO's value pre-training)
+  pretrain_steps: int = 0  # first steps, which train the critic alone (VC-PPO)
   gamma: float = 1.0  # discount a token
-  lam: float = 0.95  # of the policy's advantages
-  length_alpha: float = 0.0  # VAPO: lam is 1 - 1 / (alpha length) instead; 0 is off
-  value_lam: float = 0.95  # of the critic's targets; 1 is the reward that is still to come
-  value_clip: float = 0.5  # how far a value may move from the old one before it stops counting
-  whiten: bool = True  # advantages get mean 0 and deviation 1 over the batch's tokens
+  lam: float = 0.95  # GAE's lambda for the policy's advantages
+  length_alpha: float = 0.0  # VAPO's alpha: lam is 1 - 1 / (alpha length) instead; 0: unused
+  value_lam: float = 0.95  # GAE's lambda for the critic's targets; 1: the reward to go
+  value_clip: float = 0.5  # clip range of a value around its old value; 0: no clipping
+  whiten: bool = True  # scaling of advantages to mean 0 and deviation 1 over the batch's tokens
 
   def __post_init__(self):
     for name in ("gamma", "lam", "value_lam"):
       if not 0 <= getattr(self, name) <= 1:
-        raise UserError(f"critic.{name}={getattr(self, name)} must be in [0, 1]")
+        raise UserError(f"critic.{name} must be in [0, 1], got {getattr(self, name)}")
     for name in ("learning_rate", "warmup_steps", "pretrain_steps", "length_alpha", "value_clip"):
       if getattr(self, name) < 0:
-        raise UserError(f"critic.{name}={getattr(self, name)} must not be negative")
+        raise UserError(f"critic.{name} must not be negative, got {getattr(self, name)}")
 
   def update(self, policy: UpdateConfig) -> UpdateConfig:
     """The policy's update with the critic's learning rate and warm-up."""
@@ -47,7 +47,7 @@ class CriticConfig:
 
 
 def init(model: ModelConfig, params: PyTree[Array], config: UpdateConfig) -> TrainState:
-  """A critic that starts from the policy's parameters, which are copied, and predicts 0."""
+  """The state of a critic that starts from a copy of the policy's parameters and predicts 0."""
 
   @jax.jit
   def start(params):
@@ -61,8 +61,8 @@ def init(model: ModelConfig, params: PyTree[Array], config: UpdateConfig) -> Tra
 def values(
   model: ModelConfig, params: PyTree[Array], rows: Rows, config: UpdateConfig
 ) -> Float[Array, "B L"]:
-  """The critic's value at every position of B sequences, from the states up to and including it."""
-  decoder = dataclasses.replace(model, tie_word_embeddings=True)  # a critic has no unembedding
+  """The critic's value at each position of B sequences, which reads the tokens up to it."""
+  decoder = dataclasses.replace(model, tie_word_embeddings=True)  # a critic has no lm_head
   dtype = jnp.dtype(config.dtype)
   hidden, _ = hidden_states(
     decoder, params["decoder"], rows, dtype, config.remat, attention=config.attention

@@ -1,5 +1,4 @@
-"""Advantages from the rewards of the group or of the batch. A group is the n responses to one
-prompt."""
+"""Advantages from the rewards of the group (the n responses to one prompt) or of the batch."""
 
 import functools
 
@@ -17,25 +16,23 @@ def make(name: str, context: EstimatorContext) -> Estimator:
   """The estimator rloo, grpo, dr_grpo or reinforce_pp_baseline.
 
   Raises:
-    UserError: rollout.n is 1, so that there is no group to compare.
+    UserError: rollout.n is 1, so that a response has nothing to be compared with.
   """
-  if context.rollout.n < 2:
-    raise UserError(
-      f"{name} compares the responses of a group: rollout.n={context.rollout.n} must be at least 2"
-    )
+  _check_group(name, context.rollout.n)
   return stateless(functools.partial(_estimate, name), needs_spread=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _estimate(name: str, experience: Experience) -> Estimate:
   rewards = experience.rewards
-  # The baseline is what the reward is compared with before any scaling.
+  # The baseline is what is subtracted from the reward, before any scaling.
   centred = rloo(rewards) if name == "rloo" else dr_grpo(rewards)
   return Estimate(GROUP[name](rewards), rewards - centred, {})
 
 
 def make_reinforce_pp(context: EstimatorContext) -> Estimator:
-  """REINFORCE++ (arXiv 2501.03262): rewards to go, whitened over the batch's tokens."""
+  """The estimator reinforce_pp: rewards to go, whitened over the batch's tokens (REINFORCE++,
+  arXiv 2501.03262)."""
   del context
   return stateless(_rewards_to_go)
 
@@ -52,17 +49,18 @@ def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   """(r - mean) / (std + 1e-6) of the group, std with ddof=1 (DeepSeekMath, arXiv 2402.03300).
 
   Raises:
-    UserError: groups of one have no standard deviation.
+    UserError: n is 1.
   """
   return _centred("grpo", rewards) / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
 
 
 def dr_grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
-  """r - mean of the group, without its standard deviation (Dr. GRPO, arXiv 2503.20783); (n - 1) / n
-  of RLOO's advantage.
+  """r - mean of the group, not divided by a standard deviation (Dr. GRPO, arXiv 2503.20783).
+
+  Equals (n - 1) / n times RLOO's advantage.
 
   Raises:
-    UserError: in groups of one every advantage would be zero.
+    UserError: n is 1.
   """
   return _centred("dr_grpo", rewards)
 
@@ -71,9 +69,9 @@ def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   """r minus the mean of the group's other rewards (RLOO, arXiv 2402.14740 eq. 6); unbiased.
 
   Raises:
-    UserError: groups of one have no other rewards.
+    UserError: n is 1.
   """
-  _check_group("rloo", rewards)
+  _check_group("rloo", rewards.shape[1])
   n = rewards.shape[1]
   return rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / (n - 1)
 
@@ -84,12 +82,12 @@ def reinforce_pp(
   """(r - mean) / std of the whole batch (REINFORCE++, arXiv 2501.03262); n may be 1.
 
   Args:
-    rewards: reward of every response.
-    lengths: tokens of every response; mean and standard deviation are then over tokens, as in
-      verl, so that the advantages of a token-mean loss are centred. None: over responses.
+    rewards: reward of each response.
+    lengths: tokens of each response; mean and standard deviation are then over tokens, as in verl,
+      so that the advantages of a token-mean loss are centred. None: over responses.
 
   Raises:
-    UserError: a batch of one response has no standard deviation.
+    UserError: the batch is a single response.
   """
   return whiten(rewards, lengths)
 
@@ -97,24 +95,30 @@ def reinforce_pp(
 def reinforce_pp_baseline(
   rewards: Float[Array, "P n"], lengths: Real[Array, "P n"] | None = None
 ) -> Float[Array, "P n"]:
-  """r - mean of the group, divided by the standard deviation of that over the whole batch (the
-  baseline variant of REINFORCE++, arXiv 2501.03262). `lengths` as for `reinforce_pp`.
+  """r - mean of the group, whitened over the whole batch (REINFORCE++ with baseline, arXiv
+  2501.03262).
+
+  Args:
+    rewards: reward of each response.
+    lengths: as for `reinforce_pp`.
 
   Raises:
-    UserError: groups of one have no baseline.
+    UserError: n is 1.
   """
   return whiten(_centred("reinforce_pp_baseline", rewards), lengths)
 
 
 def _centred(name, rewards):
-  """r - mean of the group; refuses groups of one."""
-  _check_group(name, rewards)
+  """r - mean of the group; raises UserError for groups of one."""
+  _check_group(name, rewards.shape[1])
   return rewards - rewards.mean(axis=1, keepdims=True)
 
 
-def _check_group(name, rewards):
-  if rewards.shape[1] < 2:
-    raise UserError(f"{name} compares the responses of a group: rollout.n=1 must be at least 2")
+def _check_group(name, n):
+  if n < 2:
+    raise UserError(
+      f"{name} compares the responses of a group: rollout.n must be at least 2, got {n}"
+    )
 
 
 GROUP = {

@@ -1,22 +1,39 @@
-"""POISE: the baseline is read from what the policy computed while it sampled (probe.py).
+"""POISE (arXiv 2605.07579): the baseline is predicted from what the policy computed as it sampled.
 
-poise_sibling goes a step past the paper: its probe also reads the reward of the rollout whose
-states it reads. The baseline of y_i comes from its siblings' states and rewards, which are all as
+A step is `estimate` with the old state, then `update`: predict, then learn. Letters: P prompts, n
+samples a prompt, F features, K domains, G groups of a domain in the buffer.
+
+poise_sibling goes a step beyond the paper: its probe also reads the reward of the rollout whose
+states it reads. The baseline of y_i comes from its siblings' states and rewards, which are as
 independent of y_i as the states alone, so it stays unbiased, and RLOO is a special case.
 """
 
 import dataclasses
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.errors import UserError
-from poise_jax.estimators import probe
+from poise_jax.estimators import buffer, probe
 from poise_jax.estimators.base import Estimator, EstimatorContext
+from poise_jax.estimators.buffer import Buffer
+from poise_jax.estimators.probe import ProbeConfig, ProbeState, leave_one_out_targets
 from poise_jax.rollout.features import ENTROPIES, feature_size
 from poise_jax.types import Estimate, Experience
+
+
+@flax.struct.dataclass
+class State:
+  """Everything that POISE carries from step to step."""
+
+  buffer: Buffer
+  probes: ProbeState  # one a domain
+  fitted: Bool[Array, " K"]  # False until the domain's first fit
+  step: Int[Array, ""]  # updates done
 
 
 def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
@@ -28,7 +45,7 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
   name = "poise_sibling" if reads_reward else "poise"
   if context.rollout.n < 2:
     raise UserError(
-      f"{name} needs sibling rollouts: rollout.n={context.rollout.n} must be at least 2"
+      f"{name} needs sibling rollouts: rollout.n must be at least 2, got {context.rollout.n}"
     )
   features = feature_size(context.model, context.rollout)
   if not features:
@@ -38,7 +55,7 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
   width, domains = features + reads_reward, context.domains
   inputs = functools.partial(_inputs, config.reads, reads_reward)
   return Estimator(
-    init=lambda params: probe.init(config, context.rollout.n, width, len(domains)),
+    init=lambda params: init(config, context.rollout.n, width, len(domains)),
     estimate=functools.partial(_estimate, config, domains, inputs),
     update=functools.partial(_update, config, inputs),
     needs_probabilities=config.model == "logistic",
@@ -47,7 +64,7 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _inputs(reads, reads_reward, experience: Experience):
-  """What the probe reads: rewards [P, n], features [P, n, F], 0 where `reads` leaves out a part,
+  """What the probe reads: rewards [P, n], features [P, n, F], 0 in parts that are not in `reads`,
   and domains [P]."""
   rewards, features = experience.rewards, experience.rollouts.features
   width = (features.shape[-1] - ENTROPIES) // 2
@@ -59,16 +76,16 @@ def _inputs(reads, reads_reward, experience: Experience):
 
 
 def _estimate(config, domains, inputs, state, experience) -> Estimate:
-  advantages, baselines, _, metrics = probe.estimate(state, *inputs(experience), config)
+  advantages, baselines, _, metrics = estimate(state, *inputs(experience), config)
   return Estimate(advantages, baselines, _named_by_domain(metrics, domains))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _named_by_domain(metrics, domains):
-  """Metrics with a value a domain [K] become one metric a domain, if there are several."""
+  """Metrics of each domain [K] become one metric a domain, if there are several domains."""
   metrics = dict(metrics)
   for name in ("probe/mae", "probe/pearson"):
-    values = metrics.pop(f"{name}_of_domain")
+    values = metrics.pop(f"{name}_by_domain")
     if len(domains) > 1:
       metrics |= {f"{name}/{domain}": values[k] for k, domain in enumerate(domains)}
   return metrics
@@ -76,4 +93,148 @@ def _named_by_domain(metrics, domains):
 
 def _update(config, inputs, state, experience, params, aux):
   del params, aux
-  return probe.update(state, *inputs(experience), config)
+  return update(state, *inputs(experience), config)
+
+
+def cross_rollout_advantages(
+  rewards: Float[Array, "P n"], predictions: Float[Array, "P n"]
+) -> Float[Array, "P n"]:
+  """A_i = r_i - mean_{j != i} g(phi_j) (equations 11-13; for n > 2 as in the released code).
+
+  The baseline of y_i depends on its siblings alone, so the policy gradient stays unbiased. Never
+  normalised: a statistic of the batch depends on y_i, and dividing by it would bias the gradient.
+
+  Raises:
+    UserError: n < 2.
+  """
+  return rewards - leave_one_out_targets(predictions)
+
+
+def init(config: ProbeConfig, n: int, num_features: int, num_domains: int = 1) -> State:
+  """An empty buffer and an unfitted probe for each domain.
+
+  Args:
+    config: static.
+    n: samples a prompt, at least 2.
+    num_features: F.
+    num_domains: K; domains are the integers 0 .. K-1.
+
+  Raises:
+    UserError: n < 2, a buffer smaller than one group, or shapes that `probe.fit` would refuse.
+  """
+  probe.check_samples(n)
+  groups = buffer.empty(config.buffer_rows, n, num_features, num_domains)
+  probe.check_shapes(config, groups.targets[0].size, num_features)
+  return State(
+    buffer=groups,
+    probes=probe.unfitted(config, num_features, num_domains),
+    fitted=jnp.zeros(num_domains, bool),
+    step=jnp.zeros((), jnp.int32),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def estimate(
+  state: State,
+  rewards: Float[Array, "P n"],
+  features: Float[Array, "P n F"],
+  domains: Int[Array, " P"],
+  config: ProbeConfig,
+) -> tuple[
+  Float[Array, "P n"], Float[Array, "P n"], Float[Array, "P n"], dict[str, Float[Array, "..."]]
+]:
+  """Advantages of this step's rollouts from the probes of earlier steps.
+
+  A prompt's baseline is the cross-rollout prediction (with config.own_rollout the rollout's own)
+  once the bootstrap is over and its domain has a fitted probe, and until then the mean of the
+  siblings' rewards (RLOO).
+
+  Returns:
+    Advantages, baselines and predictions, [P, n] each in units of reward (predictions are 0 where
+    no probe is fitted), and metrics: probe/active, the fraction of prompts with a probe's baseline;
+    over those prompts, NaN without any, probe/mae and probe/pearson of predictions against
+    leave-one-out rewards (one noisy sample of the value, so far below the paper's Avg@8 figures),
+    the same for each domain [K] as probe/mae_by_domain and probe/pearson_by_domain, and
+    probe/value, the mean prediction; probe/variance_reduction, 1 - Var(A) / Var(R) of the
+    advantages in use (0 if all rewards are equal).
+
+  Raises:
+    UserError: n < 2.
+  """
+  active = (state.step >= config.bootstrap_steps) & state.fitted[domains]
+  valid = jnp.broadcast_to(active[:, None], rewards.shape)
+  by_domain = jax.vmap(probe.predict, (0, None))(state.probes, features)  # [K, P, n]
+  predictions = by_domain[domains, jnp.arange(len(domains))]
+  predictions = jnp.where(valid, predictions, 0.0)
+  targets = leave_one_out_targets(rewards)
+  error = jnp.abs(predictions - targets)
+  in_domain = valid & (domains == jnp.arange(len(state.fitted))[:, None])[..., None]  # [K, P, n]
+  crossed = predictions if config.own_rollout else leave_one_out_targets(predictions)
+  baselines = jnp.where(valid, crossed, targets)
+  advantages = rewards - baselines
+
+  varied = rewards.max() > rewards.min()
+  variance = jnp.where(varied, rewards.var(), 1.0)
+  metrics = {
+    "probe/active": active.mean(),
+    "probe/mae": jnp.mean(error, where=valid),
+    "probe/pearson": _pearson(predictions, targets, valid),
+    "probe/mae_by_domain": jax.vmap(lambda where: jnp.mean(error, where=where))(in_domain),
+    "probe/pearson_by_domain": jax.vmap(lambda where: _pearson(predictions, targets, where))(
+      in_domain
+    ),
+    "probe/value": jnp.mean(predictions, where=valid),
+    "probe/variance_reduction": jnp.where(varied, 1.0 - advantages.var() / variance, 0.0),
+  }
+  return advantages, baselines, predictions, metrics
+
+
+def _pearson(x, y, where):
+  """Correlation over selected entries: 0 if a side is constant, NaN if nothing is selected."""
+  dx = jnp.where(where, x - jnp.mean(x, where=where), 0.0)
+  dy = jnp.where(where, y - jnp.mean(y, where=where), 0.0)
+  spread = [
+    v.max(initial=-jnp.inf, where=where) - v.min(initial=jnp.inf, where=where) for v in (x, y)
+  ]
+  constant = (spread[0] == 0) | (spread[1] == 0)  # exactly: deviations carry rounding errors
+  norms = jnp.linalg.norm(dx) * jnp.linalg.norm(dy)
+  return jnp.where(constant, 0.0, (dx * dy).sum() / norms)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def update(
+  state: State,
+  rewards: Float[Array, "P n"],
+  features: Float[Array, "P n F"],
+  domains: Int[Array, " P"],
+  config: ProbeConfig,
+) -> State:
+  """Appends the step's rollouts to the buffer and refits every domain's probe on its buffer.
+
+  No probe is read during the bootstrap, so the first fit is at its last step. A domain whose fit is
+  not finite (broken features, or an alpha below the resolution of float32) counts as unfitted: its
+  baseline is RLOO, and probe/active shows it.
+
+  Raises:
+    UserError: n < 2.
+  """
+  data = buffer.insert(state.buffer, features, leave_one_out_targets(rewards), domains)
+  step = state.step + 1
+  num_domains, groups, n, num_features = data.features.shape
+
+  def fit_domain(domain):
+    filled = jnp.repeat(jnp.arange(groups) < domain.count, n)
+    rows = domain.features.reshape(groups * n, num_features)
+    return probe.fit(rows, domain.targets.reshape(-1), config, filled.astype(jnp.float32))
+
+  # Domains one after another: the working memory of a fit is several times its buffer.
+  probes = jax.lax.cond(
+    step >= config.bootstrap_steps,
+    lambda: jax.lax.map(fit_domain, data),
+    lambda: state.probes,
+  )
+  finite = jnp.isfinite(probes.intercept)
+  for leaf in jax.tree.leaves(probes):
+    finite &= jnp.isfinite(leaf.reshape(num_domains, -1)).all(1)
+  fitted = (step >= config.bootstrap_steps) & (data.count > 0) & finite
+  return State(buffer=data, probes=probes, fitted=fitted, step=step)

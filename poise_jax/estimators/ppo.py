@@ -1,7 +1,7 @@
-"""PPO with a critic that predicts a value for every token (arXiv 1707.06347).
+"""PPO with a critic that predicts a value for each token (arXiv 1707.06347).
 
-VC-PPO's decoupled lambdas and VAPO's length-adaptive one are options. Letters: P prompts, n samples
-a prompt, B = P n sequences, T response positions; a response's tokens come first, then padding.
+VC-PPO's separate lambdas and VAPO's length-adaptive lambda are options. Letters: P prompts, n
+samples a prompt, B = P n sequences, R rows of m responses, T response positions.
 """
 
 import functools
@@ -38,17 +38,18 @@ def gae(
 ) -> Float[Array, "B T"]:
   """Generalised advantage estimation (arXiv 1506.02438 eq. 16) within a response.
 
-  A_t = sum_l (gamma lam)^l delta_{t+l} with delta_t = r_t + gamma V_{t+1} - V_t; behind the last
-  token the value is 0, whether it is an EOS or the response was cut off there (as in verl).
-  The critic's targets are the advantages at its own lam plus the values: VC-PPO (arXiv 2503.01491)
-  takes lam = 1 for them, where the target is the reward that is still to come.
+  A_t = sum_l (gamma lam)^l delta_{t+l} with delta_t = r_t + gamma V_{t+1} - V_t. The value after
+  the last token is 0, also where the response is truncated (as in verl). The critic's targets are
+  the advantages with lam = value_lam plus the values; VC-PPO (arXiv 2503.01491) sets value_lam to
+  1, where the target is the reward to go.
 
   Args:
-    rewards: what each token earned; usually zero but for the last one.
-    values: V_t, the critic's prediction before token t was written.
-    mask: the response's tokens; what stands elsewhere may be anything.
+    rewards: reward of each token, usually zero except on the last one.
+    values: V_t, the critic's prediction before token t.
+    mask: the responses' tokens, which come before all padding; entries outside of it are never
+      read, and may be NaN.
     gamma: discount a token.
-    lam: one number, or one a sequence.
+    lam: one for all, or one a sequence.
 
   Returns:
     Advantages, 0 outside of the mask.
@@ -68,7 +69,7 @@ def gae(
 
 def length_adaptive_lam(mask: Bool[Array, "B T"], alpha: float = 0.05) -> Float[Array, "B 1"]:
   """lam = 1 - 1 / (alpha length), so that the sum of GAE's weights grows with the response (VAPO,
-  arXiv 2504.05118 section 4.2); 0 where a response is too short for it to be positive."""
+  arXiv 2504.05118 section 4.2); 0 for responses that are too short for a positive lam."""
   lengths = jnp.maximum(mask.sum(-1, keepdims=True), 1)
   return jnp.maximum(1.0 - 1.0 / (alpha * lengths), 0.0)
 
@@ -80,24 +81,31 @@ def value_loss(
   weights: Float[Array, "B T"],
   clip: float = 0.0,
 ) -> Float[Array, ""]:
-  """Half the squared error, or that of the value kept within `clip` of its old one if that is
-  larger (PPO2, and verl); 0 is off.
+  """Half of the weighted squared error, clipped as in PPO2 and verl.
 
-  weights: losses.token_weights, 0 outside of the responses; there the rest may be anything.
+  Args:
+    values: the critic's predictions.
+    old_values: its predictions before this step's updates.
+    targets: returns.
+    weights: losses.token_weights, 0 outside of the responses, where the other arrays are never read
+      and may be NaN.
+    clip: range around the old value to which the value is clipped; the larger of the two errors
+      counts. 0: no clipping.
   """
-  # Masked before the arithmetic: a NaN outside would come back through the gradient of a product.
+  # Masked before the arithmetic: the gradient of a product would carry a NaN on.
   values, old_values, targets = (
     jnp.where(weights > 0, x, 0.0) for x in (values, old_values, targets)
   )
   error = jnp.square(values - targets)
   if clip:
-    kept = jnp.clip(values, old_values - clip, old_values + clip)
-    error = jnp.maximum(error, jnp.square(kept - targets))
+    clipped = jnp.clip(values, old_values - clip, old_values + clip)
+    error = jnp.maximum(error, jnp.square(clipped - targets))
   return 0.5 * (weights * error).sum()
 
 
 def make(context: EstimatorContext) -> Estimator:
-  """The estimator. Its state is the critic's TrainState, `aux` the values that it predicted."""
+  """The estimator. Its state is the critic's TrainState, and `aux` the critic's values [P, n, T],
+  so that the critic runs once a step over the batch."""
   model, config = context.model, context.critic
   update_config = config.update(context.update)
 
@@ -124,13 +132,13 @@ def make(context: EstimatorContext) -> Estimator:
 def token_values(
   model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
 ) -> Float[Array, "B T"]:
-  """V_t, the value that the critic predicts before token t of each response."""
+  """V_t, the critic's prediction before token t of each response; B = R m."""
   return batch.before_tokens(critic.values(model, params, batch.rows, config))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _predict(model, params, batch, config):
-  """V_t [R m, T] of a whole batch, a micro-batch at a time."""
+  """V_t [R m, T] for a whole batch, a micro-batch at a time."""
   rows = config.microbatch_size // batch.tokens.shape[1]
   return map_microbatches(lambda micro: token_values(model, params, micro, config), batch, rows)
 
@@ -166,7 +174,7 @@ def _returns(rewards, predicted, mask, config):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _targets(experience, predicted, config, microbatch_size):
-  """Rows with the values before this step's updates, and the targets."""
+  """Rows with the old values and the critic's targets."""
   rewards, mask = flat(experience.token_rewards), flat(experience.rollouts.mask)
   returns = _returns(rewards, flat(predicted), mask, config).reshape(predicted.shape)
   return _rows(experience, microbatch_size, old_values=predicted, returns=returns)

@@ -8,7 +8,7 @@ from poise_jax.types import Estimate, Experience
 
 
 def make(context: EstimatorContext) -> Estimator:
-  """The estimator; it asks for context.reference_n responses of the reference policy a prompt."""
+  """The estimator; needs context.reference_n responses of the reference policy a prompt."""
   return stateless(_estimate, reference_n=context.reference_n)
 
 

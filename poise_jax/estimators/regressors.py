@@ -1,4 +1,4 @@
-"""Probes that are no ridge: the released code's logistic regression and multi-layer perceptron.
+"""The probe's other regressors: logistic regression and a multi-layer perceptron.
 
 Both are fitted on standardised components, see `probe.fit`. Letters: N rows, L components, H hidden
 units. Sources: github.com/holi-lab/POISE, commit 511641e9; arXiv 2605.07579 (v2) Table 12.
@@ -11,23 +11,29 @@ from jaxtyping import Array, Bool, Float
 
 from poise_jax.estimators.ridge import matmul
 
-LEARNING_RATE = 1e-3  # the mlp's, of Adam
-SEED = 42  # of the mlp's first weights
-MOST_ITERATIONS = 500  # of L-BFGS
+LEARNING_RATE = 1e-3  # Adam's learning rate for the mlp
+SEED = 42  # seed of the mlp's initial weights
+MAX_ITERATIONS = 500  # limit for L-BFGS
 
 
 def logistic(
-  x: Float[Array, "N L"], y: Float[Array, " N"], keep: Bool[Array, " N"], alpha: float
+  x: Float[Array, "N L"], y: Float[Array, " N"], valid: Bool[Array, " N"], alpha: float
 ) -> tuple[Float[Array, " L"], Float[Array, ""]]:
   """Coefficients and intercept that minimise cross-entropy / N + alpha / (2 N) |coefficients|^2.
 
-  Targets may be fractions in [0, 1]. L-BFGS until the gradient is below 1e-6.
+  Runs L-BFGS until the largest gradient is below 1e-6.
+
+  Args:
+    x: standardised components.
+    y: targets; fractions in [0, 1] are allowed.
+    valid: rows that count; N in the formula is their number.
+    alpha: penalty.
   """
-  total = jnp.maximum(keep.sum(), 1)
+  total = jnp.maximum(valid.sum(), 1)
 
   def loss_fn(w):
     odds = matmul(x, w[:-1]) + w[-1]
-    loss = jnp.where(keep, jax.nn.softplus(odds) - y * odds, 0.0).sum()
+    loss = jnp.where(valid, jax.nn.softplus(odds) - y * odds, 0.0).sum()
     return (loss + alpha / 2 * (w[:-1] ** 2).sum()) / total
 
   optimizer = optax.lbfgs()
@@ -36,30 +42,40 @@ def logistic(
   def step(carry):
     w, state, _, count = carry
     value, grad = value_and_grad(w, state=state)
-    updates, state = optimizer.update(
-      grad, state, w, value=value, grad=grad, value_fn=loss_fn
-    )
+    updates, state = optimizer.update(grad, state, w, value=value, grad=grad, value_fn=loss_fn)
     return optax.apply_updates(w, updates), state, jnp.abs(grad).max(), count + 1
 
   w = jnp.zeros(x.shape[1] + 1, x.dtype)
   start = (w, optimizer.init(w), jnp.float32(jnp.inf), 0)
-  w = jax.lax.while_loop(lambda c: (c[2] > 1e-6) & (c[3] < MOST_ITERATIONS), step, start)[0]
+  w = jax.lax.while_loop(lambda c: (c[2] > 1e-6) & (c[3] < MAX_ITERATIONS), step, start)[0]
   return w[:-1], w[-1]
 
 
 def mlp(
   x: Float[Array, "N L"],
   y: Float[Array, " N"],
-  keep: Bool[Array, " N"],
+  valid: Bool[Array, " N"],
   widths: tuple[int, ...],
   steps: int,
-) -> tuple[tuple, Float[Array, " H"], Float[Array, ""]]:
-  """Hidden layers ((kernel, bias), ...), coefficients and intercept of a ReLU network.
+) -> tuple[
+  tuple[tuple[Float[Array, "_ _"], Float[Array, " _"]], ...], Float[Array, " H"], Float[Array, ""]
+]:
+  """Fits a ReLU network by Adam on the mean squared error.
 
-  Adam on the mean squared error of all rows at once (the source's batches of 8192 rows hold more
-  than its buffer). First weights are Glorot's with a fixed seed, biases zero.
+  Every step uses all rows, as in the source, whose batches of 8192 rows are larger than its buffer.
+  Initial weights are Glorot's with a fixed seed, and biases are zero.
+
+  Args:
+    x: standardised components.
+    y: targets.
+    valid: rows that count.
+    widths: widths of the hidden layers.
+    steps: Adam steps.
+
+  Returns:
+    Hidden layers ((kernel, bias), ...), coefficients and intercept.
   """
-  total = jnp.maximum(keep.sum(), 1)
+  total = jnp.maximum(valid.sum(), 1)
   sizes = (x.shape[1], *widths, 1)
   keys = jax.random.split(jax.random.key(SEED), len(sizes) - 1)
   make = jax.nn.initializers.glorot_normal()
@@ -73,7 +89,7 @@ def mlp(
     for kernel, bias in layers[:-1]:
       h = jax.nn.relu(matmul(h, kernel) + bias)
     out = (matmul(h, layers[-1][0]) + layers[-1][1])[:, 0]
-    return jnp.where(keep, (out - y) ** 2, 0.0).sum() / total
+    return jnp.where(valid, (out - y) ** 2, 0.0).sum() / total
 
   optimizer = optax.adam(LEARNING_RATE)
 

@@ -1,17 +1,18 @@
 """Principal components and ridge regression in float32.
 
-How the float32 fit keeps its digits. The paper's ridge has alpha = 0.01 on 4096 standardised rows
-of 5123 features, whose Gram matrix has eigenvalues up to about N * F * 0.3 = 6e6: in float32
-(eps 1.2e-7) Gram + alpha I is indefinite, so normal equations are out. `_solve_augmented` works on
-the stacked matrix [X; sqrt(alpha) I] instead, whose condition number is the square root of that
-(2.5e4): shifted CholeskyQR2 (Fukaya et al., 2020; only matmuls, Cholesky and triangular solves),
-then two steps of iterative refinement (Bjorck, 1967) with residuals in two-float arithmetic.
+Accuracy of the float32 fit. The paper's ridge has alpha = 0.01 on 4096 standardised rows of 5123
+features, whose Gram matrix has eigenvalues up to about N * F * 0.3 = 6e6: in float32 (eps 1.2e-7)
+Gram + alpha I is indefinite, which rules out normal equations. `_solve_augmented` works on the
+stacked matrix [X; sqrt(alpha) I] instead, whose condition number is the square root of the Gram
+matrix's (2.5e4): shifted CholeskyQR2 (Fukaya et al., 2020; only matmuls, Cholesky and triangular
+solves), then two steps of iterative refinement (Bjorck, 1967) with residuals in two-float
+arithmetic.
 Largest absolute error of unclipped held-out predictions (of size 1 to 5) against scikit-learn in
 float64, on hidden-state-like data (spectrum over 4 to 6 decades, outlier dimensions 1000 times the
 rest, prompt rows repeated within a group): alpha 0.01: 2e-5 at N=1024, F=1155 and 9e-5 at N=4096,
-F=5123; alpha 1: 3e-6; alpha 100: 4e-7; with PCA 1e-5. At alpha 0.01 the rounding of standardised
-features and of the prediction's own dot product makes most of it (the solver alone: 2e-6, 1e-5), so
-a better solver would not help; a third CholeskyQR pass instead of the refinement leaves 1e-4 and
+F=5123; alpha 1: 3e-6; alpha 100: 4e-7; with PCA 1e-5. At alpha 0.01 most of it comes from rounding
+the standardised features and the prediction's dot product (the solver alone: 2e-6, 1e-5), so a
+better solver would not help; a third CholeskyQR pass instead of the refinement gives 1e-4 and
 2.4e-4. Below alpha = 1e-6 the solver may return NaN.
 """
 
@@ -30,15 +31,13 @@ _EPS = float(jnp.finfo(jnp.float32).eps)
 _RANK_TOLERANCE = 1e-5
 
 
-def principal_components(
-  z: Float[Array, "N D"], components: int
-) -> Float[Array, "D components"]:
+def principal_components(z: Float[Array, "N D"], components: int) -> Float[Array, "D components"]:
   """Orthonormal principal directions of centred rows z, by decreasing variance.
 
-  eigh of the smaller Gram matrix, in three rounds. A float32 Gram blurs the variances of the data
-  by eps times the largest, to which one outlier dimension of a language model may lift everything;
-  so each round keeps what stands above 1e-2 of its largest variance and projects it out.
-  Directions without variance come back as zero columns.
+  eigh of the smaller Gram matrix, in three rounds. A float32 Gram matrix has an error of eps times
+  the largest variance, and one outlier dimension of a language model may dwarf all others; so each
+  round takes the directions above 1e-2 of its largest variance and projects them out. Directions
+  without variance are returned as zero columns.
   """
   wide = z.shape[0] < z.shape[1]
   rest, basis, variances = z, [], []
@@ -60,21 +59,25 @@ def principal_components(
   return jnp.where(deviations > _RANK_TOLERANCE * deviations.max(), directions, 0.0)
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
+def _halves(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
   """Splits float32 into two 12-bit parts, so that products of parts are exact."""
   bits = jax.lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-4096)
   high = jax.lax.bitcast_convert_type(bits, jnp.float32)
   return high, x - high
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+def _two_sum(
+  a: Float[Array, "*s"], b: Float[Array, "*s"]
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
   """Knuth's sum: a + b in float32, and the error of that sum."""
   total = a + b
   b_part = total - a
   return total, (a - (total - b_part)) + (b - b_part)
 
 
-def _residual(b: Float[Array, " M"], a: Float[Array, "M L"], x: Float[Array, " L"]) -> Array:
+def _residual(
+  b: Float[Array, " M"], a: Float[Array, "M L"], x: Float[Array, " L"]
+) -> Float[Array, " M"]:
   """b - a @ x as if in twice the precision (compensated dot products), rounded once at the end."""
   (a_high, a_low), (x_high, x_low) = _halves(a), _halves(x)
   terms = a * x
@@ -96,9 +99,9 @@ def _solve_augmented(
   """Solves p + a q = b, a^T p = c, for a of full column rank.
 
   With c = 0, q is the least-squares solution of a q = b; with b = 0, p is the least-norm solution
-  of a^T p = c. The shift keeps the first Cholesky factorisation positive under rounding; what it
-  leaves of the condition number, about sqrt(64 eps |a|^2 / alpha) = 1e2, is harmless to the second
-  one, and what that leaves of an error goes with the refinement.
+  of a^T p = c. The shift keeps the first Cholesky factorisation positive under rounding. The
+  condition number after it, about sqrt(64 eps |a|^2 / alpha) = 1e2, is harmless to the second
+  factorisation, and the refinement removes the remaining error.
   """
   solve = functools.partial(jax.lax.linalg.triangular_solve, lower=True)
   q_factor, factors = a, []

@@ -1,9 +1,8 @@
-"""SPO: the baseline is a Beta distribution a prompt that forgets as the policy moves away.
+"""SPO: the baseline is a Beta distribution for each prompt, which forgets as the policy changes.
 
 Source: arXiv 2509.13232 and its code (verl-recipe, spo_ray_trainer.py). One response a prompt is
 enough. Letters: N prompts in the training set, P prompts in a step, T response positions.
 """
-
 
 import flax.struct
 import jax
@@ -16,18 +15,18 @@ from poise_jax.estimators.statistics import whiten
 from poise_jax.learner.update import sequence_logprobs
 from poise_jax.types import Estimate, Experience, Prompts, Rollouts
 
-DRIFT_HALF = 0.06  # mean |change of log-prob| a token that halves the memory
-KEEP_MIN, KEEP_MAX = 0.875, 0.96  # bounds of what is kept of the counts
+DRIFT_HALF = 0.06  # mean |change of log-prob| a token, in nats, that halves the counts
+RETENTION_MIN, RETENTION_MAX = 0.875, 0.96  # bounds of the share of the counts that stays
 
 
 @flax.struct.dataclass
 class State:
-  """What SPO carries from step to step: counts, and the last response to each prompt."""
+  """Everything that SPO carries from step to step: counts, and the last response to each prompt."""
 
   tracker: "Tracker"
   tokens: Int[Array, "N T"]  # last response to each prompt
   mask: Bool[Array, "N T"]  # all False before the first response
-  logprobs: Float[Array, "N T"]  # nats, when the response was sampled
+  logprobs: Float[Array, "N T"]  # nats, of the policy that sampled the response
 
 
 @flax.struct.dataclass
@@ -39,29 +38,30 @@ class Tracker:
 
 
 def init(prompts: int, successes: Float[Array, " N"] | float = 0.0, trials: float = 0.0) -> Tracker:
-  """A prior of 1 / (1 - KEEP_MIN) = 8 pseudo-trials, from rewards of offline responses if any.
+  """The counts before the first step.
 
   Args:
     prompts: N.
     successes: sum of the rewards of each prompt's offline responses.
-    trials: offline responses a prompt; with none, one half success and one half failure.
+    trials: offline responses a prompt. 0: half a success and half a failure; otherwise the counts
+      are 1 / (1 - RETENTION_MIN) = 8 pseudo-trials.
   """
   counts = jnp.broadcast_to(jnp.asarray(successes, jnp.float32), (prompts,))
   if not trials:
     return Tracker(jnp.full(prompts, 0.5), jnp.full(prompts, 0.5))
-  size = 1 / (1 - KEEP_MIN)
+  size = 1 / (1 - RETENTION_MIN)
   successes = size * (counts + 0.5) / (trials + 1)
   return Tracker(successes, size - successes)
 
 
 def value(tracker: Tracker) -> Float[Array, " N"]:
-  """The expected reward of every prompt."""
+  """Expected reward of each prompt."""
   return tracker.successes / (tracker.successes + tracker.failures)
 
 
 def retention(drift: Float[Array, " P"]) -> Float[Array, " P"]:
-  """The share of the counts that stays after a mean |log-prob change| of `drift` nats a token."""
-  return jnp.clip(2.0 ** (-drift / DRIFT_HALF), KEEP_MIN, KEEP_MAX)
+  """Share of the counts that stays after a mean |change of log-prob| of `drift` nats a token."""
+  return jnp.clip(2.0 ** (-drift / DRIFT_HALF), RETENTION_MIN, RETENTION_MAX)
 
 
 def update(
@@ -70,17 +70,24 @@ def update(
   rewards: Float[Array, " P"],
   drift: Float[Array, " P"],
 ) -> Tracker:
-  """Counts this step's rewards (in [0, 1]), one a prompt; `prompts` must be distinct."""
-  keep = retention(drift)
+  """Adds this step's rewards to the counts.
+
+  Args:
+    tracker: counts of all N prompts.
+    prompts: distinct indices of this step's prompts.
+    rewards: reward of each one's response, in [0, 1].
+    drift: change of the policy, see `retention`.
+  """
+  share = retention(drift)
   return Tracker(
-    tracker.successes.at[prompts].set(keep * tracker.successes[prompts] + rewards),
-    tracker.failures.at[prompts].set(keep * tracker.failures[prompts] + 1 - rewards),
+    tracker.successes.at[prompts].set(share * tracker.successes[prompts] + rewards),
+    tracker.failures.at[prompts].set(share * tracker.failures[prompts] + 1 - rewards),
   )
 
 
 @jax.jit
 def priorities(tracker: Tracker) -> Float[Array, " N"]:
-  """Sampling weights: the standard deviation of the reward, and a little for every prompt."""
+  """Weights with which prompts are drawn: the reward's standard deviation, plus 0.05."""
   v = value(tracker)
   return jnp.sqrt(v * (1 - v)) + 0.05
 
@@ -88,15 +95,17 @@ def priorities(tracker: Tracker) -> Float[Array, " N"]:
 def make(context: EstimatorContext) -> Estimator:
   """The estimator, for N training prompts and responses of T = rollout.max_new_tokens.
 
-  The baseline is the tracker's value before this step; advantages are whitened over the batch. How
-  much a prompt's counts fade depends on how far the policy, after this step's update, has moved on
-  the previous response to it.
+  The baseline is the tracker's value before this step; advantages are whitened over the batch. The
+  share of a prompt's counts that stays depends on how far this step's update has moved the policy
+  on the previous response to the prompt.
 
   Raises:
     UserError: rollout.n is not 1.
   """
   if context.rollout.n != 1:
-    raise UserError(f"spo takes one response a prompt: rollout.n={context.rollout.n} must be 1")
+    raise UserError(
+      f"spo takes one response a prompt: rollout.n must be 1, got {context.rollout.n}"
+    )
   shape = context.prompts, context.rollout.max_new_tokens
 
   def start(params):
@@ -133,8 +142,8 @@ def _estimate(state: State, experience: Experience) -> Estimate:
 def _update(state, experience, previous, logprobs):
   """The state after a step; `logprobs` [P, 1, T] of the previous responses under the new policy."""
   ids, rollouts = experience.prompt_ids, experience.rollouts
-  moved = jnp.where(previous.mask, jnp.abs(logprobs - previous.logprobs), 0.0).sum((1, 2))
-  drift = moved / jnp.maximum(previous.mask.sum((1, 2)), 1)
+  changes = jnp.where(previous.mask, jnp.abs(logprobs - previous.logprobs), 0.0).sum((1, 2))
+  drift = changes / jnp.maximum(previous.mask.sum((1, 2)), 1)
   return State(
     tracker=update(state.tracker, ids, experience.rewards[:, 0], drift),
     tokens=state.tokens.at[ids].set(rollouts.tokens[:, 0]),
@@ -147,7 +156,7 @@ def _update(state, experience, previous, logprobs):
 def _previous(state: State, ids: Int[Array, " P"], prompts: Prompts) -> Rollouts:
   """The last responses to these prompts, as rollouts with n = 1."""
   tokens, mask, logprobs = (x[ids][:, None] for x in (state.tokens, state.mask, state.logprobs))
-  nothing = jnp.zeros_like(logprobs)
+  zeros = jnp.zeros_like(logprobs)
   return Rollouts(
-    prompts, tokens, mask, logprobs, nothing, jnp.zeros(tokens.shape[:2], bool), nothing[..., 0]
+    prompts, tokens, mask, logprobs, zeros, jnp.zeros(tokens.shape[:2], bool), zeros[..., 0]
   )

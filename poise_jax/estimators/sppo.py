@@ -1,7 +1,7 @@
 """SPPO (arXiv 2604.08865): a critic that reads the prompt alone.
 
-V(x) = sigmoid(z) at the prompt's last token is learned by cross-entropy with the rewards, which
-must be in [0, 1]. A = r - V(x), the same for every token and not normalised. One response a prompt
+V(x) = sigmoid(z) at the prompt's last token is trained by cross-entropy with the rewards, which
+must be in [0, 1]. A = r - V(x), the same for each token and not normalised. One response a prompt
 is enough.
 """
 
@@ -23,7 +23,7 @@ from poise_jax.types import Estimate, Prompts
 
 
 def make(context: EstimatorContext) -> Estimator:
-  """The estimator; its state is the critic's TrainState."""
+  """The estimator. Its state is the critic's TrainState."""
   model, config = context.model, context.critic.update(context.update)
 
   def estimate(state, experience):
@@ -34,7 +34,7 @@ def make(context: EstimatorContext) -> Estimator:
 
   def update(state, experience, params, aux):
     p, n = experience.scores.shape
-    # As many optimizer steps as the policy takes; a prompt's responses are one row here.
+    # As many optimizer steps as the policy takes. Rows are prompts, whatever n is.
     size = p // math.gcd(p, max(p * n // config.minibatch_size, 1))
     micro = math.gcd(size, max(config.microbatch_size // n, 1))
     step = functools.partial(_critic_step, model, config, micro)

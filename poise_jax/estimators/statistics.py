@@ -12,13 +12,19 @@ def whiten(
   values: Float[Array, "*shape"],
   weights: Real[Array, "*shape"] | Bool[Array, "*shape"] | None = None,
 ) -> Float[Array, "*shape"]:
-  """Mean 0 and standard deviation (ddof=1) 1 over all entries, each counted `weights` times.
+  """Scales values to mean 0 and standard deviation 1 (ddof=1).
+
+  Args:
+    values: anything.
+    weights: number of times that each entry counts. None: once.
 
   Raises:
-    UserError: there is a single entry, which has no standard deviation.
+    UserError: a single entry, which has no standard deviation.
   """
   if values.size < 2:
-    raise UserError("whitening compares the responses of a batch: rollouts must be at least 2")
+    raise UserError(
+      "advantages of a single response cannot be whitened: rollouts must be at least 2"
+    )
   weights = jnp.ones_like(values) if weights is None else weights
   total = jnp.maximum(weights.sum(), 2)
   centred = values - (weights * values).sum() / total
@@ -29,7 +35,7 @@ def whiten(
 def explained_variance(
   values: Float[Array, "*shape"], targets: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
 ) -> Float[Array, ""]:
-  """1 - Var(target - value) / Var(target) over masked entries; 0 if all targets are equal."""
+  """1 - Var(target - value) / Var(target) over the entries in mask; 0 if all targets are equal."""
   variance = jnp.var(targets, where=mask)
   residual = jnp.var(targets - values, where=mask)
   return jnp.where(variance > 0, 1 - residual / jnp.where(variance > 0, variance, 1.0), 0.0)

@@ -1,8 +1,8 @@
-"""From groups to micro-batches. This is the only module that knows how a batch is cut up.
+"""From groups to micro-batches. No other module knows how a batch is divided.
 
-A batch keeps a prompt once for the responses that share it. Letters: P prompts, n samples a prompt,
-R rows, m responses in a row, T response and Tp prompt positions. A row is a whole group (m = n)
-where that fits into a device's part of a micro-batch, otherwise an equal part of a group.
+A row is one prompt and m responses to it: the whole group (m = n) where it fits into a device's
+part of a micro-batch, otherwise an equal part of the group. Letters: P prompts, n samples a prompt,
+R rows, m responses a row, B = R m sequences, T response and Tp prompt positions.
 """
 
 import functools
@@ -25,16 +25,16 @@ Tree = TypeVar("Tree", bound=PyTree[Array])
 
 @flax.struct.dataclass
 class Batch:
-  """Rows of one prompt and m responses to it, with what the loss needs beside the tokens."""
+  """R rows, with the fields that a loss reads beside the tokens."""
 
   prompts: Prompts  # [R, Tp]
   tokens: Int[Array, "R m T"]
   mask: Bool[Array, "R m T"]  # the responses' tokens
-  fields: dict[str, Shaped[Array, "R m _"]]  # a number a token, or a response as [R, m, 1]
+  fields: dict[str, Shaped[Array, "R m _"]]  # [R, m, T], or [R, m, 1]: one value a response
 
   @property
   def rows(self) -> Rows:
-    """The tokens as a teacher-forced pass reads them."""
+    """The sequences of a teacher-forced pass [R, Tp + m T]: each prompt, then its responses."""
 
     def side_by_side(prompt, responses):
       return jnp.concatenate([prompt, responses.reshape(len(responses), -1)], axis=1)
@@ -47,7 +47,7 @@ class Batch:
     )
 
   def before_tokens(self, states: Shaped[Array, "B L ..."]) -> Shaped[Array, "B T ..."]:
-    """The states [R m, T, ...] that predict the responses' tokens, of a pass over `rows`."""
+    """The states of a pass over `rows`, [R m, Tp + T, ...], that predict the responses' tokens."""
     length = self.tokens.shape[2]
     return states[:, -length - 1 : -1]  # the state before a token predicts it
 
@@ -57,18 +57,17 @@ class Batch:
 
 
 def flat(x: Shaped[Array, "R m T"]) -> Shaped[Array, "B T"]:
-  """[R, m, T] -> [R m, T]: one row a response, as losses take them."""
+  """[R, m, T] -> [R m, T], the shape that losses take."""
   return x.reshape(-1, x.shape[-1])
 
 
 def responses_per_row(n: int, microbatch_size: int, mesh: Mesh | AbstractMesh | None = None) -> int:
-  """m, how many of a prompt's n responses share a row, so that a device's part of a micro-batch
-  consists of whole rows.
+  """m, the responses a row with which a device's part of a micro-batch consists of whole rows.
 
   Args:
     n: samples a prompt.
-    microbatch_size: responses in a micro-batch, over all devices.
-    mesh: the devices; None: the mesh in use.
+    microbatch_size: sequences in a micro-batch, over all devices.
+    mesh: the devices. None: the mesh in use.
   """
   mesh = mesh or jax.sharding.get_abstract_mesh()
   return math.gcd(n, microbatch_size // (1 if mesh.empty else batch_shards(mesh)))
@@ -76,14 +75,19 @@ def responses_per_row(n: int, microbatch_size: int, mesh: Mesh | AbstractMesh | 
 
 @functools.partial(jax.jit, static_argnames="responses")
 def form(rollouts: Rollouts, responses: int, fields: dict[str, Shaped[Array, "P n _"]]) -> Batch:
-  """Groups [P, n, ...] -> P n / m rows of m = `responses`, in order.
+  """Groups -> R = P n / m rows, in order.
+
+  Args:
+    rollouts: P groups.
+    responses: m.
+    fields: values of tokens [P, n, T] or of responses [P, n, 1].
 
   Raises:
-    ValueError: `responses` does not divide n.
+    ValueError: m does not divide n.
   """
   n = rollouts.tokens.shape[1]
   if n % responses:
-    raise ValueError(f"rows of {responses} responses do not divide groups of n={n}")
+    raise ValueError(f"the responses in a row must divide n={n}, got {responses}")
 
   def rows(x):
     return x.reshape(-1, responses, *x.shape[2:])
@@ -108,8 +112,8 @@ def over_minibatches(
   """Takes an optimizer step on each of the first `count` mini-batches of `rows` rows, in order.
 
   Args:
-    step: (state, which it may donate, and a mini-batch) -> (state, metrics).
-    state: before the first optimizer step.
+    step: (state, mini-batch) -> (state, metrics); may donate the state.
+    state: state before the first optimizer step.
     batch: arrays whose leading axis is rows.
     rows: rows a mini-batch.
     count: number of mini-batches.
@@ -125,7 +129,7 @@ def over_minibatches(
 
 
 def microbatches(batch: Tree, rows: int) -> Tree:
-  """[R, ...] -> [R / rows, rows, ...], each device its part of every micro-batch."""
+  """[R, ...] -> [R / rows, rows, ...]; each device holds its part of every micro-batch."""
   split = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), batch)
   return jax.tree.map(lambda x: constrain(x, None, "batch", *[None] * (x.ndim - 2)), split)
 
@@ -133,8 +137,16 @@ def microbatches(batch: Tree, rows: int) -> Tree:
 def map_microbatches(
   function: Callable[[Tree], Shaped[Array, "B ..."]], batch: Tree, rows: int
 ) -> Shaped[Array, "N ..."]:
-  """function(micro-batch) -> [B, ...] of one micro-batch of `rows` rows after another, joined to
-  [N, ...]."""
+  """Applies a function to one micro-batch of `rows` rows after another.
+
+  Args:
+    function: micro-batch -> [B, ...].
+    batch: arrays whose leading axis is rows.
+    rows: rows a micro-batch.
+
+  Returns:
+    The results [N, ...] in order, N for all micro-batches.
+  """
   parts = jax.lax.map(function, microbatches(batch, rows))
   return parts.reshape(-1, *parts.shape[2:])
 
@@ -145,8 +157,17 @@ def accumulate(
   batch: Tree,
   rows: int,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-  """Gradients and metrics of loss_fn(params, micro-batch) -> (loss, metrics), summed over all
-  micro-batches of `rows` rows."""
+  """Sums gradients and metrics over the micro-batches of a mini-batch.
+
+  Args:
+    loss_fn: (params, micro-batch) -> (loss, metrics).
+    params: point at which gradients are taken.
+    batch: arrays whose leading axis is rows.
+    rows: rows a micro-batch.
+
+  Returns:
+    The gradient of the summed loss, and the summed metrics.
+  """
   parts = microbatches(batch, rows)
   gradient = jax.grad(loss_fn, has_aux=True)
   first = jax.tree.map(lambda x: x[0], parts)
@@ -156,7 +177,7 @@ def accumulate(
   def add(total, micro):
     return jax.tree.map(jnp.add, total, gradient(params, micro)), None
 
-  # From zero, not from the first micro-batch: its gradient would be compiled a second time.
+  # Starts from zeros: starting from the first micro-batch would compile its gradient twice.
   shapes = jax.eval_shape(gradient, params, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return jax.lax.scan(add, zeros, parts)[0]

@@ -1,4 +1,8 @@
-"""TrainState -> TrainState: one pass over a step's experience, an optimizer step a mini-batch."""
+"""TrainState -> TrainState: one pass over a step's experience, an optimizer step a mini-batch.
+
+Letters: P prompts, n samples a prompt, R rows of m responses (batching.py), B = R m sequences, T
+response positions.
+"""
 
 import dataclasses
 import functools
@@ -40,34 +44,34 @@ class UpdateOptions:
 
   loss: PolicyLossConfig = PolicyLossConfig()  # objective
   minibatch_size: int = 64  # sequences an optimizer step, for any n
-  microbatch_size: int = 64  # sequences in memory at once; never changes the result
-  # log-probs of the policy that sampled: "recompute" by the trainer, or trust the "sampler"
+  microbatch_size: int = 64  # sequences in memory at once; does not change the result
+  # source of the old policy's log-probs: "recompute" in the trainer, or those of the "sampler"
   old_logprobs: str = "recompute"
   learning_rate: float = 1e-6  # AdamW's learning rate after the warm-up
   warmup_steps: int = 0  # optimizer steps of linear warm-up; constant afterwards
   weight_decay: float = 0.0  # decoupled decay (AdamW) of every parameter
-  max_grad_norm: float = 1.0  # global norm to which gradients are clipped; 0 is off
-  adam_b1: float = 0.9  # decay of the mean of the gradients
-  adam_b2: float = 0.999  # decay of the mean of their squares
+  max_grad_norm: float = 1.0  # global norm to which gradients are clipped; 0: no clipping
+  adam_b1: float = 0.9  # decay rate of AdamW's mean of gradients
+  adam_b2: float = 0.999  # decay rate of AdamW's mean of squared gradients
   dtype: str = "float32"  # computation dtype; master weights stay float32
   # activations recomputed in the backward pass: "none", "full", or "dots" (all but products)
   remat: str = "none"
   # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU, except in float32), or "auto": the
   # fastest that runs on the devices in use
   attention: str = "auto"
-  logprob_chunk: int = 0  # tokens whose logits exist at once on a device; 0: what 256 MiB hold
+  logprob_chunk: int = 0  # tokens whose logits a device holds at once; 0: as many as take 256 MiB
 
   def __post_init__(self):
     if self.old_logprobs not in OLD_LOGPROBS:
       raise unknown_name("train.old_logprobs", self.old_logprobs, OLD_LOGPROBS)
     if self.loss.importance_cap and self.old_logprobs == "sampler":
       raise UserError(
-        f"train.loss.importance_cap={self.loss.importance_cap} corrects recomputed log-probs for "
+        f"train.loss.importance_cap={self.loss.importance_cap} compares recomputed log-probs with "
         "the sampler's; it needs train.old_logprobs='recompute'"
       )
     for name in ("minibatch_size", "microbatch_size"):
       if getattr(self, name) < 1:
-        raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
+        raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
     for name in (
       "learning_rate",
       "warmup_steps",
@@ -76,17 +80,17 @@ class UpdateOptions:
       "logprob_chunk",
     ):
       if not 0 <= getattr(self, name) < math.inf:
-        raise UserError(f"train.{name}={getattr(self, name)} must be finite and not negative")
+        raise UserError(f"train.{name} must be finite and not negative, got {getattr(self, name)}")
     for name in ("adam_b1", "adam_b2"):
       if not 0 <= getattr(self, name) < 1:
-        raise UserError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
+        raise UserError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
     if self.remat not in REMAT_POLICIES:
       raise unknown_name("train.remat", self.remat, REMAT_POLICIES)
     check_dtype("train.dtype", self.dtype)
     if self.minibatch_size % self.microbatch_size:
       raise UserError(
-        f"train.minibatch_size={self.minibatch_size} must be a multiple of "
-        f"train.microbatch_size={self.microbatch_size}"
+        f"train.minibatch_size must be a multiple of train.microbatch_size="
+        f"{self.microbatch_size}, got {self.minibatch_size}"
       )
 
 
@@ -111,8 +115,8 @@ def optimizer(config: UpdateOptions) -> optax.GradientTransformation:
 
 def init(params: PyTree[Array], config: UpdateOptions) -> TrainState:
   """The state before the first optimizer step; its optimizer moments are sharded like `params`."""
-  step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # each is donated
-  # Not under jit: zeros do not depend on params there, and XLA would replicate them.
+  step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # each buffer is donated
+  # Not under jit, where zeros would not depend on params, and XLA would replicate them.
   opt_state = optimizer(config).init(params)
   return TrainState(step, params, opt_state, skipped, in_a_row)
 
@@ -120,14 +124,14 @@ def init(params: PyTree[Array], config: UpdateOptions) -> TrainState:
 def response_logprobs(
   model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """Log-probs and entropies of the responses' tokens under `params`, in nats; B = R m.
+  """Log-probs and entropies of the responses' tokens under `params`, in nats.
 
-  Logits of prompts are not computed. Outside of the mask the results are meaningless.
+  Logits of prompts are not computed. Entries outside of the mask are meaningless.
 
   Args:
     model: the decoder's shape.
     params: parameters in the training layout.
-    batch: rows, whose tokens alone are read.
+    batch: rows; only their tokens are read.
     config: dtype, remat, attention, temperature and logprob_chunk.
   """
   dtype = jnp.dtype(config.dtype)
@@ -160,8 +164,10 @@ def batch_logprobs(
 def sequence_logprobs(
   model: ModelConfig, params: PyTree[Array], rollouts: Rollouts, config: UpdateConfig
 ) -> Float[Array, "P n T"]:
-  """Log-probs of sampled responses under `params`, a micro-batch at a time. Outside of the mask
-  they are meaningless."""
+  """Log-probs of sampled responses under `params`, in nats, a micro-batch at a time.
+
+  Entries outside of the mask are meaningless.
+  """
   shape = rollouts.tokens.shape
   batch = form(rollouts, responses_per_row(shape[1], config.microbatch_size), {})
   return batch_logprobs(model, params, batch, config).reshape(shape)
@@ -173,8 +179,8 @@ def apply_gradients(
   grads: PyTree[Array],
   loss: Float[Array, ""] | float = 0.0,
 ) -> TrainState:
-  """One optimizer step. Where loss or gradient are not finite, only the counts of such steps
-  change."""
+  """One optimizer step. Where loss or gradient are not finite, the step is skipped: only the counts
+  of skipped steps change."""
   with jax.named_scope("optimizer"):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -207,23 +213,23 @@ def step(
   Args:
     model: the decoder's shape.
     config: static; each new value compiles once.
-    state: is donated; use only the returned one.
+    state: donated; use only the returned state.
     experience: P n sequences, a multiple of config.minibatch_size. Where it has an age, the old
-      log-probs of groups from earlier steps are those that the sampler reported, since the policy
-      that sampled them is gone.
+      log-probs of groups from earlier steps are the sampler's, since the policy that sampled them
+      no longer exists.
     advantages: one a sequence, or one a token.
-    reference: parameters of the policy that config.loss.kl_coef keeps this one near; not donated.
-    groups: number of groups, at the front, that are not padding; mini-batches of padding alone are
-      left out. None: all P.
+    reference: parameters of the reference policy; needed for config.loss.kl_coef; not donated.
+    groups: number of groups, at the front, that are not padding; mini-batches that are all padding
+      are skipped. None: all P.
 
   Returns:
-    The new state, and metrics averaged over the mini-batches whose loss and gradient were finite.
-    The others changed nothing; policy/skipped_updates counts them since training began.
+    The new state, and metrics averaged over the mini-batches whose loss and gradient are finite.
+    The other mini-batches change nothing; policy/skipped_updates counts them since training began.
     rollout/mismatch_kl is the k3 estimate of KL(sampler || trainer) in nats a token, over the
     tokens of the first mini-batch.
 
   Raises:
-    UserError: the sequences do not divide into mini-batches.
+    UserError: P n is not a multiple of config.minibatch_size.
   """
   batch, count = policy_batch(
     model, config, state.params, experience, advantages, reference, groups
@@ -236,7 +242,8 @@ def step(
 
 @jax.jit
 def _over_history(history, skipped):
-  """Metrics of a step from those of its mini-batches. The count is copied: its state is donated."""
+  """Metrics of a step from those of its mini-batches. The count is copied: the next step donates
+  the state that it belongs to."""
   mean = jax.tree.map(lambda *x: jnp.nanmean(jnp.stack(x)), *history)
   mismatch = history[0]["rollout/mismatch_kl"]
   return {**mean, "rollout/mismatch_kl": mismatch, "policy/skipped_updates": jnp.copy(skipped)}
@@ -251,7 +258,11 @@ def policy_batch(
   reference: PyTree[Array] = (),
   groups: int | None = None,
 ) -> tuple[Batch, int]:
-  """The rows that `step` cuts into mini-batches, and the number of mini-batches; see `step`."""
+  """The rows of all mini-batches of `step`, and the number of mini-batches.
+
+  Args:
+    params: the policy's parameters before the update. Other arguments as for `step`.
+  """
   p, n, _ = experience.rollouts.tokens.shape
   if (p * n) % config.minibatch_size:
     raise UserError(
@@ -259,12 +270,12 @@ def policy_batch(
       f"not a multiple of train.minibatch_size={config.minibatch_size}"
     )
   batch, stale = _form(experience, advantages, responses_per_row(n, config.microbatch_size))
-  tokens = batch.replace(fields={})  # all that log-probs need: one program for both policies
+  tokens = batch.replace(fields={})  # log-probs need no fields: one program for both policies
   count = -(-(p if groups is None else groups) * n // config.minibatch_size)
   if config.old_logprobs == "sampler":
     batch = batch.with_fields(old_logprobs=batch.fields["sampler_logprobs"])
   elif count > 1 or stale is not None:
-    # With a single optimizer step over new rollouts they are those of the loss itself.
+    # With a single optimizer step over new rollouts, the loss's own log-probs are the old ones.
     old = batch_logprobs(model, params, tokens, config)
     if stale is not None:
       old = _where(stale, batch.fields["sampler_logprobs"], old)
@@ -277,8 +288,8 @@ def policy_batch(
 
 @functools.partial(jax.jit, static_argnames="responses")
 def _form(experience, advantages, responses):
-  """Rows with their advantages and the sampler's log-probs, and whether each row is from an earlier
-  step [R, 1, 1]; None where groups have no age."""
+  """Rows with advantages and the sampler's log-probs, and which rows are from an earlier step
+  [R, 1, 1], or None where groups have no age."""
   p, n, _ = experience.rollouts.tokens.shape
   fields = {
     "sampler_logprobs": experience.rollouts.logprobs,
@@ -301,7 +312,7 @@ def minibatch_step(
 
   Returns:
     The new state, and metrics: means over the mini-batch's tokens, or NaN where loss or gradient
-    were not finite.
+    are not finite.
   """
   mask = flat(batch.mask)
   weights = token_weights(mask, config.loss.aggregation).reshape(batch.mask.shape)
@@ -323,7 +334,7 @@ def minibatch_step(
 
 
 def _policy_loss(config, logprobs, entropies, mask, fields):
-  """The loss of a micro-batch, and sums over its tokens of what `minibatch_step` reports."""
+  """The loss of a micro-batch, and the sums over its tokens of the metrics of `minibatch_step`."""
   loss, metrics = policy_loss(
     logprobs,
     fields.get("old_logprobs", jax.lax.stop_gradient(logprobs)),

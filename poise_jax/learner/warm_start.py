@@ -1,4 +1,4 @@
-"""Supervised warm start on worked answers: enough skill for a reward to be seen at all."""
+"""Supervised warm start on worked answers, so that some responses earn a reward."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ class WarmStartConfig:
   """Options of `warm_start`; raises UserError for values that cannot work."""
 
   steps: int = 0  # optimizer steps; 0: no warm start
-  batch_size: int = 128  # worked answers a step
+  batch_size: int = 128  # worked answers an optimizer step
   learning_rate: float = 3e-3  # peak of a cosine decay to a tenth, after a tenth of warm-up
 
   def __post_init__(self):
     if self.steps < 0:
-      raise UserError(f"warm_start.steps={self.steps} must not be negative")
+      raise UserError(f"warm_start.steps must not be negative, got {self.steps}")
     if self.batch_size < 1:
-      raise UserError(f"warm_start.batch_size={self.batch_size} must be at least 1")
+      raise UserError(f"warm_start.batch_size must be at least 1, got {self.batch_size}")
 
 
 def warm_start(
@@ -43,23 +43,23 @@ def warm_start(
   seed: int,
   report: Callable[[int, float], None],
 ) -> PyTree[Array]:
-  """Trains on `worked` answers by maximum likelihood (token mean, AdamW).
+  """Trains on worked answers by maximum likelihood (token mean, AdamW).
 
   Args:
     model: the decoder's shape.
     params: parameters in the training layout; donated.
-    encoder: encodes prompts.
+    encoder: encoder of prompts.
     examples: training examples, drawn at random with replacement.
     response_length: T in tokens.
     config: optimizer steps, batch size, learning rate.
-    seed: seed of the order of examples.
+    seed: seed of the draws.
     report: called with (step, loss) every 20 steps and after the last one.
 
   Returns:
     The trained parameters.
 
   Raises:
-    UserError: a worked answer does not fit, see `worked_ids`.
+    UserError: a worked answer is too long, see `worked_ids`.
   """
   warm_up = config.steps // 10
   rate = config.learning_rate
@@ -88,22 +88,22 @@ def warm_start(
 
 
 def worked_ids(tokenizer: Tokenizer, example: Example, length: int) -> list[int]:
-  """Token ids of a worked answer and its end.
+  """Token ids of a worked answer, with the EOS.
 
   Raises:
-    UserError: they are more than the response length.
+    UserError: the ids are more than `length`.
   """
   ids = [*tokenizer.encode(example.worked), tokenizer.eos_ids[0]]
   if len(ids) > length:
     raise UserError(
-      f"the worked answer {example.worked!r} has {len(ids)} tokens with its end, "
+      f"the worked answer {example.worked!r} has {len(ids)} tokens with its EOS, "
       f"more than rollout.max_new_tokens={length}"
     )
   return ids
 
 
 def _batch(encoder, examples, length):
-  """Prompts and worked answers as a batch of one response a row."""
+  """Prompts and worked answers as a batch with one response a row."""
   prompts, tokenizer = encoder(examples), encoder.tokenizer
   tokens = np.full((len(examples), 1, length), tokenizer.pad_id, np.int32)
   mask = np.zeros(tokens.shape, bool)
