@@ -136,7 +136,7 @@ MOVED = {  # field of config.task in earlier versions -> its place now
 
 
 def with_changes(
-  config: ConfigDict, changes: Mapping[str, Any], where: str, section: str = ""
+  config: ConfigDict, changes: Mapping[str, Any] | ConfigDict, where: str, section: str = ""
 ) -> ConfigDict:
   """A copy of config.task with some fields replaced, and in its sections only the fields named.
 
