@@ -85,7 +85,7 @@ def save_hf(
   config: ModelConfig,
   params: PyTree[Array],
   dtype: DTypeLike | None = None,
-  max_shard_bytes: float = 5e9,
+  max_shard_bytes: int = 5_000_000_000,
 ) -> None:
   """Writes config.json and safetensors that transformers loads.
 

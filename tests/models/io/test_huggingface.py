@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from tiny_models import CASES, LLAMA3, batch, load_tiny
 
 from poise_jax import models
+from poise_jax.errors import UserError
 from poise_jax.models.io import tensors
 from poise_jax.models.io.sources import local_path
 
@@ -57,7 +58,7 @@ def edit_tensors(file, edit):
 def error():
   """Calls a function that must fail and returns its message, which must be one line."""
 
-  def call(function, *args, kind=ValueError):
+  def call(function, *args, kind=UserError):
     with pytest.raises(kind) as info:
       function(*args)
     assert type(info.value) is kind and "\n" not in str(info.value)
