@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one asks the loop to stop, a second one ends the process at once."""
+"""SIGTERM and SIGINT: the first asks the loop to stop, the second ends the process at once."""
 
 import os
 import signal

@@ -44,7 +44,9 @@ def open_workdir(
     try:
       return files.differences(json.loads(path.read_text()), content)
     except ValueError as error:
-      raise UserError(f"{path} is not valid JSON ({error}); restore it, or {start_again}") from error
+      raise UserError(
+        f"{path} is not valid JSON ({error}); restore it, or {start_again}"
+      ) from error
   otherwise = f"continue this one with --allow_config_change, or {start_again}"
   files.claim(workdir, CONFIG, content, "a run", "--workdir", otherwise)
   return []
