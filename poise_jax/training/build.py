@@ -1,4 +1,4 @@
-"""A config becomes a checked, immutable Experiment before anything is written to the workdir."""
+"""From a config to a checked, immutable Experiment, before anything is written to the workdir."""
 
 import dataclasses
 import io
@@ -36,8 +36,8 @@ from poise_jax.training.rewards import RewardConfig
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-  """What the compiled programs of a training step depend on. It needs no task, tokenizer or
-  weights."""
+  """Everything that the compiled programs of a training step depend on; it needs no task, tokenizer
+  or weights."""
 
   config: ConfigDict  # see configs/common.py
   mesh: Mesh | AbstractMesh
@@ -49,17 +49,17 @@ class StepConfig:
   collect: CollectConfig
   estimator: Estimator
   param_shapes: PyTree[jax.ShapeDtypeStruct]  # in the training layout, with their shardings
-  # parameters -> the same weights in the sampling layout
+  # parameters in the training layout -> the same weights in the sampling layout
   sampling_params: Callable[[PyTree[Array]], PyTree[Array]]
 
   @property
   def groups(self) -> int:
-    """P, prompts a step."""
+    """P, prompts per step."""
     return self.config.rollouts // self.rollout.n
 
   @property
   def keeps_reference(self) -> bool:
-    """Whether a copy of the policy as it was is needed."""
+    """Whether the run needs a reference policy."""
     return bool(self.update.loss.kl_coef or self.reward.kl_coef or self.estimator.reference_n)
 
 
@@ -69,7 +69,7 @@ class Experiment(StepConfig):
 
   task: tasks.Task
   encoder: PromptEncoder
-  made_tokenizer: bytes | None  # the sentencepiece model trained for this run, if there was none
+  made_tokenizer: bytes | None  # sentencepiece model trained for this run; None with model.source
   eval: EvalConfig
   held_out: tuple[EvalSet, ...]
   verifier: VerifierConfig
@@ -87,11 +87,11 @@ def build(config: ConfigDict) -> Experiment:
     config: see configs/common.py.
 
   Raises:
-    UserError, OSError: one sentence that names the value that cannot work and the way out.
+    UserError, OSError: a value cannot work; the message names it and the way out.
   """
   for name in ("seed", "log_samples", "checkpoint_every", "reference_every"):
     if config[name] < 0:
-      raise UserError(f"{name}={config[name]} must not be negative")
+      raise UserError(f"{name} must be at least 0, got {config[name]}")
   check_loggers(config.loggers)
   check_profile_steps(config.profile_steps, config.steps)
   mesh = sharding.make_mesh(**config.mesh)
@@ -99,7 +99,7 @@ def build(config: ConfigDict) -> Experiment:
   task = tasks.make(config.task, config.seed)
   model, tokenizer, made_tokenizer = _model(config, task)
   encoder = PromptEncoder.from_config(config.task, tokenizer)
-  task = limit_lengths(task, encoder, config.task.drop_long)  # now, not in step 1,000
+  task = limit_lengths(task, encoder, config.task.drop_long)  # fails now, not in step 1,000
   if config.warm_start.steps:
     for example in task.train:
       worked_ids(tokenizer, example, config.rollout.max_new_tokens)
@@ -125,7 +125,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def _model(config, task):
-  """The model's shape, its tokenizer and, if that was trained here, the tokenizer's file."""
+  """The model's shape, its tokenizer, and the tokenizer's file if it was trained here."""
   if source := config.model.source:
     tokenizer = models.load_tokenizer(source)
     model = models.read_config(source)
@@ -142,7 +142,7 @@ def _model(config, task):
 
 
 def train_tokenizer(task: tasks.Task, template: str) -> bytes:
-  """A sentencepiece model (characters) of the task's own text, for models made from scratch."""
+  """A sentencepiece model of characters, trained on the task's text, for models from scratch."""
   text = [f"{template.replace('{question}', e.question)} {e.worked}" for e in task.train[:2000]]
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -152,10 +152,10 @@ def train_tokenizer(task: tasks.Task, template: str) -> bytes:
 
 
 def initial_params(experiment: Experiment) -> PyTree[Array]:
-  """The policy's parameters before training, on the mesh: from config.model.source, or random.
+  """The policy's initial parameters on the mesh: those of config.model.source, or random ones.
 
   Raises:
-    UserError, OSError: a file of the source is missing, truncated or of another model.
+    UserError, OSError: a file of the source is missing, truncated or belongs to another model.
   """
   config, shardings = experiment.config, training_shardings(experiment.mesh)
   if config.model.source:
@@ -168,7 +168,13 @@ def initial_params(experiment: Experiment) -> PyTree[Array]:
 def warmed_up(
   experiment: Experiment, params: PyTree[Array], report: Callable[[int, float], None]
 ) -> PyTree[Array]:
-  """`params` (donated) after the config's supervised warm start; see learner/warm_start.py."""
+  """The parameters after the supervised warm start; see learner/warm_start.py.
+
+  Args:
+    experiment: task and options.
+    params: initial parameters; donated.
+    report: called with the number of steps taken and the loss.
+  """
   return warm_start(
     experiment.model,
     params,
@@ -184,10 +190,10 @@ def warmed_up(
 def param_shapes(
   mesh: Mesh | AbstractMesh, model: models.ModelConfig
 ) -> PyTree[jax.ShapeDtypeStruct]:
-  """The parameters' shapes with the shardings of the training layout, without memory.
+  """Shapes and shardings of the parameters in the training layout; allocates no memory.
 
   Raises:
-    UserError: a dimension does not divide over the mesh.
+    UserError: the mesh does not divide a dimension.
   """
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -206,7 +212,7 @@ def build_step(
   domains: tuple[str, ...] = ("",),
   prompts: int = 1,
 ) -> StepConfig:
-  """What a step's programs are compiled from, checked.
+  """Builds and checks what the programs of a training step depend on.
 
   Args:
     config: see configs/common.py.
@@ -219,9 +225,9 @@ def build_step(
     prompts: size of the training set.
 
   Raises:
-    UserError: one sentence that names the value that cannot work and the way out.
+    UserError: a value cannot work; the message names it and the way out.
   """
-  # For an abstract mesh nothing is compiled: only shapes matter, whatever the kernel.
+  # Nothing is compiled for an abstract mesh, so any kernel will do.
   platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
   kernel = attention.resolve(config.train.attention, platform)
   rollout = RolloutConfig(
@@ -246,7 +252,7 @@ def build_step(
     reference_n=config.reference_n,
   )
   estimator = estimators.make(config.estimator, context)
-  jax.eval_shape(estimator.init, models.abstract_params(model))  # raises where shapes do not fit
+  jax.eval_shape(estimator.init, models.abstract_params(model))  # checks sizes
   _check_estimator(config, estimator, reward, collect)
   return StepConfig(
     config=config,
@@ -264,16 +270,16 @@ def build_step(
 
 
 def _check_sizes(config, mesh, update):
-  """Raises UserError for batch sizes that do not divide, before an hour of compute finds out."""
+  """Raises UserError for sizes that cannot work, before an hour of compute is spent."""
   for name in ("steps", "eval_every", "max_skipped_updates", "reference_n"):
     if config[name] < 1:
-      raise UserError(f"{name}={config[name]} must be at least 1")
+      raise UserError(f"{name} must be at least 1, got {config[name]}")
   n, shards = config.rollout.n, sharding.batch_shards(mesh)
   for name, size, divisor_name, divisor in (
     ("rollouts", config.rollouts, "rollout.n", n),
     ("rollouts", config.rollouts, "train.minibatch_size", update.minibatch_size),
     (
-      "prompts a step (rollouts / rollout.n)",
+      "prompts per step (rollouts / rollout.n)",
       config.rollouts // n,
       "the mesh's data x fsdp",
       shards,
@@ -282,9 +288,12 @@ def _check_sizes(config, mesh, update):
     ("eval_batch", config.eval_batch, "the mesh's data x fsdp", shards),
   ):
     if size < 1 or size % divisor:
-      raise UserError(f"{name}={size} must be a positive multiple of {divisor_name}={divisor}")
+      raise UserError(f"{name} must be a positive multiple of {divisor_name}={divisor}, got {size}")
   if config.rollout.temperature == 0:
-    raise UserError("rollout.temperature=0 samples one response only; training needs more than 0")
+    raise UserError(
+      "rollout.temperature must be greater than 0 for training: at 0 all responses to a prompt are "
+      "the same"
+    )
   truncates = config.rollout.top_p < 1 or config.rollout.top_k
   if truncates and update.old_logprobs == "sampler":
     raise UserError(
@@ -294,22 +303,22 @@ def _check_sizes(config, mesh, update):
 
 
 def _check_estimator(config, estimator, reward, collect):
-  """Raises UserError for options that would silently do something else than they say."""
+  """Raises UserError for options that would do something else than they promise."""
   for option in ("dynamic_sampling", "greso_target"):
     if getattr(collect, option) and not estimator.needs_spread:
       raise UserError(
-        f"collect.{option} leaves out groups of equal rewards, from which estimator "
-        f"{config.estimator!r} learns as well; it works with {', '.join(estimators.group.GROUP)}"
+        f"collect.{option} discards groups of equal rewards, from which estimator "
+        f"{config.estimator!r} learns too; it works with {', '.join(estimators.group.GROUP)}"
       )
   if estimator.needs_probabilities and (reward.kl_coef or reward.overlong_buffer):
     raise UserError(
-      f"estimator {config.estimator!r} predicts a probability here, so rewards must be in [0, 1]: "
-      "set reward.kl_coef and reward.overlong_buffer to 0"
+      f"estimator {config.estimator!r} predicts a probability, so rewards must be in [0, 1]: set "
+      "reward.kl_coef and reward.overlong_buffer to 0"
     )
 
 
 def _held_out(config, task, encoder):
-  """The test sets: those of config.eval.tasks, or else the task's own."""
+  """The test sets of config.eval.tasks or, without any, that of the task."""
   if not config.eval.tasks:
     return (EvalSet(HELD_OUT, task.test, encoder, config.task.to_dict()),)
   sets = tuple(make_sets(config, encoder.tokenizer))
@@ -318,10 +327,10 @@ def _held_out(config, task, encoder):
 
 
 def check_held_out(task: tasks.Task, sets: tuple[EvalSet, ...]):
-  """Raises UserError if a question of a test set is trained on."""
-  trained = {example.question for example in task.train}
+  """Raises UserError if a question of a test set is in the training set."""
+  training_questions = {example.question for example in task.train}
   for test in sets:
-    leaked = [e.question for e in test.examples if e.question in trained]
+    leaked = [e.question for e in test.examples if e.question in training_questions]
     if leaked:
       raise UserError(
         f"eval.tasks.{test.name}: {len(leaked)} of its {len(test.examples)} questions are in the "

@@ -1,15 +1,20 @@
-"""What a resumed run needs, through Orbax: the pytrees of a step, and beside them a JSON file about
-the run. A checkpoint has three parts: the policy's parameters, which models.load reads alone, the
-rest of what is remembered between steps, and that file."""
+"""Checkpoints of a run, through Orbax.
 
+A checkpoint has three parts: the policy's parameters, which models.load reads alone; the rest of
+the loop's state; and a JSON file about the run.
+"""
+
+import contextlib
 import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import Array, PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from poise_jax.distributed import processes
@@ -17,12 +22,12 @@ from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.io.run_checkpoint import ABOUT, FOLDER, PARAMS, REST
 
-DAMAGED = "damaged_checkpoints"  # where those go that could not be read
+DAMAGED = "damaged_checkpoints"  # folder in the workdir for checkpoints that could not be read
 
 
 @dataclasses.dataclass
-class _Kept(checkpoint_managers.PreservationPolicy):
-  """The newest two, so that one is left if the other is damaged; the best; and every so many."""
+class _Retention(checkpoint_managers.PreservationPolicy):
+  """Keeps the newest two checkpoints, in case one is damaged, the best, and every so many steps."""
 
   every: int
   best: int | None = None
@@ -38,17 +43,17 @@ class _Kept(checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-  """The checkpoints of a run; an unfinished one never counts (Orbax renames at the end).
+  """The checkpoints of a run; an unfinished one never counts, since Orbax renames it at the end.
 
-  A context manager: leaving it waits for what is still being written.
+  A context manager: leaving it waits for checkpoints that are still being written.
   """
 
   def __init__(self, workdir: pathlib.Path, keep_every: int = 0):
-    """keep_every: checkpoints of these steps are kept for good; 0: none of them."""
-    self.workdir, self.kept = workdir, _Kept(keep_every)
-    self._held_up, self._saved = 0.0, None
+    """keep_every: checkpoints at multiples of this number of steps are never deleted; 0: none."""
+    self.workdir, self._retention = workdir, _Retention(keep_every)
+    self._blocked_seconds, self._last_step = 0.0, None
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=self.kept, create=True, cleanup_tmp_directories=True
+      preservation_policy=self._retention, create=True, cleanup_tmp_directories=True
     )
     with self._explained("make room for"):
       self.manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
@@ -61,26 +66,27 @@ class Checkpoints:
       with self._explained("finish"):
         self.manager.close()
     except OSError:
-      if kind is None:  # otherwise the first error is the one to tell
+      if kind is None:  # otherwise the first error is the one to report
         raise
 
-  def save(self, step: int, remembered: tuple, about: dict[str, Any]):
-    """Copies to the host, and writes in the background; does nothing if the step is there already.
+  def save(self, step: int, state: tuple[PyTree[Array], ...], about: dict[str, Any]):
+    """Copies the state to the host and writes it in the background. Does nothing if the step has a
+    checkpoint.
 
     Args:
-      step: of training.
-      remembered: a tuple of pytrees whose first is the policy's TrainState.
-      about: JSON. `best` {"step": ...} names the checkpoint to keep as the best one.
+      step: number of the training step.
+      state: pytrees, of which the first is the policy's TrainState.
+      about: JSON; its `best` {"step": ...} names the checkpoint to keep as the best one.
 
     Raises:
-      OSError: this one could not be written, or the one before; those that were there still are.
+      OSError: this checkpoint or the one before could not be written. Earlier ones still exist.
     """
-    if step == self._saved or step in processes.on_first(run_checkpoint.steps_of, self.workdir):
+    if step == self._last_step or step in processes.on_first(run_checkpoint.steps_of, self.workdir):
       return
-    before = time.perf_counter()
-    params, rest = _parts(remembered)
-    self.kept.best = about["best"]["step"]
-    about = {"step": step, **about, "arrays": _described(remembered)}
+    start = time.perf_counter()
+    params, rest = _parts(state)
+    self._retention.best = about["best"]["step"]
+    about = {"step": step, **about, "arrays": _described(state)}
     items = {
       PARAMS: ocp.args.StandardSave(params),
       REST: ocp.args.StandardSave(rest),
@@ -88,38 +94,43 @@ class Checkpoints:
     }
     with self._explained("write"):
       self.manager.save(step, args=ocp.args.Composite(**items))
-    self._saved = step
-    self._held_up += time.perf_counter() - before
+    self._last_step = step
+    self._blocked_seconds += time.perf_counter() - start
 
-  def held_up(self) -> float:
-    """Seconds for which `save` has held the caller up since this was asked last."""
-    seconds, self._held_up = self._held_up, 0.0
+  def pop_blocked_seconds(self) -> float:
+    """Seconds for which `save` has blocked its caller since the last call of this method."""
+    seconds, self._blocked_seconds = self._blocked_seconds, 0.0
     return seconds
 
-  def restore(self, like: tuple) -> tuple[tuple, dict[str, Any]]:
-    """The newest checkpoint that can be read, and what stands about it. Those that cannot are
-    named on stderr and moved to damaged_checkpoints/.
+  def restore(
+    self, abstract_state: tuple[PyTree[jax.ShapeDtypeStruct], ...]
+  ) -> tuple[tuple[PyTree[Array], ...], dict[str, Any]]:
+    """Reads the newest checkpoint that is not damaged; returns its state and what `save` was told
+    about it.
+
+    Damaged checkpoints are named on stderr and moved to damaged_checkpoints/.
 
     Args:
-      like: `remembered` with jax.ShapeDtypeStruct for arrays; their shardings may be of another
-        mesh than the one that saved.
+      abstract_state: the state with jax.ShapeDtypeStruct for arrays. Their shardings may belong to
+        another mesh than the one that saved.
 
     Raises:
-      UserError: it is whole, but of another model or algorithm.
-      OSError: there is none that can be read.
+      UserError: the checkpoint is not damaged, but belongs to another model or algorithm.
+      OSError: no checkpoint can be read.
     """
-    params, rest = _parts(like)
+    params, rest = _parts(abstract_state)
     damaged = []
     for step in reversed(run_checkpoint.steps_of(self.workdir)):
       checkpoint, problem = run_checkpoint.path_of(self.workdir, step), None
       try:
         about = run_checkpoint.about(checkpoint)
-        _check_fits(checkpoint, about["arrays"], _described(like))
+        _check_fits(checkpoint, about["arrays"], _described(abstract_state))
         params = run_checkpoint.read(checkpoint, PARAMS, params)
         rest = run_checkpoint.read(checkpoint, REST, rest)
       except OSError as error:
         problem = str(error)
-      if problems := [x for x in processes.gather(problem) if x]:  # one process's are all's
+      # A checkpoint that one process cannot read is damaged for all.
+      if problems := [text for text in processes.gather(problem) if text]:
         if processes.is_first():
           print(f"warning: {problems[0]}; trying the one before", file=sys.stderr, flush=True)
         damaged.append(checkpoint)
@@ -127,65 +138,60 @@ class Checkpoints:
       processes.on_first(self._move_away, damaged)
       if damaged:
         self.manager.reload()
-      self.kept.best = about["best"]["step"]
+      self._retention.best = about["best"]["step"]
       return (rest[0].replace(params=params), *rest[1:]), about
     raise OSError(
-      f"no checkpoint in {self.workdir / FOLDER} can be read; bring the files back, or start again "
+      f"no checkpoint in {self.workdir / FOLDER} can be read; restore the files, or start again "
       f"with --overwrite={self.workdir.absolute().name}"
     )
 
-  def _move_away(self, damaged):
+  def _move_away(self, damaged: Sequence[pathlib.Path]):
     for checkpoint in damaged:
-      place = self.workdir / DAMAGED / checkpoint.name
-      while place.exists():
-        place = place.with_name(f"{place.name}_again")
-      place.parent.mkdir(exist_ok=True)
-      checkpoint.rename(place)
+      path = self.workdir / DAMAGED / checkpoint.name
+      while path.exists():
+        path = path.with_name(f"{path.name}_again")
+      path.parent.mkdir(exist_ok=True)
+      checkpoint.rename(path)
 
-  def _explained(self, what):
-    return _Explained(f"could not {what} a checkpoint in {self.workdir / FOLDER}", self.workdir)
-
-
-@dataclasses.dataclass
-class _Explained:
-  """Turns what Orbax raises into an OSError that says what is still there."""
-
-  what: str
-  workdir: pathlib.Path
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, _):
-    if error is None or not isinstance(error, Exception):
-      return
-    steps = run_checkpoint.steps_of(self.workdir)
-    left = f"the same command goes on after step {steps[-1]}" if steps else "none was saved before"
-    raise OSError(
-      f"{self.what} ({run_checkpoint.reason(error)}); free space or mend the disk: {left}"
-    ) from error
+  @contextlib.contextmanager
+  def _explained(self, action: str) -> Iterator[None]:
+    """Turns Orbax's errors into an OSError that says which checkpoint is left."""
+    try:
+      yield
+    except Exception as error:
+      steps = run_checkpoint.steps_of(self.workdir)
+      outlook = "the run has no checkpoint yet"
+      if steps:
+        outlook = f"the same command continues after step {steps[-1]}"
+      raise OSError(
+        f"could not {action} a checkpoint in {self.workdir / FOLDER} "
+        f"({run_checkpoint.reason(error)}); free space or repair the disk; {outlook}"
+      ) from error
 
 
-def _parts(remembered):
-  state, *others = remembered
-  return state.params, (state.replace(params=()), *others)
+def _parts(state: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...]]:
+  """The policy's parameters, and the rest of the state."""
+  policy, *others = state
+  return policy.params, (policy.replace(params=()), *others)
 
 
-def _described(tree) -> dict[str, str]:
-  """Each array's path -> dtype[shape]."""
-  flat = jax.tree.leaves_with_path(tuple(tree))
+def _described(state: tuple[PyTree, ...]) -> dict[str, str]:
+  """Path of each array -> dtype[shape]."""
+  flat = jax.tree.leaves_with_path(tuple(state))
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
     for path, x in flat
   }
 
 
-def _check_fits(checkpoint, there, here):
-  wrong = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-  if wrong:
-    name = wrong[0]
+def _check_fits(checkpoint: pathlib.Path, stored: Mapping[str, str], expected: Mapping[str, str]):
+  """Raises UserError if the arrays of a checkpoint are not those of the config."""
+  names = sorted({*stored, *expected})
+  different = [name for name in names if stored.get(name) != expected.get(name)]
+  if different:
+    name = different[0]
     raise UserError(
-      f"checkpoint {checkpoint} is of another model or algorithm: {len(wrong)} arrays differ, "
-      f"such as {name} ({there.get(name, 'missing')} there, {here.get(name, 'missing')} by the "
-      "config); take the config that it was made with, or another --workdir"
+      f"checkpoint {checkpoint} belongs to another model or algorithm: {len(different)} arrays "
+      f"differ, such as {name} (checkpoint: {stored.get(name, 'missing')}, config: "
+      f"{expected.get(name, 'missing')}); use the config of the checkpoint, or another --workdir"
     )

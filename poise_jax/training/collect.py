@@ -1,13 +1,10 @@
-"""Which groups a step trains on: all that it sampled, or DAPO's dynamic sampling.
+"""The groups that a step trains on: everything it samples, or DAPO's dynamic sampling.
 
-Dynamic sampling (arXiv 2503.14476 section 3.2) leaves out groups whose answers are all right or all
-wrong, since they carry no gradient, and samples further prompts until the batch is full. What is
-decided here is decided by the verifier's scores, never by shaped rewards: those differ within a
-group even where its answers do not. Surplus groups are kept for the next step.
-
-GRESO (arXiv 2506.02177 and its code) spares the rollouts: a prompt whose last z visits in a row
-were all right, or all wrong, is skipped with probability 1 - p ** z, where p of either kind drifts
-so that the share of such groups comes to a target.
+Dynamic sampling (arXiv 2503.14476 section 3.2) discards groups whose responses all have the same
+score, since they carry no gradient, and samples more prompts until the batch is full. It compares
+verdicts, never shaped rewards: a length penalty differs within a group whose verdicts do not.
+Surplus groups wait for the next step. Letters: P groups of a step, n samples a prompt, N training
+prompts.
 """
 
 import dataclasses
@@ -16,232 +13,240 @@ from collections.abc import Callable, Sequence
 import flax.struct
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
+from poise_jax.training import greso
 from poise_jax.types import Experience, Prompts, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-  """Options of `collect`; raises UserError on construction for values without a meaning."""
+  """Options of `collect`; raises UserError for values that cannot work."""
 
-  dynamic_sampling: bool = False  # DAPO's: train on groups whose answers differ in score
-  max_generations: int = 10  # batches that may be sampled for one step; then it takes what there is
-  greso_target: float = 0.0  # share of groups without a difference that GRESO aims at; 0: no GRESO
+  dynamic_sampling: bool = False  # DAPO's: discard groups whose responses all have the same score
+  max_generations: int = 10  # batches that one step may sample; then it trains on what it has
+  greso_target: float = 0.0  # share of groups without a gradient that GRESO aims at; 0: no GRESO
 
   def __post_init__(self):
     if not 0 <= self.greso_target < 1:
-      raise UserError(f"collect.greso_target={self.greso_target} must be in [0, 1); 0 is off")
+      raise UserError(
+        f"collect.greso_target must be at least 0 (off) and less than 1, got {self.greso_target}"
+      )
     if self.max_generations < 1:
-      raise UserError(f"collect.max_generations={self.max_generations} must be at least 1")
+      raise UserError(f"collect.max_generations must be at least 1, got {self.max_generations}")
 
 
 @flax.struct.dataclass
 class State:
-  """What is remembered between steps. The arrays of the pool have a fixed size, for checkpoints."""
+  """What is remembered between steps, in arrays whose shapes never change."""
 
-  position: np.ndarray  # [] int64, prompts taken from the data so far
-  generated: np.ndarray  # [] int64, rollouts sampled so far, those of no use included
-  carried: np.ndarray  # [] int64, groups in the pool
-  pool: Experience | tuple  # P groups, the first `carried` of them real; () without the option
-  skips: "Skips | tuple"  # () without GRESO
-
-
-@flax.struct.dataclass
-class Skips:
-  """What GRESO remembers of N training prompts."""
-
-  streaks: np.ndarray  # [N] int32, last visits in a row all right (> 0) or all wrong (< 0)
-  keep: np.ndarray  # [2] float64, p of the easy and of the hard
+  position: np.int64 | Int[np.ndarray, ""]  # in the order of the training prompts
+  generated: np.int64 | Int[np.ndarray, ""]  # responses sampled in all steps, discarded ones too
+  carried: np.int64 | Int[np.ndarray, ""]  # surplus groups, at the front of `pool`
+  pool: Experience | tuple[()]  # P groups, padded with zeros; () without dynamic sampling
+  skips: greso.Skips | tuple[()]  # () without GRESO
 
 
 def init(
-  config: CollectConfig, groups: int, n: int, t: int, prompt: int, features: int, prompts: int
+  config: CollectConfig,
+  groups: int,
+  n: int,
+  response_length: int,
+  prompt_length: int,
+  features: int,
+  prompts: int,
 ) -> State:
-  """Nothing taken, nothing carried over. `groups` is P, `prompt` is Tp, `prompts` is N."""
+  """The state before the first step.
+
+  Args:
+    config: decides which parts of the state exist.
+    groups: P.
+    n: samples a prompt.
+    response_length: T, tokens.
+    prompt_length: Tp, tokens.
+    features: F, see rollout/features.py.
+    prompts: N.
+  """
   zero = np.zeros((), np.int64)
-  skips = Skips(np.zeros(prompts, np.int32), np.full(2, 0.5)) if config.greso_target else ()
+  skips = greso.init(prompts) if config.greso_target else ()
   if not config.dynamic_sampling:
     return State(zero, zero, zero, (), skips)
-  ids, score = np.zeros(groups, np.int32), np.zeros((groups, n), np.float32)
-  number = np.zeros((groups, n, t), np.float32)
-  written = np.zeros((groups, n, t), bool)
+  ids, per_response = np.zeros(groups, np.int32), np.zeros((groups, n), np.float32)
+  per_token = np.zeros((groups, n, response_length), np.float32)
+  prompt_tokens = np.zeros((groups, prompt_length), np.int32)
   rollouts = Rollouts(
-    prompts=Prompts(np.zeros((groups, prompt), np.int32), np.zeros((groups, prompt), bool)),
-    tokens=number.astype(np.int32),
-    mask=written,
-    logprobs=number,
-    entropies=number,
-    truncated=score.astype(bool),
+    prompts=Prompts(prompt_tokens, prompt_tokens.astype(bool)),
+    tokens=per_token.astype(np.int32),
+    mask=per_token.astype(bool),
+    logprobs=per_token,
+    entropies=per_token,
+    truncated=per_response.astype(bool),
     features=np.zeros((groups, n, features), np.float32),
   )
-  return State(zero, zero, zero, Experience(rollouts, score, number, ids, ids, ids), skips)
+  pool = Experience(rollouts, per_response, per_token, ids, ids, ids)
+  return State(zero, zero, zero, pool, skips)
 
 
-def mixed(scores: np.ndarray) -> np.ndarray:
-  """[P, n] -> [P] bool: the group has different scores, so its comparison teaches something."""
+def mixed(scores: Float[np.ndarray, "P n"]) -> Bool[np.ndarray, " P"]:
+  """Whether the responses of each group have different scores."""
   return scores.min(1) < scores.max(1)
 
 
 def choose(
-  stream: Sequence[int],
+  order: Sequence[int],
   position: int,
   count: int,
-  skips: Skips | tuple,
+  skips: greso.Skips | tuple[()],
   seed: int,
-  prefer: np.ndarray | None = None,
-) -> tuple[np.ndarray, int]:
-  """The prompts to sample next, and the position in the stream behind them.
+  priorities: Float[np.ndarray, " N"] | None = None,
+) -> tuple[Int[np.ndarray, " P"], int]:
+  """The prompts to sample next.
 
   Args:
-    stream: endless, shuffled training prompts.
-    position: where to go on.
-    count: how many prompts.
-    skips: () takes them as they come. After a whole epoch of candidates nothing is skipped any
-      more: there may be no prompt left that differs.
-    seed: of what is skipped or drawn, together with the position.
-    prefer: draws `count` different prompts with these weights [N] instead.
+    order: the endless order of the training prompts.
+    position: where to continue in `order`.
+    count: number of prompts, P.
+    skips: state of GRESO; () skips nothing. After N candidates nothing is skipped any more, because
+      GRESO may want to skip every prompt.
+    seed: of skips and draws, together with the position.
+    priorities: if given, `count` different prompts are drawn with these weights instead.
+
+  Returns:
+    The prompts' indices, and the position after them.
   """
-  if prefer is not None:
-    weights = np.asarray(prefer, np.float64)
+  if priorities is not None:
+    weights = np.asarray(priorities, np.float64)
     rng = np.random.default_rng([seed, position])
     ids = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
     return ids, position + count
   ids, start = [], position
   while len(ids) < count:
-    i = stream[position]
-    streak = int(skips.streaks[i]) if skips and position - start < len(skips.streaks) else 0
-    kept = not streak or (
-      np.random.default_rng([seed, position]).random()
-      < skips.keep[0 if streak > 0 else 1] ** abs(streak)
-    )
+    prompt = order[position]
+    may_skip = skips and position - start < len(skips.streaks)
+    if not (may_skip and greso.is_skipped(skips, prompt, seed, position)):
+      ids.append(prompt)
     position += 1
-    if kept:
-      ids.append(i)
   return np.array(ids), position
 
 
-def _learn(skips: Skips, seen: list, target: float, adapt: bool) -> tuple[Skips, dict[str, float]]:
-  """GRESO after a step that sampled `seen`, a list of (prompt ids, scores [P, n]).
+@dataclasses.dataclass
+class _Batches:
+  """Samples the batches of one step."""
 
-  The steps of 0.01, the bounds and the start of p are the released code's; that a third of the
-  target is the easy groups' is a port's, for the code does not say.
-  """
-  streaks, keep = skips.streaks.copy(), skips.keep.copy()
-  easy = hard = total = 0
-  for ids, scores in seen:
-    for i, group in zip(ids, scores, strict=True):
-      right = group.mean() > 0.5
-      if group.min() < group.max():
-        streaks[i] = 0
-      elif right:
-        streaks[i], easy = max(streaks[i], 0) + 1, easy + 1
-      else:
-        streaks[i], hard = min(streaks[i], 0) - 1, hard + 1
-      total += 1
-  shares = np.array([easy, hard]) / max(total, 1)
-  if adapt and total:
-    too_many = shares >= target * np.array([1, 2]) / 3
-    keep = np.clip(keep + np.where(too_many, -0.01, 0.01), 0.05, 0.95)
-  return Skips(streaks, keep), {
-    "collect/easy": shares[0],
-    "collect/hard": shares[1],
-    "collect/keep_easy": keep[0],
-    "collect/keep_hard": keep[1],
-  }
+  order: Sequence[int]
+  generate: Callable[[Int[np.ndarray, " P"], int], Experience]
+  groups: int
+  skips: greso.Skips | tuple[()]
+  seed: int
+  priorities: Float[np.ndarray, " N"] | None
+  position: int
+  count: int = 0  # batches sampled
+  # (prompt indices, scores) of each batch; empty without GRESO
+  scores: list[tuple[Int[np.ndarray, " P"], Float[np.ndarray, "P n"]]] = dataclasses.field(
+    default_factory=list
+  )
+
+  def sample(self) -> Experience:
+    """The next batch: P groups."""
+    ids, self.position = choose(
+      self.order, self.position, self.groups, self.skips, self.seed, self.priorities
+    )
+    batch = self.generate(ids, self.count)
+    self.count += 1
+    if self.skips:
+      self.scores.append((ids, sharding.fetch(batch.scores)))
+    return batch
 
 
 def collect(
-  stream: Sequence[int],
-  generate: Callable[[np.ndarray, int], Experience],
+  order: Sequence[int],
+  generate: Callable[[Int[np.ndarray, " P"], int], Experience],
   state: State,
   groups: int,
   config: CollectConfig,
   seed: int,
-  prefer: np.ndarray | None = None,
+  priorities: Float[np.ndarray, " N"] | None = None,
 ) -> tuple[Experience, int, State, dict[str, float]]:
   """The experience that a step trains on.
 
   Args:
-    stream: endless, shuffled training prompts.
-    generate: (prompts [P], number of the generation within this step) -> P new groups.
+    order: the endless order of the training prompts.
+    generate: (prompt indices [P], number of batches that the step sampled before) -> P new groups.
     state: is not changed.
-    groups: P, how many a step trains on.
-    config: whether groups are chosen at all.
+    groups: P.
+    config: dynamic sampling and GRESO.
     seed: see `choose`.
-    prefer: see `choose`.
+    priorities: see `choose`.
 
   Returns:
-    P groups; how many of them, at the front, are real (the rest is empty); the new state; and
-    metrics: collect/generated, rollouts sampled for this step; collect/generated_total, in all
-    steps; with dynamic sampling collect/generations, collect/discarded (rollouts of groups
-    without a difference), collect/carried_in and collect/carried_out (groups), collect/groups;
-    with GRESO collect/skipped (prompts), collect/easy and collect/hard (shares of all groups
-    sampled), collect/keep_easy and collect/keep_hard (p).
+    P groups; how many of them, at the front, are not padding; the new state; and metrics:
+    collect/generated (responses sampled for this step), collect/generated_total (in all steps);
+    with GRESO collect/skipped (prompts) and those of `greso.update`; with dynamic sampling
+    collect/generations (batches), collect/discarded (responses), collect/carried_in,
+    collect/carried_out and collect/groups (groups).
   """
-  position, generations, discarded, sampled = int(state.position), 0, 0, []
-
-  def generation():
-    nonlocal position, generations
-    ids, position = choose(stream, position, groups, state.skips, seed, prefer)
-    new = generate(ids, generations)
-    generations += 1
-    if state.skips:
-      sampled.append((ids, sharding.fetch(new.scores)))
-    return new
-
-  if not config.dynamic_sampling:
-    experience, real = generation(), groups
-    rest, carried_in = (), 0
+  start = int(state.position)
+  batches = _Batches(order, generate, groups, state.skips, seed, priorities, start)
+  if config.dynamic_sampling:
+    experience, pool, selection = _select(batches, state, groups, config.max_generations)
   else:
-    carried_in = int(state.carried)
-    pool = jax.tree.map(lambda x: x[:carried_in], state.pool)
-    parts = [pool.replace(age=pool.age + 1)]
-    while sum(len(part.scores) for part in parts) < groups:
-      if generations == config.max_generations:
-        break
-      new = sharding.fetch(generation())
-      keep = mixed(new.scores)
-      discarded += int((~keep).sum()) * new.scores.shape[1]
-      parts.append(jax.tree.map(lambda x, keep=keep: x[keep], new))
-    kept = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    real = min(len(kept.scores), groups)
-    experience = _padded(jax.tree.map(lambda x: x[:groups], kept), state.pool)
-    rest = jax.tree.map(lambda x: x[groups:], kept)
-  n = experience.scores.shape[1]
-  if len(experience.reference_scores):
-    n += experience.reference_scores.shape[1]  # those of the reference policy are paid for as well
-  skips, seen = state.skips, {}
+    experience, pool, selection = batches.sample(), (), {}
+  skips, skip_metrics = state.skips, {}
   if skips:
-    epoch = len(skips.streaks)  # in the first one nothing was skipped: nothing to adapt to
-    skips, seen = _learn(skips, sampled, config.greso_target, int(state.position) >= epoch)
-    seen["collect/skipped"] = position - int(state.position) - generations * groups
+    adapt = start >= len(skips.streaks)  # in the first epoch nothing was skipped
+    skips, skip_metrics = greso.update(skips, batches.scores, config.greso_target, adapt)
+    skip_metrics["collect/skipped"] = batches.position - start - batches.count * groups
+  generated = batches.count * groups * _responses_per_prompt(experience)
+  generated_total = int(state.generated) + generated
   state = State(
-    position=np.int64(position),
-    generated=np.int64(int(state.generated) + generations * groups * n),
-    carried=np.int64(len(rest.scores) if rest else 0),
-    pool=_padded(rest, state.pool) if rest else (),
+    position=np.int64(batches.position),
+    generated=np.int64(generated_total),
+    carried=np.int64(selection.get("collect/carried_out", 0)),
+    pool=pool,
     skips=skips,
   )
+  metrics = {"collect/generated": generated, "collect/generated_total": generated_total}
+  metrics |= {**skip_metrics, **selection}
+  return experience, selection.get("collect/groups", groups), state, metrics
+
+
+def _select(
+  batches: _Batches, state: State, groups: int, max_generations: int
+) -> tuple[Experience, Experience, dict[str, int]]:
+  """Dynamic sampling: the first P mixed groups, the pool of surplus ones, and metrics."""
+  carried = int(state.carried)
+  pool = jax.tree.map(lambda x: x[:carried], state.pool)
+  parts, discarded = [pool.replace(age=pool.age + 1)], 0
+  while sum(len(part.scores) for part in parts) < groups and batches.count < max_generations:
+    batch = sharding.fetch(batches.sample())
+    is_mixed = mixed(batch.scores)
+    discarded += int((~is_mixed).sum()) * batch.scores.shape[1]
+    parts.append(jax.tree.map(lambda x, is_mixed=is_mixed: x[is_mixed], batch))
+  candidates = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  surplus = jax.tree.map(lambda x: x[groups:], candidates)
+  selected = jax.tree.map(lambda x: x[:groups], candidates)
   metrics = {
-    "collect/generated": generations * groups * n,
-    "collect/generated_total": int(state.generated),
-    **seen,
+    "collect/generations": batches.count,
+    "collect/discarded": discarded,
+    "collect/carried_in": carried,
+    "collect/carried_out": len(surplus.scores),
+    "collect/groups": len(selected.scores),
   }
-  if config.dynamic_sampling:
-    metrics |= {
-      "collect/generations": generations,
-      "collect/discarded": discarded,
-      "collect/carried_in": carried_in,
-      "collect/carried_out": int(state.carried),
-      "collect/groups": real,
-    }
-  return experience, real, state, metrics
+  return _padded(selected, state.pool), _padded(surplus, state.pool), metrics
+
+
+def _responses_per_prompt(experience: Experience) -> int:
+  """Responses sampled for a prompt, those of the reference policy included."""
+  n = experience.scores.shape[1]
+  if len(experience.reference_scores):
+    n += experience.reference_scores.shape[1]
+  return n
 
 
 def _padded(part: Experience, like: Experience) -> Experience:
-  """The groups of `part`, then zeros up to the size of `like`: masks of False, rewards of 0."""
+  """The groups of `part`, padded to the size of `like` with zeros: mask False, rewards 0."""
 
   def pad(x, full):
     return np.concatenate([x, np.zeros((len(full) - len(x), *x.shape[1:]), x.dtype)])

@@ -1,6 +1,7 @@
-"""Where a run's numbers go: console, metrics.jsonl, TensorBoard, Weights & Biases, report.html.
+"""Sinks of a run's metrics: console, metrics.jsonl, TensorBoard, Weights & Biases, report.html.
 
-Each of them is a sink: `log(step, values)` once a step, with finite values only, and `close()`.
+A sink has two methods: `log(step, values)`, called once per step with finite values only, and
+`close()`.
 """
 
 import collections
@@ -11,7 +12,8 @@ import math
 import os
 import pathlib
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import rich.console
 import rich.progress
@@ -20,10 +22,9 @@ from ml_collections import ConfigDict
 
 from poise_jax import files
 from poise_jax.errors import UserError, unknown_name
-from poise_jax.reports import run as report
-from poise_jax.reports import run_log as runs
+from poise_jax.reports import run, run_log
 
-SHOWN = {  # metric -> its name and format on the console
+CONSOLE_METRICS = {  # metric -> name and format on the console
   "reward/mean": "reward {:.3f}",
   "eval/accuracy": "held-out {:.3f}",
   "probe/mae": "mae {:.3f}",
@@ -36,18 +37,28 @@ SHOWN = {  # metric -> its name and format on the console
 }
 
 
+class Sink(Protocol):
+  """A destination of metrics."""
+
+  def log(self, step: int, values: Mapping[str, float]):
+    """Takes the metrics of a step."""
+
+  def close(self):
+    """Writes what is still in memory."""
+
+
 class Logger:
-  """Hands a run's numbers to its sinks; use as a context manager."""
+  """Passes a run's metrics to its sinks; a context manager."""
 
   def __init__(self, workdir: pathlib.Path, config: ConfigDict, start: int, clock: float):
-    """Continues the files of `workdir` after step `start`; drops what an interrupted run wrote
-    beyond it, so that no step stands there twice.
+    """Continues the files of `workdir` after step `start`. Deletes entries of later steps, which an
+    interrupted run has left, so that no step appears twice.
 
     Args:
-      workdir: the run's folder.
-      config: of the run; steps, loggers.
-      start: the last step whose entries stay; -1: none, the run begins.
-      clock: time.perf_counter() when the run's work began, had it never stopped.
+      workdir: folder of the run.
+      config: config of the run, of which steps and loggers are read.
+      start: last step whose entries are kept; -1 keeps none.
+      clock: time.perf_counter() at the start of the run, had it never been interrupted.
     """
     first, start = start + 1, max(start, 0)
     self.console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -56,7 +67,7 @@ class Logger:
       _cut(path, first)
     self.clock = clock
     self.screen = Console(self.console, config.steps, start)
-    self.sinks = [self.screen, Jsonl(self.files["metrics"])]
+    self.sinks: list[Sink] = [self.screen, Jsonl(self.files["metrics"])]
     self.sinks += [LOGGERS[name](workdir, config, first) for name in config.loggers]
     self.sinks.append(Report(workdir, self.console))
 
@@ -68,30 +79,30 @@ class Logger:
       try:
         sink.close()
       except OSError:
-        if kind is None:  # otherwise the first error is the one to tell
+        if kind is None:  # otherwise the first error is the one to report
           raise
 
   def phase(self, name: str):
-    """Shows what is going on now beside the progress bar."""
+    """Shows the current activity beside the progress bar."""
     self.screen.phase(name)
 
-  def log(self, step: int, metrics: dict[str, Any]):
-    """One entry a step everywhere. A value that is not finite was not measured and is left out.
+  def log(self, step: int, metrics: Mapping[str, float]):
+    """Writes one entry to every sink. Values that are not finite were not measured and are omitted.
 
-    Adds time/elapsed: seconds of all this run's work up to here, but for what was lost.
+    Adds time/elapsed: seconds that the run has worked, without work that an interruption lost.
     """
     metrics = {**metrics, "time/elapsed": time.perf_counter() - self.clock}
     values = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
     for sink in self.sinks:
       sink.log(step, values)
 
-  def samples(self, rows: list[dict[str, Any]]):
-    """Appends answers with their rewards, baselines and advantages; their step comes first."""
+  def samples(self, rows: Sequence[dict[str, Any]]):
+    """Appends responses to samples.jsonl; the first key of a row must be `step`."""
     _append(self.files["samples"], rows)
 
 
 class Silent:
-  """The Logger of every process but the first."""
+  """The Logger of all processes except the first: it does nothing."""
 
   console = rich.console.Console(quiet=True)
 
@@ -102,99 +113,101 @@ class Silent:
     return self
 
   def __exit__(self, *_):
-    """Nothing is open."""
+    pass
 
   def phase(self, name: str):
-    """Shows nothing."""
+    """Does nothing."""
 
-  def log(self, step: int, metrics: dict[str, Any]):
-    """Writes nothing."""
+  def log(self, step: int, metrics: Mapping[str, float]):
+    """Does nothing."""
 
-  def samples(self, rows: list[dict[str, Any]]):
-    """Writes nothing."""
+  def samples(self, rows: Sequence[dict[str, Any]]):
+    """Does nothing."""
 
 
 class Console:
-  """A line a step, and below them a bar with the time left if the output is a terminal."""
+  """A line per step and, on a terminal, a progress bar with the time left below them."""
 
   def __init__(self, console: rich.console.Console, steps: int, start: int):
     self.console, self.steps, self.start = console, steps, start
-    self.ends = collections.deque(maxlen=50)  # when the latest steps ended
+    self.ends = collections.deque(maxlen=50)  # end times of the latest steps
     self.progress = rich.progress.Progress(
       rich.progress.TextColumn("{task.description}"),
       rich.progress.BarColumn(),
       rich.progress.MofNCompleteColumn(),
-      rich.progress.TextColumn("{task.fields[left]}"),
+      rich.progress.TextColumn("{task.fields[time_left]}"),
       rich.progress.TimeElapsedColumn(),
       console=console,
       disable=not console.is_terminal,
     )
-    self.task = self.progress.add_task("starting", total=steps, completed=start, left="")
+    self.task = self.progress.add_task("starting", total=steps, completed=start, time_left="")
     self.progress.start()
 
   def phase(self, name: str):
-    """Shows what is going on."""
+    """Shows the current activity."""
     self.progress.update(self.task, description=name)
 
-  def log(self, step, values):
-    """Prints the metrics of SHOWN."""
-    shown = [text.format(values[name]) for name, text in SHOWN.items() if name in values]
-    left = self.left(step, time.perf_counter())
-    self.progress.update(self.task, completed=step, left=left)
-    beside = [left] * (bool(left) and not self.console.is_terminal)
-    self.console.print(f"step {step:4d}/{self.steps}  " + "  ".join(shown + beside))
+  def log(self, step: int, values: Mapping[str, float]):
+    """Prints the metrics of CONSOLE_METRICS."""
+    parts = [text.format(values[name]) for name, text in CONSOLE_METRICS.items() if name in values]
+    time_left = self.time_left(step, time.perf_counter())
+    self.progress.update(self.task, completed=step, time_left=time_left)
+    if time_left and not self.console.is_terminal:
+      parts.append(time_left)
+    self.console.print(f"step {step:4d}/{self.steps}  " + "  ".join(parts))
 
-  def left(self, step: int, now: float) -> str:
-    """The time left by the pace of the latest steps, evaluation and saving included; "" if no step
-    was timed yet or none is left."""
+  def time_left(self, step: int, now: float) -> str:
+    """The time left at the pace of the latest steps, evaluation and saving included; "" before two
+    steps are timed and after the last step."""
     self.ends.append(now)
     if not self.start and step == 2:
-      self.ends.popleft()  # step 1 compiled everything
+      self.ends.popleft()  # step 1 includes compilation
     if len(self.ends) < 2 or step >= self.steps:
       return ""
     pace = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
     return f"{datetime.timedelta(seconds=round(pace * (self.steps - step)))} left"
 
   def close(self):
-    """Leaves the lines, and the bar as it is."""
+    """Stops the bar, which stays on the screen."""
     self.progress.stop()
 
 
 class Jsonl:
-  """A row a step: {"step": ..., metric: value, ...}."""
+  """A row per step: {"step": ..., metric: value, ...}."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
 
-  def log(self, step, values):
-    """Appends a row; it is in the file when this returns."""
+  def log(self, step: int, values: Mapping[str, float]):
+    """Appends a row, which is in the file when this returns."""
     _append(self.path, [{"step": step, **values}])
 
   def close(self):
-    """Nothing is open."""
+    """Does nothing: no file is open."""
 
 
 class Report:
-  """Writes report.html at every evaluation and at the end, whatever the end is."""
+  """Writes report.html at every evaluation and at the end, even after an error."""
 
   def __init__(self, workdir: pathlib.Path, console: rich.console.Console):
     self.workdir, self.console = workdir, console
-    self.is_old = False
+    self.is_outdated = False
 
-  def log(self, step, values):
-    """A page at evaluations; it reads the files, so it comes after them."""
-    self.is_old = True
+  def log(self, step: int, values: Mapping[str, float]):
+    """Writes the report at evaluations. It reads the files of the other sinks, so it is the last
+    one."""
+    self.is_outdated = True
     if "eval/accuracy" in values:
       self.close()
 
   def close(self):
-    """Writes what is not in the page yet. A page that fails is no reason to lose a run."""
-    if not self.is_old:
+    """Writes the report if it is outdated."""
+    if not self.is_outdated:
       return
-    self.is_old = False
+    self.is_outdated = False
     try:
-      report.write(self.workdir)
-    except Exception as error:
+      run.write(self.workdir)
+    except Exception as error:  # a failed report is no reason to lose a run
       reason = f"{type(error).__name__}: {error}"
       self.console.print(f"report.html could not be written ({reason})", markup=False)
 
@@ -205,8 +218,8 @@ class TensorBoard:
   def __init__(self, workdir: pathlib.Path, config: ConfigDict, first: int):
     self.writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first)
 
-  def log(self, step, values):
-    """A scalar a metric."""
+  def log(self, step: int, values: Mapping[str, float]):
+    """Adds a scalar per metric."""
     for name, value in values.items():
       self.writer.add_scalar(name, value, step)
 
@@ -218,75 +231,75 @@ class TensorBoard:
 class WandB:
   """Weights & Biases, under one id however often the run is resumed.
 
-  WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY and the others of its variables say the rest.
-  wandb.json in the workdir keeps the id and the last step that was handed over: a resumed run does
-  not send a step again. It is written first, so a kill in between leaves a gap rather than a twin.
+  Its environment variables, such as WANDB_MODE=offline, WANDB_PROJECT and WANDB_ENTITY, set the
+  rest. wandb.json in the workdir stores the id and the last step sent, so that a resumed run sends
+  no step twice. It is written first: a run killed in between leaves a gap, not a duplicate.
   """
 
   def __init__(self, workdir: pathlib.Path, config: ConfigDict, first: int):
     import wandb
 
     self.path = workdir / "wandb.json"
-    known = json.loads(self.path.read_text()) if self.path.exists() else {}
-    self.last = known.get("last", -1)
+    previous = json.loads(self.path.read_text()) if self.path.exists() else {}
+    self.last_step = previous.get("last", -1)
     try:
       self.run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "poise_jax"),
-        id=known.get("id"),
-        resume="allow" if known else None,
+        id=previous.get("id"),
+        resume="allow" if previous else None,
         name=os.environ.get("WANDB_NAME", workdir.resolve().name),
         dir=str(workdir),
         config=json.loads(config.to_json()),
-        settings=wandb.Settings(console="off"),  # the console has a progress bar on it
+        settings=wandb.Settings(console="off"),  # the console has a progress bar
       )
     except wandb.Error as error:
       raise UserError(
         f"Weights & Biases did not start ({error}); set WANDB_MODE=offline, log in with `wandb "
-        "login`, or take 'wandb' out of loggers"
+        "login`, or remove 'wandb' from loggers"
       ) from error
-    self._note()
+    self._store_position()
 
-  def log(self, step, values):
-    """Sends a step, unless it was sent before."""
-    if step <= self.last:
+  def log(self, step: int, values: Mapping[str, float]):
+    """Sends the metrics of a step, unless it was sent before."""
+    if step <= self.last_step:
       return
-    self.last = step
-    self._note()
+    self.last_step = step
+    self._store_position()
     self.run.log(values, step=step)
 
   def close(self):
-    """Waits until everything is sent, or in the offline folder."""
+    """Waits until everything is sent, or written to the offline folder."""
     self.run.finish()
 
-  def _note(self):
-    files.write_whole(self.path, json.dumps({"id": self.run.id, "last": self.last}) + "\n")
+  def _store_position(self):
+    files.write_whole(self.path, json.dumps({"id": self.run.id, "last": self.last_step}) + "\n")
 
 
-LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}  # those that config.loggers chooses from
+LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}  # choices of config.loggers
 
 
 def check_loggers(loggers: tuple[str, ...]):
-  """Raises UserError for a logger that there is not, or whose package is missing."""
+  """Raises UserError for a logger that does not exist or whose package is not installed."""
   for name in loggers:
     if name not in LOGGERS:
       raise unknown_name("logger in loggers", name, LOGGERS)
   if "wandb" in loggers and not importlib.util.find_spec("wandb"):
     raise UserError(
-      "loggers has 'wandb', which is not installed: python -m pip install wandb, or take it out"
+      "wandb is not installed: python -m pip install wandb, or remove 'wandb' from loggers"
     )
 
 
-def _append(path, rows):
+def _append(path: pathlib.Path, rows: Sequence[dict[str, Any]]):
   with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
     file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _cut(path: pathlib.Path, first: int):
-  """Cuts a file of rows off before step `first`, or where a row was not written whole."""
+  """Truncates a file of rows before step `first` or before the first incomplete row."""
   if not path.exists():
     return
   end = 0
-  for step, start, line in runs.whole_rows(path):
+  for step, start, line in run_log.whole_rows(path):
     if step >= first:
       break
     end = start + len(line)

@@ -1,7 +1,7 @@
-"""The training loop: sample and judge, predict baselines, update the policy, refit the probe.
+"""The training loop: sample and judge, estimate advantages, update the policy and the estimator.
 
-Read `train` and `_loop` from top to bottom. build.py says what an experiment is, step.py what
-happens within a step.
+Read `train` and `_loop` from top to bottom. build.py describes an experiment, step.py the parts of
+a step.
 """
 
 import functools
@@ -34,21 +34,22 @@ from poise_jax.verifiers.pool import Pool
 
 
 def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, overwrite: str = ""):
-  """Trains as `config` says and leaves in `workdir` what docs/architecture.md lists.
+  """Trains a model; docs/architecture.md lists the files that it writes to the workdir.
 
   The same call on the same workdir continues after the last whole checkpoint.
 
   Args:
     config: see configs/common.py.
-    workdir: the run's folder.
-    allow_config_change: continue with another config than the one that the run began with.
-    overwrite: the workdir's name, to delete the run in it and start again.
+    workdir: folder of the run.
+    allow_config_change: continue a run with another config than it was started with.
+    overwrite: name of the workdir, to delete the run in it and start again.
 
   Raises:
     UserError, OSError: before training, see `build`, `open_workdir` and `Checkpoints.restore`;
-      during training, where config.max_skipped_updates optimizer steps in a row were not finite,
-      the disk is full, or verifiers died. The checkpoints saved before stay.
-    SystemExit: a signal asked to stop; its code is 128 + the signal's number. The run was saved.
+      during training, config.max_skipped_updates optimizer steps in a row were not finite, the disk
+      is full, or the verifiers' process died. Earlier checkpoints remain.
+    SystemExit: a signal asked to stop, and the run was saved; the code is 128 + the signal's
+      number.
   """
   began = time.perf_counter()
   config = config.copy_and_resolve_references()
@@ -99,18 +100,18 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
   experiment, config, log = run.experiment, run.experiment.config, run.log
   order = example_order(len(experiment.task.train), config.seed)  # position: state.collected
   key = jax.random.key(config.seed)
-  done = start
+  last_step = start
   with Profiler(run.workdir / "profile", config.profile_steps) as profiler:
     for step in range(start + 1, config.steps + 1):
       profiler.at(step)
-      clock = Clock(checkpoint=run.checkpoints.held_up())
+      clock = Clock(checkpoint=run.checkpoints.pop_blocked_seconds())
       log.phase(f"step {step}: sampling")
       experience, groups, collected, metrics = _collect(run, state, order, key, step, clock)
-      if run.interrupts.agreed():
-        break  # nothing of this step is remembered yet: the resumed run samples it again
+      if run.interrupts.stop_requested():
+        break  # the state is still that of the step before: a resumed run samples this step again
 
       log.phase(f"step {step}: updating")
-      policy, estimator, estimate, learned = learn(
+      policy, estimator, estimate, learner_metrics = learn(
         experiment, step, state.policy, state.estimator, state.reference, experience, groups, clock
       )
       reference = state.reference
@@ -118,7 +119,7 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
         reference = copy(policy.params)
       state = LoopState(policy, estimator, reference, collected)
 
-      metrics |= sharding.fetch(learned)
+      metrics |= sharding.fetch(learner_metrics)
       run.check_skipped(step, state.policy, experience, estimate)
       if run.judge.crashed:
         log.console.print(f"step {step}: a verifier crashed; the last error: {run.judge.crashed}")
@@ -128,22 +129,23 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
         metrics |= run.evaluate(step, state.policy.params)
         if metrics["eval/accuracy"] > best["eval/accuracy"]:
           best, due = {"step": step, "eval/accuracy": metrics["eval/accuracy"]}, True
-      shown = min(config.log_samples, groups)
-      log.samples(summary.samples(experiment, step, experience, estimate, shown))
+      sample_groups = min(config.log_samples, groups)
+      log.samples(summary.samples(experiment, step, experience, estimate, sample_groups))
       log.log(step, metrics)
-      done = step
-      if run.interrupts.agreed():
+      last_step = step
+      if run.interrupts.stop_requested():
         break
       if due:
         run.save(state, step, best)
-  run.save(state, done, best)  # does nothing if it was saved already
-  if run.interrupts.signal and done < config.steps:
-    log.console.print(f"stopped; step {done} is saved, and the same command continues there")
+  run.save(state, last_step, best)  # unless it was saved already
+  if run.interrupts.signal and last_step < config.steps:
+    log.console.print(f"stopped; step {last_step} is saved, and the same command continues there")
     raise SystemExit(run.interrupts.exit_code)
 
 
 def _begin(run: Run, params: PyTree[Array]) -> tuple[LoopState, dict]:
-  """The state before the first step, after the warm start and an evaluation; donates `params`."""
+  """Warm start and first evaluation; returns the state before the first step and the best
+  evaluation. Donates `params`."""
   experiment, log = run.experiment, run.log
   if experiment.warm_start.steps:
     params = warmed_up(experiment, params, functools.partial(_report_warm_start, run))
@@ -160,8 +162,8 @@ def _report_warm_start(run, done, loss):
   steps = run.experiment.warm_start.steps
   run.log.phase(f"warm start {done}/{steps}")
   run.log.console.print(f"warm start {done:4d}/{steps}  loss {loss:.3f}")
-  if run.interrupts.agreed():
-    run.log.console.print("stopped during the warm start, which the same command repeats")
+  if run.interrupts.stop_requested():
+    run.log.console.print("stopped during the warm start; the same command repeats it")
     raise SystemExit(run.interrupts.exit_code)
 
 
@@ -173,7 +175,7 @@ def _collect(
   step: int,
   clock: Clock,
 ) -> tuple[Experience, int, collect.State, dict[str, float]]:
-  """The step's experience on the mesh; see collect.collect."""
+  """Collects the experience of a step, on the mesh; see collect.collect."""
   experiment, config = run.experiment, run.experiment.config
   priorities = experiment.estimator.priorities
   sampling = Sampling(

@@ -1,4 +1,4 @@
-"""A jax.profiler trace of chosen steps: `tensorboard --logdir=WORKDIR/profile`, or Perfetto."""
+"""A jax.profiler trace of chosen steps, for `tensorboard --logdir=WORKDIR/profile` or Perfetto."""
 
 import pathlib
 
@@ -8,23 +8,24 @@ from poise_jax.errors import UserError
 
 
 def check_profile_steps(profile_steps: tuple[int, ...], steps: int):
-  """Raises UserError unless there is nothing to trace, or a first and a last step of the run."""
+  """Raises UserError unless `profile_steps` is empty or the first and last of some of the steps 1
+  to `steps`."""
   if not profile_steps:
     return
   if len(profile_steps) != 2 or not 1 <= profile_steps[0] <= profile_steps[1] <= steps:
     raise UserError(
-      f"profile_steps={tuple(profile_steps)} must be the first and the last step to trace, both "
-      f"from 1 to steps={steps}, or empty for no trace; step 1 is mostly compilation"
+      "profile_steps must be empty, or the first and the last step to trace, both from 1 to "
+      f"steps={steps}, got {tuple(profile_steps)}; step 1 is mostly compilation"
     )
 
 
 class Profiler:
-  """Traces steps from the first to the last of `profile_steps`; use as a context manager."""
+  """Context manager that traces the steps from the first to the last of `profile_steps`."""
 
   def __init__(self, folder: pathlib.Path, profile_steps: tuple[int, ...]):
     self.folder = folder
     self.first, self.last = profile_steps or (1, 0)
-    self.annotation = None  # of the step that is being traced
+    self.annotation = None  # annotation of the current step while it is traced
 
   def __enter__(self):
     return self
@@ -36,7 +37,7 @@ class Profiler:
       jax.profiler.stop_trace()
 
   def at(self, step: int):
-    """Step `step` begins here. (A run may also be resumed between the first and the last.)"""
+    """Marks the start of a step. A run may be resumed between the first and the last one."""
     if not self.first <= step <= self.last:
       return self.__exit__()
     if self.annotation:

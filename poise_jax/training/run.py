@@ -1,4 +1,4 @@
-"""A run: an experiment, and the services that its loop uses besides its state."""
+"""A run: an experiment and the services that the training loop uses beside its state."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from poise_jax.types import Estimate, Experience, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """An experiment in progress: what its loop uses besides its state."""
+  """An experiment in progress: everything that the training loop uses beside its state."""
 
   experiment: Experiment
   workdir: pathlib.Path
@@ -35,15 +35,23 @@ class Run:
   log: Logger | Silent
 
   def write_start(self, step: int, changes: list[str]):
-    """What a start leaves in the workdir before anything is trained."""
+    """Writes provenance and, if one was made, the tokenizer.
+
+    Args:
+      step: last step before this start.
+      changes: changes of the config since the last start.
+    """
     with (self.workdir / "provenance.jsonl").open("a") as file:
       file.write(json.dumps({**provenance(), "step": step, "config_changes": changes}) + "\n")
     if self.experiment.made_tokenizer:
       (self.workdir / "tokenizer.model").write_bytes(self.experiment.made_tokenizer)
 
   def evaluate(self, step: int, params: PyTree[Array]) -> dict[str, float]:
-    """Held-out metrics. Writes the answers to answers/step_N.jsonl, and sampled ones beside the
-    greedy ones to answers_sampled/step_N.jsonl."""
+    """Evaluates the policy on the held-out sets; returns metrics.
+
+    Writes the responses to answers/step_N.jsonl and, if config.eval samples beside greedy
+    decoding, the sampled ones to answers_sampled/step_N.jsonl.
+    """
     experiment = self.experiment
     self.log.phase(f"step {step}: evaluating" if step else "evaluating")
     metrics, *answers = evaluate(
@@ -66,10 +74,10 @@ class Run:
   def check_skipped(
     self, step: int, policy: TrainState, experience: Experience, estimate: Estimate
   ):
-    """Reports optimizer steps that were left out.
+    """Reports skipped optimizer steps.
 
     Raises:
-      UserError: there were too many of them in a row.
+      UserError: max_skipped_updates were skipped in a row.
     """
     skipped = int(sharding.fetch(policy.skipped_in_a_row))
     limit = self.experiment.config.max_skipped_updates
@@ -84,9 +92,9 @@ class Run:
     batch = sharding.fetch((experience, estimate.advantages))
     path = processes.on_first(write_post_mortem, self.workdir, step, *batch, rows)
     raise UserError(
-      f"loss or gradient were not finite in {skipped} optimizer steps in a row, up to step {step}; "
-      f"its batch is in {path}. Lower train.learning_rate or train.max_grad_norm and continue from "
-      "the last checkpoint with --allow_config_change"
+      f"loss or gradient were not finite in {skipped} optimizer steps in a row, up to step {step}, "
+      f"whose batch is in {path}; lower train.learning_rate or train.max_grad_norm and continue "
+      "from the last checkpoint with --allow_config_change"
     )
 
   def save(self, state: LoopState, step: int, best: dict):

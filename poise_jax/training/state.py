@@ -1,4 +1,4 @@
-"""What a run remembers between steps."""
+"""The state that the training loop carries from step to step."""
 
 from typing import NamedTuple
 
@@ -17,17 +17,22 @@ from poise_jax.types import TrainState
 
 
 class LoopState(NamedTuple):
-  """Everything that is remembered between steps and saved in a checkpoint."""
+  """Everything that the loop remembers between steps; checkpoints hold it."""
 
   policy: TrainState
   estimator: PyTree[Array]
-  reference: PyTree[Array]  # the reference policy's parameters; () where none is kept
+  reference: PyTree[Array]  # the reference policy's parameters; () if the run needs none
   collected: collect.State
 
 
 def initial_state(experiment: Experiment, params: PyTree[Array]) -> LoopState:
-  """The state before the first step, from the policy's parameters."""
-  trained = (
+  """The state before the first step.
+
+  Args:
+    experiment: decides which parts the state has.
+    params: the policy's parameters.
+  """
+  states = (
     update.init(params, experiment.update),
     experiment.estimator.init(params),
     copy(params) if experiment.keeps_reference else (),
@@ -36,16 +41,16 @@ def initial_state(experiment: Experiment, params: PyTree[Array]) -> LoopState:
     experiment.collect,
     groups=experiment.groups,
     n=experiment.rollout.n,
-    t=experiment.rollout.max_new_tokens,
-    prompt=experiment.config.task.max_prompt_length,
+    response_length=experiment.rollout.max_new_tokens,
+    prompt_length=experiment.config.task.max_prompt_length,
     features=rollout.feature_size(experiment.model, experiment.rollout),
     prompts=len(experiment.task.train),
   )
-  return LoopState(*sharding.spread(experiment.mesh, trained), collected)
+  return LoopState(*sharding.spread(experiment.mesh, states), collected)
 
 
 def abstract_state(experiment: Experiment) -> LoopState:
-  """Shapes, dtypes and shardings of the state, for a checkpoint to be restored into."""
+  """Shapes, dtypes and shardings of the state, for `Checkpoints.restore`."""
   shapes = experiment.param_shapes
   zeros = jax.jit(
     lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),

@@ -1,4 +1,4 @@
-"""One training step: sample and judge, estimate, update the policy, and learn from the step."""
+"""One training step: sample and judge, estimate, update the policy, update the estimator."""
 
 import dataclasses
 import time
@@ -20,16 +20,16 @@ from poise_jax.types import Estimate, Experience, Rollouts, TrainState
 
 
 class Clock:
-  """Wall-clock seconds of a step and of its parts, and what else adds up over its batches."""
+  """Wall-clock seconds of a step and its parts, and other sums over the step's batches."""
 
   def __init__(self, checkpoint: float = 0.0):
-    """checkpoint: seconds for which saving held the loop up since the step before."""
+    """checkpoint: seconds for which saving blocked the loop since the step before."""
     self.last = time.perf_counter()
     self.start = self.last - checkpoint
     self.parts = {"time/checkpoint": checkpoint}
 
   def lap(self, name: str):
-    """Adds the time since the last lap to a part; the caller has waited for its arrays."""
+    """Adds the time since the last lap to a part. Block on the part's arrays first."""
     now = time.perf_counter()
     self.add(f"time/{name}", now - self.last)
     self.last = now
@@ -39,20 +39,20 @@ class Clock:
     self.parts[metric] = self.parts.get(metric, 0.0) + float(value)
 
   def metrics(self) -> dict[str, float]:
-    """time/step and time/<part>, in seconds, and the metrics added."""
+    """time/step and time/<part>, in seconds, and the sums of `add`."""
     return {"time/step": self.last - self.start, **self.parts}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """What a step samples with: the policy in both layouts, the reference policy and the keys."""
+  """Samples and judges batches for one step: a function of prompts, with all that it needs."""
 
   experiment: Experiment
   judge: Judge
   decoding: PyTree[Array]  # the policy in the sampling layout
   params: PyTree[Array]  # the policy in the training layout
-  reference: PyTree[Array]  # () where none is kept
-  key: Key[Array, ""]  # the run's key
+  reference: PyTree[Array]  # the reference policy; () if the run needs none
+  key: Key[Array, ""]  # key of the run
   step: int
   clock: Clock
 
@@ -61,7 +61,10 @@ class Sampling:
 
     Args:
       ids: the prompts' indices in the training set [P].
-      generation: number of batches that this step has sampled before.
+      generation: number of batches that this step sampled before.
+
+    Returns:
+      P groups on the mesh.
     """
     run, clock = self.experiment, self.clock
     keys = _sampling_keys(self.key, *jax.device_put((np.int32(self.step), np.int32(generation))))
@@ -83,8 +86,8 @@ class Sampling:
     if samples := run.estimator.reference_n:
       options = dataclasses.replace(run.rollout, n=samples, feature_layers=())
       decoding = run.sampling_params(self.reference)
-      of_reference = rollout.sample(run.model, decoding, prompts, keys[1], options)
-      batch["reference_scores"] = score(run, self.judge, examples, of_reference, clock)
+      reference_rollouts = rollout.sample(run.model, decoding, prompts, keys[1], options)
+      batch["reference_scores"] = score(run, self.judge, examples, reference_rollouts, clock)
       clock.lap("reference")
     logprobs = ()
     if run.reward.kl_coef:
@@ -100,7 +103,7 @@ class Sampling:
 
 @jax.jit
 def _sampling_keys(key, step, generation):
-  """Keys of the policy's and of the reference policy's responses."""
+  """Keys for the responses of the policy and of the reference policy."""
   key = jax.random.fold_in(jax.random.fold_in(key, step), generation)
   return key, jax.random.fold_in(key, 0)
 
@@ -112,7 +115,7 @@ def score(
   rollouts: Rollouts,
   clock: Clock | None = None,
 ) -> Float[np.ndarray, "P n"]:
-  """The verifier's scores of sampled responses, float32; counts their tokens in `clock`."""
+  """The verifiers' scores of sampled responses, float32; adds collect/tokens to `clock`."""
   tokens, mask = sharding.fetch((rollouts.tokens, rollouts.mask))
   if clock:
     clock.add("collect/tokens", mask.sum())
@@ -134,41 +137,42 @@ def learn(
   groups: int,
   clock: Clock,
 ) -> tuple[TrainState, PyTree[Array], Estimate, dict[str, Array]]:
-  """Predicts with what was learned in earlier steps, and only then learns from this one.
+  """Estimates advantages, updates the policy, and only then updates the estimator, so that no
+  prediction depends on the reward that it is compared with.
 
   Args:
-    experiment: the run.
+    experiment: model, estimator and options.
     step: number of the step, from 1.
     state: the policy's state; donated.
     estimator_state: the estimator's state; donated.
-    reference: the reference policy's parameters; () where none is kept.
+    reference: the reference policy's parameters; () if the run needs none.
     experience: P groups.
     groups: number of groups, at the front, that are not padding.
-    clock: measures estimate and update.
+    clock: measures the parts "estimate" and "update".
 
   Returns:
-    The policy's and the estimator's new state, the estimate, and metrics on the device.
+    The new states of the policy and the estimator, the estimate, and metrics on the device.
   """
   estimator = experiment.estimator
   estimate = jax.block_until_ready(estimator.estimate(estimator_state, experience))
   metrics = dict(estimate.metrics)
   clock.lap("estimate")
   if step > estimator.pretrain_steps and groups:
-    learned = experience
+    batch = experience
     if experiment.reward.overlong_filter:
-      learned = _without_truncated(experience)
+      batch = _without_truncated(experience)
     state, update_metrics = update.step(
       experiment.model,
       experiment.update,
       state,
-      learned,
+      batch,
       estimate.advantages,
       reference,
       groups,
     )
     metrics |= jax.block_until_ready(update_metrics)
   clock.lap("update")
-  # A probe would never forget values that are not finite.
+  # A probe never forgets values that are not finite.
   inputs = (experience.rollouts.features, experience.token_rewards)
   if sharding.fetch(summary.all_finite(inputs)):
     estimator_state = estimator.update(estimator_state, experience, state.params, estimate.aux)
@@ -185,7 +189,7 @@ def learn(
 
 
 def _groups(experiment, experience, groups) -> tuple[Int[Array, " P"], Int[Array, ""]]:
-  """Each prompt's index into experiment.difficulties, and the number of groups, on the device."""
+  """On the device: index of each prompt's difficulty in experiment.difficulties, and `groups`."""
   names = {name: i for i, name in enumerate(experiment.difficulties)}
   ids = sharding.fetch(experience.prompt_ids)
   difficulties = np.array([names[experiment.task.train[i].difficulty] for i in ids], np.int32)
@@ -202,7 +206,5 @@ def _without_truncated(experience):
 
 @jax.jit
 def copy(params: PyTree[Array]) -> PyTree[Array]:
-  """The same parameters in memory of their own: the update donates those of its state."""
+  """A copy that stays valid when an update donates the original."""
   return jax.tree.map(jnp.copy, params)
-
-

@@ -1,4 +1,4 @@
-"""What a step reports: metrics, reduced on the device, and the few responses that are shown."""
+"""The report of a step: metrics, reduced on the device, and a few responses."""
 
 import functools
 
@@ -25,11 +25,15 @@ def metrics(
 
   Args:
     experience: P groups.
-    advantages: one a response, or one a token.
+    advantages: per response, or per token.
     difficulties: indices into `names`.
     groups: number of groups, at the front, that are not padding; at least 1.
-    names: difficulties of the training set, each of which has a metric of its own: NaN in a step
-      without a prompt of it.
+    names: difficulties of the training set.
+
+  Returns:
+    Scalars: means and standard deviations over responses (advantages: over responses or token
+    positions), reward/mean/<difficulty>, which is NaN if the step has no prompt of that difficulty,
+    lengths in tokens and the entropy in nats per token.
   """
   rewards, rollouts = experience.rewards, experience.rollouts
   real = jnp.arange(len(rewards)) < groups
@@ -70,11 +74,19 @@ def _first(tree, count):
 def samples(
   experiment: Experiment, step: int, experience: Experience, estimate: Estimate, groups: int
 ) -> list[dict]:
-  """The first groups' responses as rows of samples.jsonl; only these are fetched."""
+  """Responses as rows of samples.jsonl; only these are fetched.
+
+  Args:
+    experiment: task and tokenizer.
+    step: number of the training step.
+    experience: P groups.
+    estimate: their estimate.
+    groups: number of groups, from the first.
+  """
   if not groups:
     return []
-  shown = (experience, estimate.baselines, estimate.advantages)
-  experience, baselines, advantages = sharding.fetch(_first(shown, groups))
+  batch = (experience, estimate.baselines, estimate.advantages)
+  experience, baselines, advantages = sharding.fetch(_first(batch, groups))
   rollouts, rewards = experience.rollouts, experience.rewards
   entropies = rollouts.entropies.astype(np.float64).round(3)  # nats
   tokenizer, rows = experiment.encoder.tokenizer, []
@@ -92,7 +104,7 @@ def samples(
         "entropies": entropies[p, i][mask].tolist(),
         "reward": float(rewards[p, i]),
         "baseline": float(baselines[p, i]),
-        "advantage": float(advantages[p, i].flat[0]),  # of the first token, if each has its own
+        "advantage": float(advantages[p, i].flat[0]),  # the first token's, if each has one
       }
     )
   return rows

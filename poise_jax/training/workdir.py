@@ -1,4 +1,4 @@
-"""The folder of a run: what may change in its config, and how to start it again."""
+"""The workdir of a run: which changes of its config are allowed, and how a run starts again."""
 
 import json
 import pathlib
@@ -15,24 +15,24 @@ CONFIG = "config.json"
 def open_workdir(
   workdir: pathlib.Path, config: ConfigDict, allow_config_change: bool = False, overwrite: str = ""
 ) -> list[str]:
-  """Creates the workdir with its config.json, or checks that it is of this very run.
+  """Creates the workdir with its config.json, or checks that it holds a run with this config.
 
   Args:
     workdir: the folder.
-    config: resolved.
-    allow_config_change: accept another configuration than the one in the folder. It is not written
-      yet: `write_config` does, once the checkpoint was found to fit it.
-    overwrite: the folder's name: delete what the run in it has left, and start again.
+    config: without references.
+    allow_config_change: accept another config than the one in the folder. It is not written yet:
+      `write_config` writes it once the checkpoint is known to fit.
+    overwrite: the folder's name, to delete everything in it and start again.
 
   Returns:
-    What has changed, "field: before -> now"; empty without a change or a run.
+    Changes of the config, "field: before -> now".
 
   Raises:
-    UserError: the folder holds a run with another configuration, or something else altogether, or
+    UserError: the folder holds a run with another config or something that is not a run, or
       `overwrite` is not its name.
   """
   path, content, name = workdir / CONFIG, json.loads(config.to_json()), workdir.absolute().name
-  again = f"start again with --overwrite={name}"
+  start_again = f"start again with --overwrite={name}"
   if overwrite and overwrite != name:
     raise UserError(
       f"--overwrite={overwrite} is not the name of the folder {workdir}; nothing was deleted. "
@@ -44,19 +44,22 @@ def open_workdir(
     try:
       return files.differences(json.loads(path.read_text()), content)
     except ValueError as error:
-      raise UserError(f"{path} is not valid JSON ({error}); bring it back, or {again}") from error
-  otherwise = f"go on in this one with --allow_config_change, or {again}"
+      raise UserError(
+        f"{path} is not valid JSON ({error}); restore it, or {start_again}"
+      ) from error
+  otherwise = f"continue this one with --allow_config_change, or {start_again}"
   files.claim(workdir, CONFIG, content, "a run", "--workdir", otherwise)
   return []
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict):
-  """config.json, whole or not at all."""
+  """Writes config.json, whole or not at all."""
   files.write_whole(workdir / CONFIG, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
-def _clear(workdir):
-  """Everything in the folder, its config.json last: half-cleared, it still is a run's folder."""
+def _clear(workdir: pathlib.Path):
+  """Deletes everything in the folder, config.json last, so that a half-cleared folder still counts
+  as a run."""
   for item in sorted(workdir.iterdir(), key=lambda item: item.name == CONFIG):
     if item.is_dir() and not item.is_symlink():
       shutil.rmtree(item)
