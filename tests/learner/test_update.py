@@ -1,10 +1,10 @@
-"""One update: what it may not depend on, and what it must do.
+"""One update: results that must not depend on how it is computed, and effects that it must have.
 
-Adam's first step is the learning rate times about the sign of each gradient, so rounding noise in a
+Adam's first step is about the learning rate times the sign of each gradient, so rounding noise in a
 gradient near zero moves its parameter by up to twice the learning rate, and no tolerance on
-parameters tells that from an error. Updates are therefore compared by their gradients, which the
-optimizer keeps as its first moment (mu = (1 - b1) gradient after one step), everywhere, within 1e-5
-of the gradient's norm; and by their parameters where the gradient is well above that noise.
+parameters distinguishes that from an error. Updates are therefore compared by all gradients, which
+are the optimizer's first moments (mu = (1 - b1) gradient after one step), within 1e-5 of the
+gradient's norm; and by those parameters whose gradient is well above that noise.
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ import pytest
 
 from poise_jax import models, rollout
 from poise_jax.learner import update
+from poise_jax.learner.batching import form
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.rollout import RolloutConfig
-from poise_jax.types import Prompts
+from poise_jax.types import Experience, Prompts
 
 MODEL = models.ModelConfig(
   "qwen3", 67, 32, 48, 2, 4, 2, 8, qk_norm=True, tie_word_embeddings=True, rope_theta=1e5
@@ -60,11 +61,24 @@ def advantages():
   return jax.random.normal(jax.random.key(3), (P, N))
 
 
-def run(params, rollouts, advantages, age=None, groups=None, **changes):
-  """One update from fresh optimizer moments. `step` donates its state, so it gets a copy."""
+def experience(rollouts, age=()):
+  """The update reads rollouts and age alone."""
+  p, n, t = rollouts.tokens.shape
+  ids = jnp.zeros(p, jnp.int32)
+  return Experience(rollouts, jnp.zeros((p, n)), jnp.zeros((p, n, t)), ids, ids, age)
+
+
+def initial(params, config):
+  """The state before an update, which donates it: the parameters are copied."""
+  return update.init(jax.tree.map(jnp.copy, params), config)
+
+
+def run(params, rollouts, advantages, age=(), groups=None, **changes):
+  """One update from initial optimizer moments."""
   config = dataclasses.replace(BASE, **changes)
-  state = update.init(jax.tree.map(jnp.copy, params), config)
-  state, metrics = update.step(MODEL, state, rollouts, advantages, config, age=age, groups=groups)
+  state, metrics = update.step(
+    MODEL, config, initial(params, config), experience(rollouts, age), advantages, groups=groups
+  )
   return state, {k: float(v) for k, v in metrics.items()}
 
 
@@ -95,7 +109,7 @@ def assert_same_update(a, b):
 
 
 def sequence_logprobs(params, rollouts, config=BASE):
-  """[P * n, T] under `params`, by log_softmax of all logits: an oracle of its own."""
+  """Log-probs [P n, T] under `params` by log_softmax of all logits, an independent oracle."""
   out = models.forward(
     MODEL,
     params,
@@ -115,11 +129,11 @@ def whole(params, rollouts, advantages):
   return run(params, rollouts, advantages)
 
 
-def test_metrics_of_an_update_are_what_their_names_say(rollouts, advantages, whole):
+def test_metrics_of_an_update(rollouts, advantages, whole):
   mask = np.asarray(rollouts.mask)
   tokens = mask.sum()
   metrics = whole[1]
-  # With a ratio of one the token-mean loss is minus the mean advantage of the tokens.
+  # With ratios of one the token-mean loss is minus the mean advantage of the tokens.
   expected = -(mask * np.asarray(advantages)[..., None]).sum() / tokens
   assert metrics["policy/loss"] == pytest.approx(expected, abs=1e-5)
   entropy = np.asarray(rollouts.entropies)[mask].mean()
@@ -148,11 +162,11 @@ def test_sampler_logprobs_serve_as_old_logprobs(params, rollouts, advantages, wh
 
 def test_old_logprobs_are_those_from_before_the_first_optimizer_step(params, rollouts, advantages):
   changes = dict(minibatch_size=4, microbatch_size=2, learning_rate=3e-3)
-  wrong = rollouts.replace(logprobs=rollouts.logprobs - 0.3)  # what the sampler says is not asked
-  state, metrics = run(params, wrong, advantages, **changes)
+  other = rollouts.replace(logprobs=rollouts.logprobs - 0.3)  # must not be read
+  state, metrics = run(params, other, advantages, **changes)
   assert int(state.step) == int(adam(state).count) == 2
-  assert 1e-4 < metrics["policy/kl"]  # the second mini-batch is not on-policy any more
-  # The same with old log-probs that were computed here, from the weights before the update.
+  assert 1e-4 < metrics["policy/kl"]  # the second mini-batch is off-policy
+  # The same with old log-probs computed here, from the weights before the update.
   old = sequence_logprobs(params, rollouts).reshape(P, N, T)
   manual = rollouts.replace(logprobs=old)
   _, expected = run(params, manual, advantages, old_logprobs="sampler", **changes)
@@ -165,10 +179,10 @@ def test_two_minibatches_are_two_updates_in_order(params, rollouts, advantages):
   changes = dict(minibatch_size=4, microbatch_size=2, learning_rate=3e-3, old_logprobs="sampler")
   both, both_metrics = run(params, rollouts, advantages, **changes)
   config = dataclasses.replace(BASE, **changes)
-  state, metrics = update.init(jax.tree.map(jnp.copy, params), config), []
+  state, metrics = initial(params, config), []
   for half in (slice(0, P // 2), slice(P // 2, P)):
-    part = jax.tree.map(lambda x, half=half: x[half], rollouts)
-    state, m = update.step(MODEL, state, part, advantages[half], config)
+    part = experience(jax.tree.map(lambda x, half=half: x[half], rollouts))
+    state, m = update.step(MODEL, config, state, part, advantages[half])
     metrics.append(m)
   for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -189,13 +203,13 @@ def test_an_advantage_a_token_is_that_of_its_sequence_if_all_are_equal(
   assert run(params, rollouts, other)[1]["policy/grad_norm"] != whole[1]["policy/grad_norm"]
 
 
-def test_old_groups_keep_the_logprobs_of_the_policy_that_sampled_them(
+def test_groups_of_earlier_steps_have_the_log_probs_of_the_policy_that_sampled_them(
   params, rollouts, advantages, whole
 ):
-  """Half of the groups come from another policy: their ratios are to that one."""
+  """Half of the groups come from another policy, and their ratios are relative to it."""
   age = jnp.array([0, 2, 0, 1])
-  told = rollouts.replace(logprobs=rollouts.logprobs - 0.1 * (age > 0)[:, None, None])
-  _, metrics = run(params, told, advantages, age=age)
+  carried = rollouts.replace(logprobs=rollouts.logprobs - 0.1 * (age > 0)[:, None, None])
+  _, metrics = run(params, carried, advantages, age=age)
   mask = np.asarray(rollouts.mask)
   share = mask[[1, 3]].sum() / mask.sum()
   expected = share * (np.exp(0.1) - 1 - 0.1)  # k3 of a log-ratio of 0.1 there and 0 elsewhere
@@ -203,7 +217,7 @@ def test_old_groups_keep_the_logprobs_of_the_policy_that_sampled_them(
   assert_same_update(run(params, rollouts, advantages, age=0 * age), whole)
 
 
-def test_minibatches_of_padding_are_left_out(params, rollouts, advantages):
+def test_minibatches_of_padding_are_skipped(params, rollouts, advantages):
   changes = dict(minibatch_size=4, microbatch_size=2)
   empty = rollouts.replace(mask=rollouts.mask.at[P // 2 :].set(False))
   state, metrics = run(params, empty, advantages, groups=P // 2 - 1, **changes)
@@ -234,8 +248,8 @@ def test_no_buffer_of_all_logits(params, rollouts, advantages):
   def lowered(**changes):
     config = dataclasses.replace(BASE, microbatch_size=4, **changes)
     state = update.init(params, config)
-    batch = update.response_batch(rollouts) | {"advantages": advantages.reshape(-1, 1)}
-    return update.minibatch_step.lower(MODEL, config, state, batch, N)
+    batch, _ = update.policy_batch(MODEL, config, params, experience(rollouts), advantages)
+    return update.minibatch_step.lower(MODEL, config, state, batch)
 
   forbidden = []
   for batch in (4, 8):
@@ -244,7 +258,7 @@ def test_no_buffer_of_all_logits(params, rollouts, advantages):
   text = lowered().compile().as_text()
   assert not [shape for shape in forbidden if shape in text]
   assert f"[{BASE.logprob_chunk},{v}]" in text
-  # One chunk of all tokens is what the test forbids. (Not compiled: that takes seconds.)
+  # The test detects one chunk of all tokens. (Lowered only: compiling it takes seconds.)
   assert f"tensor<{4 * T}x{v}xf32>" in lowered(logprob_chunk=4 * T).as_text()
 
 
@@ -253,15 +267,16 @@ def test_remat_does_not_change_the_update(params, rollouts, advantages, whole, r
   assert_same_update(run(params, rollouts, advantages, remat=remat), whole)
 
 
-def test_prompts_and_samples_are_counted_in_sequences(params, rollouts, advantages, whole):
-  """[P * n, 1] of the same sequences is the same batch."""
+def test_groups_of_one_with_the_same_sequences_give_the_same_update(
+  params, rollouts, advantages, whole
+):
   flat = jax.tree.map(lambda x: x.reshape(P * N, 1, *x.shape[2:]), rollouts.replace(prompts=None))
   flat = flat.replace(prompts=jax.tree.map(lambda x: jnp.repeat(x, N, 0), rollouts.prompts))
   assert_same_update(run(params, flat, advantages.reshape(-1, 1)), whole)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_an_advantage_moves_its_response_its_way(params, rollouts, sign):
+def test_an_advantage_moves_its_response_in_its_direction(params, rollouts, sign):
   advantages = jnp.zeros((P, N)).at[2, 1].set(sign)
   state, _ = run(params, rollouts, advantages)
   row = 2 * N + 1
@@ -272,7 +287,7 @@ def test_an_advantage_moves_its_response_its_way(params, rollouts, sign):
 
 
 def test_warm_up_and_weight_decay_reach_the_parameters(params, rollouts):
-  """Without advantages there is no gradient, and decay is all that moves a parameter."""
+  """Without advantages the gradient is zero, and only decay moves a parameter."""
   rate, decay = 0.1, 0.5
   state, _ = run(
     params, rollouts, jnp.zeros((P, N)), learning_rate=rate, weight_decay=decay, warmup_steps=4
@@ -281,16 +296,16 @@ def test_warm_up_and_weight_decay_reach_the_parameters(params, rollouts):
     np.testing.assert_allclose(new, old * (1 - rate / 4 * decay), rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps,expected", [(0, [1, 1, 1]), (1, [1, 1, 1]), (4, [1, 2, 3, 4, 4])])
-def test_warm_up_is_linear_and_then_constant(steps, expected):
+@pytest.mark.parametrize("warmup,expected", [(0, [1, 1, 1]), (1, [1, 1, 1]), (4, [1, 2, 3, 4, 4])])
+def test_warm_up_is_linear_and_then_constant(warmup, expected):
   """Adam's step for a constant gradient is the learning rate."""
-  config = UpdateConfig(learning_rate=0.5, warmup_steps=steps)
+  config = UpdateConfig(learning_rate=0.5, warmup_steps=warmup)
   optimizer, w = update.optimizer(config), jnp.ones(3)
-  state, moved = optimizer.init(w), []
+  state, steps = optimizer.init(w), []
   for _ in expected:
     delta, state = optimizer.update(jnp.full(3, -0.1), state, w)
-    moved.append(float(delta[0]))
-  np.testing.assert_allclose(moved, 0.5 * np.array(expected) / max(expected), rtol=1e-4)
+    steps.append(float(delta[0]))
+  np.testing.assert_allclose(steps, 0.5 * np.array(expected) / max(expected), rtol=1e-4)
 
 
 @pytest.mark.parametrize("limit,scale", [(0.0, 1.0), (10.0, 1.0), (1.0, 1 / 5)])
@@ -310,8 +325,14 @@ def test_a_batch_that_does_not_divide_is_refused(params, rollouts, advantages):
 @pytest.mark.parametrize(
   "change,message",
   [
-    (dict(old_logprobs="both"), "train.old_logprobs='both'.*sampler, recompute"),
-    (dict(minibatch_size=8, microbatch_size=3), "minibatch_size=8.*microbatch_size=3"),
+    (
+      dict(old_logprobs="both"),
+      "unknown train.old_logprobs 'both'; choose from recompute, sampler",
+    ),
+    (
+      dict(minibatch_size=8, microbatch_size=3),
+      "train.minibatch_size must be a multiple of train.microbatch_size=3, got 8",
+    ),
   ],
 )
 def test_bad_options_are_named(change, message):
@@ -320,78 +341,78 @@ def test_bad_options_are_named(change, message):
 
 
 @pytest.mark.parametrize(
-  "change",
+  "change,value",
   [
-    dict(microbatch_size=0),
-    dict(minibatch_size=-8, microbatch_size=8),
-    dict(remat="everything"),
-    dict(dtype="float31"),
-    dict(logprob_chunk=-1),
+    (dict(microbatch_size=0), "0"),
+    (dict(minibatch_size=-8, microbatch_size=8), "-8"),
+    (dict(remat="everything"), "'everything'"),
+    (dict(dtype="float31"), "'float31'"),
+    (dict(logprob_chunk=-1), "-1"),
+    (dict(adam_b1=1.0), "1.0"),
   ],
 )
-def test_impossible_options_are_a_value_error(change):
-  with pytest.raises(ValueError, match=f"train.{next(iter(change))}"):
+def test_an_impossible_value_is_named_with_its_field(change, value):
+  with pytest.raises(ValueError, match=f"train.{next(iter(change))} .*{value}"):
     UpdateConfig(**change)
 
 
 def test_the_kl_pulls_towards_the_reference(params, rollouts):
-  """Without advantages nothing else moves; the reference itself is left alone and not donated."""
-  reference = jax.tree.map(lambda x: 1.1 * x, params)
+  """Without advantages only the KL moves parameters; the reference is not donated."""
+  reference, batch = jax.tree.map(lambda x: 1.1 * x, params), experience(rollouts)
   loss = PolicyLossConfig(kl_coef=1.0, kl_estimator="k2")
   config = dataclasses.replace(BASE, loss=loss)
-  state, distances = update.init(jax.tree.map(jnp.copy, params), config), []
+  state, distances = initial(params, config), []
   for _ in range(4):
-    state, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config, reference)
+    state, metrics = update.step(MODEL, config, state, batch, jnp.zeros((P, N)), reference)
     distances.append(float(metrics["policy/reference_kl"]))
     norm = float(metrics["policy/grad_norm"])
   assert distances[0] > 1e-3 and distances == sorted(distances, reverse=True)
   assert distances[-1] < 0.9 * distances[0]
-  state = update.init(jax.tree.map(jnp.copy, params), config)
-  _, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config, params)
+  _, metrics = update.step(MODEL, config, initial(params, config), batch, jnp.zeros((P, N)), params)
   assert float(metrics["policy/reference_kl"]) < 1e-10
   assert float(metrics["policy/grad_norm"]) < 1e-3 * norm
 
 
 def test_the_entropy_bonus_raises_entropy(params, rollouts):
   config = dataclasses.replace(BASE, loss=PolicyLossConfig(entropy_coef=1.0), learning_rate=1e-3)
-  state, entropies = update.init(jax.tree.map(jnp.copy, params), config), []
+  state, entropies = initial(params, config), []
   for _ in range(3):
-    state, metrics = update.step(MODEL, state, rollouts, jnp.zeros((P, N)), config)
+    state, metrics = update.step(MODEL, config, state, experience(rollouts), jnp.zeros((P, N)))
     entropies.append(float(metrics["policy/entropy"]))
   assert entropies[0] < entropies[1] < entropies[2]
 
 
-def test_importance_sampling_bounds_what_the_sampler_got_wrong(params, rollouts, advantages):
-  """The sampler claims to have been e times less likely to say what it said: weight min(e, cap)."""
+def test_importance_weights_are_bounded(params, rollouts, advantages):
+  """The sampler reports 1 / e times the probability of each token: the weight is min(e, cap)."""
   off = rollouts.replace(logprobs=jnp.where(rollouts.mask, rollouts.logprobs - 1.0, 0.0))
   norms = {}
   for cap in (0.0, 2.0, 9.0):
     config = dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=cap))
-    state = update.init(jax.tree.map(jnp.copy, params), config)
-    _, metrics = update.step(MODEL, state, off, advantages, config)
+    _, metrics = update.step(MODEL, config, initial(params, config), experience(off), advantages)
     norms[cap] = float(metrics["policy/grad_norm"])
   np.testing.assert_allclose(norms[2.0] / norms[0.0], 2.0, rtol=1e-4)
   np.testing.assert_allclose(norms[9.0] / norms[0.0], np.e, rtol=1e-3)
 
 
-def test_importance_sampling_of_the_samplers_own_log_probs_is_refused():
+def test_importance_weights_need_recomputed_log_probs():
   with pytest.raises(ValueError, match="importance_cap=2.0 .*old_logprobs='recompute'"):
     dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=2.0), old_logprobs="sampler")
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(params, rollouts, advantages):
-  """Two mini-batches, each in turn with a NaN, and then both: the rest goes on as if alone."""
+def test_a_step_that_is_not_finite_changes_only_the_counts(params, rollouts, advantages):
+  """Of two mini-batches the first is broken, then the second, then both; the other one trains as
+  if alone."""
   changes = dict(minibatch_size=4, microbatch_size=2, old_logprobs="sampler")
   config = dataclasses.replace(BASE, **changes)
   half = P // 2
   for bad, value in ((0, jnp.nan), (1, jnp.inf)):
     broken = advantages.at[bad * half, 0].set(value)
-    state = update.init(jax.tree.map(jnp.copy, params), config)
-    state, metrics = update.step(MODEL, state, rollouts, broken, config)
-    alone = update.init(jax.tree.map(jnp.copy, params), config)
+    state, metrics = update.step(
+      MODEL, config, initial(params, config), experience(rollouts), broken
+    )
     good = slice((1 - bad) * half, (2 - bad) * half)
-    part = jax.tree.map(lambda x, good=good: x[good], rollouts)
-    alone, expected = update.step(MODEL, alone, part, advantages[good], config)
+    part = experience(jax.tree.map(lambda x, good=good: x[good], rollouts))
+    alone, expected = update.step(MODEL, config, initial(params, config), part, advantages[good])
     for a, b in zip(
       jax.tree.leaves((state.step, state.params, state.opt_state)),
       jax.tree.leaves((alone.step, alone.params, alone.opt_state)),
@@ -399,10 +420,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(params, rollou
     ):
       np.testing.assert_array_equal(a, b)
     assert int(state.skipped) == int(metrics["policy/skipped_updates"]) == 1
-    assert int(state.skipped_in_a_row) == bad  # the second one was taken, or was not
+    assert int(state.skipped_in_a_row) == bad  # 0 where the last optimizer step was taken
     assert float(metrics["policy/loss"]) == float(expected["policy/loss"])
   before = jax.tree.map(jnp.copy, state)
-  state, metrics = update.step(MODEL, state, rollouts, advantages * jnp.nan, config)
+  state, metrics = update.step(MODEL, config, state, experience(rollouts), advantages * jnp.nan)
   for a, b in zip(
     jax.tree.leaves((state.step, state.params, state.opt_state)),
     jax.tree.leaves((before.step, before.params, before.opt_state)),
@@ -411,3 +432,43 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(params, rollou
     np.testing.assert_array_equal(a, b)
   assert int(state.skipped) == int(state.skipped_in_a_row) == 3
   assert np.isnan(metrics["policy/loss"])
+
+
+@pytest.mark.parametrize("responses", [1, 2])
+def test_log_probs_do_not_depend_on_the_responses_in_a_row(params, rollouts, responses):
+  batch = form(rollouts, responses, {})
+  logprobs = update.batch_logprobs(MODEL, params, batch, BASE).reshape(P * N, T)
+  mask = np.asarray(rollouts.mask).reshape(-1, T)
+  expected = np.asarray(sequence_logprobs(params, rollouts))
+  np.testing.assert_allclose(np.asarray(logprobs)[mask], expected[mask], atol=1e-4)
+
+
+def test_rows_of_whole_groups_and_of_their_parts_give_the_same_update(params, rollouts, advantages):
+  """With n = 4, micro-batches of 1, 2 and 4 sequences make rows of 1, 2 and 4 responses."""
+  halves = jax.tree.map(
+    lambda x: x.reshape(P // 2, 2 * N, *x.shape[2:]), rollouts.replace(prompts=None)
+  )
+  groups = halves.replace(prompts=jax.tree.map(lambda x: x[::2], rollouts.prompts))
+  states = {}
+  for size in (1, 2, 4, 8):
+    batch, count = update.policy_batch(
+      MODEL,
+      dataclasses.replace(BASE, microbatch_size=size),
+      params,
+      experience(groups),
+      advantages.reshape(P // 2, 2 * N),
+    )
+    m = min(size, 2 * N)
+    assert count == 1 and batch.tokens.shape == (P * N // m, m, T)
+    assert batch.prompts.tokens.shape == (P * N // m, TP)  # a prompt is stored n / m times
+    states[size] = run(params, groups, advantages.reshape(P // 2, 2 * N), microbatch_size=size)
+  for size in (1, 2, 8):
+    assert_same_update(states[size], states[4])
+
+
+def test_the_compiled_update_names_its_parts(params, rollouts, advantages):
+  batch, _ = update.policy_batch(MODEL, BASE, params, experience(rollouts), advantages)
+  lowered = update.minibatch_step.lower(MODEL, BASE, update.init(params, BASE), batch)
+  text = lowered.as_text(debug_info=True)
+  for scope in ("token_logprobs", "policy_loss", "optimizer"):
+    assert f"/{scope}/" in text or f"({scope})" in text, scope
