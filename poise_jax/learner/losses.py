@@ -216,8 +216,8 @@ def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B
 
 
 def kl_estimate(
-  logprobs: Float[Array, "B T"], reference: Float[Array, "B T"], estimator: str
-) -> Float[Array, "B T"]:
+  logprobs: Float[Array, "*shape"], reference: Float[Array, "*shape"], estimator: str
+) -> Float[Array, "*shape"]:
   """One-sample estimates of KL(policy || reference) at tokens that the policy sampled.
 
   With d = log policy - log reference: k1 = d (unbiased, but its gradient in a loss is zero on

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
@@ -63,7 +63,7 @@ def sampling_axes(config: ModelConfig) -> PyTree[tuple[str | None, ...]]:
   return {**axes, "layers": [layer] * config.num_hidden_layers}
 
 
-def training_shardings(mesh: Mesh) -> Callable[[ModelConfig], PyTree[NamedSharding]]:
+def training_shardings(mesh: Mesh | AbstractMesh) -> Callable[[ModelConfig], PyTree[NamedSharding]]:
   """Maps a model to the shardings of its parameters in the training layout on `mesh`."""
 
   def shardings(model):
@@ -74,7 +74,7 @@ def training_shardings(mesh: Mesh) -> Callable[[ModelConfig], PyTree[NamedShardi
 
 
 def sampling_layout(
-  mesh: Mesh, model: ModelConfig, dtype: DTypeLike
+  mesh: Mesh | AbstractMesh, model: ModelConfig, dtype: DTypeLike
 ) -> Callable[[PyTree[Array]], PyTree[Array]]:
   """The jitted conversion of training parameters to the sampling layout, called once a step.
 

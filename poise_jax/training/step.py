@@ -56,7 +56,7 @@ class Sampling:
   step: int
   clock: Clock
 
-  def __call__(self, ids: Sequence[int], generation: int) -> Experience:
+  def __call__(self, ids: Int[np.ndarray, " P"], generation: int) -> Experience:
     """Samples responses to training prompts and judges them.
 
     Args:
