@@ -118,7 +118,7 @@ def score(
   """The verifiers' scores of sampled responses, float32; adds collect/tokens to `clock`."""
   tokens, mask = sharding.fetch((rollouts.tokens, rollouts.mask))
   if clock:
-    clock.add("collect/tokens", mask.sum())
+    clock.add("collect/tokens", float(mask.sum()))
   rows = zip(np.concatenate(tokens), np.concatenate(mask), strict=True)
   ids, decode = [row[valid].tolist() for row, valid in rows], experiment.encoder.tokenizer.decode
   responses = processes.divided(lambda part: [decode(response) for response in part], ids)

@@ -110,7 +110,7 @@ def tokenizer_source(checkpoint: pathlib.Path) -> str | pathlib.Path:
 
 
 def read(
-  checkpoint: pathlib.Path, item: str, like: PyTree[jax.ShapeDtypeStruct] | None
+  checkpoint: pathlib.Path, item: str, like: PyTree | None
 ) -> PyTree[Array]:
   """Reads the arrays of a checkpoint.
 
