@@ -1,4 +1,4 @@
-"""What every test file shares: compiled programs, and room for them."""
+"""Set-up of all tests: how programs are compiled, checks of shapes, and a finished run."""
 
 import os
 import pathlib
@@ -9,11 +9,12 @@ import jaxtyping
 import numpy as np
 import pytest
 
-# Tests compile far more than they compute, and runs in processes of their own (resume, sweeps)
-# compile what was compiled before: one cache on disk serves them all. Set before jax is imported.
+# Tests compile far more than they compute: XLA does without most optimizations, and one cache on
+# disk serves all processes, among them those of resumed runs and sweeps. Set before jax is imported.
 _CACHE = tempfile.TemporaryDirectory(prefix="poise_jax_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Shapes and dtypes of arrays are checked in the modules that compute with them: while a function is
 # traced, so compiled programs are the same. Tests that start processes of their own go without.
@@ -33,7 +34,7 @@ jaxtyping.install_import_hook(CHECKED, "checked.check")
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs():
-  """Every compiled program holds memory maps, of which a process has 65,530 on Linux."""
+  """Frees memory maps, which compiled programs hold and of which Linux allows a process 65,530."""
   yield
   import jax
 
@@ -41,28 +42,36 @@ def _free_compiled_programs():
 
 
 @pytest.fixture
-def compiled_quickly():
-  """For programs that run once or never: optimising them would be half of the test's time."""
+def optimized(monkeypatch):
+  """All of XLA's optimizations, also in subprocesses: for tests of the text, the memory or the
+  FLOPs of compiled programs."""
   import jax
 
-  jax.config.update("jax_disable_most_optimizations", True)
+  default = jax.config.values["jax_disable_most_optimizations"]
+
+  def disable_most_optimizations(value):
+    jax.config.update("jax_disable_most_optimizations", value)
+    jax.clear_caches()  # the cache in memory does not tell the two apart; the one on disk does
+
+  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+  disable_most_optimizations(False)
   yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  disable_most_optimizations(default)
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory):
-  """A run of tiny_run.tiny() that nothing interrupted; not to be written to."""
+def finished_run(tmp_path_factory):
+  """Workdir of a run of tiny_run.tiny() that nothing interrupted; read-only."""
   from tiny_run import tiny
 
   from poise_jax.training import loop
 
-  workdir = tmp_path_factory.mktemp("run") / "deep" / "straight"
+  workdir = tmp_path_factory.mktemp("run") / "deep" / "finished"
   loop.train(tiny(), str(workdir))
   return workdir
 
 
 @pytest.fixture
-def copy(straight, tmp_path):
-  """The same, to be written to."""
-  return pathlib.Path(shutil.copytree(straight, tmp_path / "copy"))
+def run_copy(finished_run, tmp_path):
+  """A copy of the same workdir, to be written to."""
+  return pathlib.Path(shutil.copytree(finished_run, tmp_path / "copy"))

@@ -29,7 +29,7 @@ SMALL = {
 
 
 def test_the_quickstart_notebook_runs_cell_by_cell(
-  tmp_path, monkeypatch, capsys, compiled_quickly
+  tmp_path, monkeypatch, capsys
 ):
   notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text())
   monkeypatch.chdir(ROOT / "notebooks")  # where Jupyter starts it

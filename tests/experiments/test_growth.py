@@ -16,7 +16,7 @@ from poise_jax.types import Experience, Prompts, Rollouts
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_rows_and_their_ratios(monkeypatch, compiled_quickly):
+def test_rows_and_their_ratios(monkeypatch):
   monkeypatch.setattr(growth_measure, "BASE", {"T": 4, "n": 2, "P": 2})
   monkeypatch.setattr(growth_measure, "GROWN", {"T": (4,)})
   monkeypatch.setattr(growth_measure, "LAYERS", (1,))

@@ -331,7 +331,7 @@ def test_help_needs_no_config_and_one_that_fails_is_an_error(run_command, error_
 
 
 def test_dry_run_counts_the_memory_of_a_run_and_writes_nothing(
-  run_command, error_of, capsys, monkeypatch, tmp_path, compiled_quickly
+  run_command, error_of, capsys, monkeypatch, tmp_path
 ):
   small = [QUICK, "--dry_run", f"--workdir={tmp_path / 'run'}"]
   small += [f"--config.{name}={value}" for name, value in SMALL.items()]

@@ -78,7 +78,7 @@ def test_bfloat16_operands_give_float32_outputs():
     np.testing.assert_allclose(a, b, atol=1e-5)  # products of bfloat16 are exact in float32
 
 
-def test_no_buffer_of_all_logits():
+def test_no_buffer_of_all_logits(optimized):
   b, t, d, v = 4, 24, 8, 37  # no other product of sizes looks like [B, T, V] or [B * T, V]
   hidden, unembed, targets, _ = inputs((b, t, d, v))
 

@@ -242,7 +242,7 @@ def test_mismatch_kl_sees_weights_that_differ(params, rollouts, advantages, whol
   assert metrics["rollout/mismatch_kl"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_no_buffer_of_all_logits(params, rollouts, advantages):
+def test_no_buffer_of_all_logits(params, rollouts, advantages, optimized):
   v = MODEL.vocab_size
 
   def lowered(**changes):

@@ -79,7 +79,7 @@ def test_blocks_of_queries_do_not_change_gradients(monkeypatch):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_no_buffer_holds_all_scores():
+def test_no_buffer_holds_all_scores(optimized):
   """Forward and backward over 2,048 positions need less memory than one array of scores."""
   length, heads = 2 * lib.WHOLE, 4
   shapes = [(1, length, n, 8) for n in (heads, 2, 2, heads)]
@@ -115,7 +115,7 @@ def test_cudnn_computes_float32_as_xla_does():
   assert_same(lib.cudnn, make(40, 4, 2, 16), 1e-6, 0)
 
 
-def test_the_decoder_uses_the_chosen_implementation(monkeypatch, compiled_quickly):
+def test_the_decoder_uses_the_chosen_implementation(monkeypatch):
   """Forward and backward of a decoder, under its scan, rematerialisation and a mesh."""
   monkeypatch.setitem(lib.IMPLEMENTATIONS, "splash", functools.partial(lib.splash, interpret=True))
   config = models.ModelConfig("qwen3", 40, 32, 48, 2, 2, 1, 16, qk_norm=True)

@@ -84,7 +84,7 @@ def test_remat_changes_nothing():
   np.testing.assert_allclose(states[mask], expected[mask], atol=1e-5)
 
 
-def test_remat_saves_memory():
+def test_remat_saves_memory(optimized):
   """Compares the temporary memory of compiled gradients of 24 layers; nothing is run."""
   config = models.ModelConfig("qwen3", 40, 32, 64, 24, 2, 1, 16)
   params = models.abstract_params(config)

@@ -43,7 +43,7 @@ def test_decoding_reads_an_untied_embedding_at_a_few_rows_only():
   assert flops.decode_bytes(params, tied=False, cache_bytes=5.0) == 64 + 5
 
 
-def test_flops_of_a_forward_pass_are_those_of_its_program():
+def test_flops_of_a_forward_pass_are_those_of_its_program(optimized):
   def logits(params, tokens):
     hidden, _ = models.hidden_states(MODEL, params, models.Rows(tokens, tokens >= 0))
     return hidden @ models.unembedding(MODEL, params)
@@ -57,7 +57,7 @@ def test_flops_of_a_forward_pass_are_those_of_its_program():
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_rematerialised_training_needs_up_to_a_third_more(n):
+def test_rematerialised_training_needs_up_to_a_third_more(n, optimized):
   config = UpdateConfig(minibatch_size=4, microbatch_size=2, remat="full", logprob_chunk=32)
   length, rows = 32, 4 // n
 

@@ -161,7 +161,7 @@ def test_the_command_in_the_readme_works(tmp_path):
 
 
 @pytest.mark.skipif(NO_LIBTPU, reason="compiling for a TPU needs libtpu")
-def test_a_step_is_compiled_for_a_tpu():
+def test_a_step_is_compiled_for_a_tpu(optimized):
   code = """
 import dataclasses, json
 from experiments.compile_topology import prepare

@@ -35,7 +35,7 @@ def sample(params, **changes):
   return rollout.sample(CONFIG, params, PROMPTS, jax.random.key(1), config)
 
 
-def test_prefill_in_chunks_changes_nothing(params, compiled_quickly):
+def test_prefill_in_chunks_changes_nothing(params):
   """7 positions in 3 chunks of 3 and 2 of 4; one row's first chunk is all padding."""
   plain = sample(params)
   for chunk in (3, 4):
@@ -45,7 +45,7 @@ def test_prefill_in_chunks_changes_nothing(params, compiled_quickly):
       np.testing.assert_allclose(getattr(out, name), getattr(plain, name), atol=1e-5)
 
 
-def test_prefill_needs_the_memory_of_a_chunk(params):
+def test_prefill_needs_the_memory_of_a_chunk(params, optimized):
   """Scores and MLP activations of 256 positions, all at once or 32 at a time."""
 
   def temporary(chunk):
@@ -60,7 +60,7 @@ def test_prefill_needs_the_memory_of_a_chunk(params):
 
 
 @pytest.mark.parametrize("dtype,mean,most", [("bfloat16", 2e-3, 0.02), ("int8", 5e-3, 0.03)])
-def test_smaller_cache_dtypes_are_close(params, compiled_quickly, dtype, mean, most):
+def test_smaller_cache_dtypes_are_close(params, dtype, mean, most):
   """The sampler's log-probs against those of a float32 teacher-forced pass."""
   out = sample(params, cache_dtype=dtype)
   expected = update.sequence_logprobs(CONFIG, params, out, UpdateConfig(microbatch_size=8))

@@ -213,7 +213,7 @@ def test_padding_does_not_change_a_prompt(params, prompts):
     np.testing.assert_allclose(single.features[0], out.features[p], atol=1e-4)
 
 
-def test_no_array_holds_every_state(params, prompts):
+def test_no_array_holds_every_state(params, prompts, optimized):
   """The compiled program has no array [P, n, T, D], only the window of k states."""
   p, n, t, d = 4, 2, 12, CONFIG.hidden_size
   sample = jax.jit(lambda params, key: rollout.sample(CONFIG, params, prompts, key, BASE).features)
