@@ -5,9 +5,8 @@ import pathlib
 import shutil
 import tempfile
 
-import jaxtyping
-import numpy as np
 import pytest
+import shape_checks
 
 # Tests compile far more than they compute: XLA does without most optimizations, and one cache on
 # disk serves all processes, among them those of resumed runs and sweeps. Set before jax is imported.
@@ -16,20 +15,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# Shapes and dtypes of arrays are checked in the modules that compute with them: while a function is
-# traced, so compiled programs are the same. Tests that start processes of their own go without.
-# NumPy arrays are as good as JAX's, which the annotations name.
-CHECKED = (
-  "poise_jax.estimators",
-  "poise_jax.learner",
-  "poise_jax.models",
-  "poise_jax.rollout",
-  "poise_jax.training.rewards",
-  "poise_jax.training.step",
-  "poise_jax.types",
-)
-jaxtyping.Array = jaxtyping.Array | np.ndarray
-jaxtyping.install_import_hook(CHECKED, "checked.check")
+shape_checks.install()
 
 
 @pytest.fixture(autouse=True, scope="module")
