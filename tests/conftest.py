@@ -8,8 +8,8 @@ import tempfile
 import pytest
 import shape_checks
 
-# Tests compile far more than they compute: XLA does without most optimizations, and one cache on
-# disk serves all processes, among them those of resumed runs and sweeps. Set before jax is imported.
+# Tests compile far more than they compute: XLA leaves out most optimizations, and one cache on disk
+# serves all processes, also those of resumed runs and sweeps. Set before jax is imported.
 _CACHE = tempfile.TemporaryDirectory(prefix="poise_jax_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

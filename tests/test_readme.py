@@ -29,3 +29,24 @@ def test_links_and_commands_lead_somewhere(path):
     assert importlib.util.find_spec(module), module
   for config in re.findall(r"\bconfigs/\w+\.py", text):
     assert (ROOT / config).exists(), config
+
+
+def test_every_result_names_a_commit_of_this_history():
+  def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+  if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+    pytest.skip("needs the whole git history")
+  pages = sorted((ROOT / "docs" / "results").glob("*/README.md"))
+  assert {page.parent for page in pages} == {
+    folder for folder in (ROOT / "docs" / "results").iterdir() if folder.is_dir()
+  }
+  for page in pages:
+    commits = [
+      word
+      for word in re.findall(r"\b[0-9a-f]{7,40}\b", page.read_text())
+      if git("cat-file", "-e", f"{word}^{{commit}}").returncode == 0
+    ]
+    assert commits, f"{page} names no commit of this repository"
+    for commit in commits:
+      assert git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0, (page, commit)
