@@ -6,6 +6,7 @@ import pytest
 
 from experiments.bias_variance import estimator_of, experience
 from poise_jax import estimators
+from poise_jax.estimators.group import GROUP
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig
 
@@ -67,36 +68,37 @@ def test_groups_of_one_are_refused(name):
     getattr(estimators, name)(jnp.ones((3, 1)))
 
 
-WITHOUT_MODELS = ("poise", "poise_sibling", *estimators.GROUP, "reinforce_pp", "pvpo")
+WITHOUT_MODELS = ("poise", "poise_sibling", *GROUP, "reinforce_pp", "pvpo")
 
 
-@pytest.mark.parametrize("name", ["poise", "poise_sibling", *estimators.GROUP])
+@pytest.mark.parametrize("name", ["poise", "poise_sibling", *GROUP])
 def test_groups_of_one_are_refused_by_make(name):
-  with pytest.raises(ValueError, match="rollout.n=1"):
+  with pytest.raises(ValueError, match="rollout.n must be at least 2, got 1"):
     estimator_of(name, 1, 11, estimators.ProbeConfig())
 
 
 def test_make_names_what_is_wrong():
-  with pytest.raises(ValueError, match="'popo' is unknown; known are poise, .*, grpo"):
+  with pytest.raises(ValueError, match="unknown estimator 'popo'; .*choose from .*grpo"):
     estimator_of("popo", 2, 11, estimators.ProbeConfig())
-  with pytest.raises(ValueError, match="spo takes one response a prompt: rollout.n=2"):
+  with pytest.raises(ValueError, match="rollout.n must be 1, got 2"):
     estimator_of("spo", 2, 11, estimators.ProbeConfig())
   model = ModelConfig("qwen3", 8, 4, 8, 1, 1, 1, 2)
   with pytest.raises(ValueError, match="feature_layers"):
-    estimators.make("poise", estimators.Setting(RolloutConfig(n=2), model))
+    estimators.make("poise", estimators.EstimatorContext(RolloutConfig(n=2), model))
 
 
 @pytest.mark.parametrize("name", WITHOUT_MODELS)
 def test_every_estimator_has_the_same_shape(name):
   estimator = estimator_of(name, 4, 11, estimators.ProbeConfig(bootstrap_steps=1))
   state = estimator.init(())
-  seen = experience(REWARDS, np.random.default_rng(0).normal(size=(4, 4, 11)))
-  seen = seen.replace(reference_scores=jnp.array([[0.0, 1], [0, 0], [1, 1], [0.5, 0]]))
+  batch = experience(REWARDS, np.random.default_rng(0).normal(size=(4, 4, 11)))
+  batch = batch.replace(reference_scores=jnp.array([[0.0, 1], [0, 0], [1, 1], [0.5, 0]]))
   for _ in range(3):
-    advantages, baselines, metrics = estimator.estimate(state, seen)
+    estimate = estimator.estimate(state, batch)
+    advantages, baselines = estimate.advantages, estimate.baselines
     assert advantages.reshape(REWARDS.shape).shape == baselines.shape == REWARDS.shape
-    state = estimator.update(state, seen, ())
-  assert name.startswith("poise") == ("probe/mae" in metrics)
+    state = estimator.update(state, batch, (), estimate.aux)
+  assert name.startswith("poise") == ("probe/mae" in estimate.metrics)
   if name not in ("grpo", "reinforce_pp_baseline", "reinforce_pp"):  # divided by something
     np.testing.assert_allclose(advantages, REWARDS - baselines, atol=1e-6)
   if name == "pvpo":
@@ -105,12 +107,12 @@ def test_every_estimator_has_the_same_shape(name):
 
 def test_reinforce_pp_takes_what_is_still_to_come():
   """A penalty on a token counts for it and for those before it, not for those behind it."""
-  seen = experience(np.ones((2, 1)), np.zeros((2, 1, 11)))
+  batch = experience(np.ones((2, 1)), np.zeros((2, 1, 11)))
   mask = jnp.array([[[True, True, True]], [[True, False, False]]])
   rewards = jnp.array([[[-0.1, -0.2, 1.0]], [[0.5, 0, 0]]])
-  seen = seen.replace(token_rewards=rewards, rollouts=seen.rollouts.replace(mask=mask))
+  batch = batch.replace(token_rewards=rewards, rollouts=batch.rollouts.replace(mask=mask))
   estimator = estimator_of("reinforce_pp", 1, 11, estimators.ProbeConfig())
-  advantages = np.asarray(estimator.estimate((), seen)[0])[np.asarray(mask)]
+  advantages = np.asarray(estimator.estimate((), batch).advantages)[np.asarray(mask)]
   to_come = np.array([0.7, 0.8, 1.0, 0.5])
   np.testing.assert_allclose(
     advantages, (to_come - to_come.mean()) / to_come.std(ddof=1), rtol=1e-4

@@ -12,7 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from poise_jax.estimators import probe, ridge
+from poise_jax.estimators import poise, probe, ridge
+from poise_jax.estimators.buffer import insert
 
 
 def hidden_states(rows, num_features, decades=4, outlier=1000.0, held_out=128, seed=0):
@@ -156,7 +157,7 @@ def test_configs_and_shapes_are_validated():
     ("alpha", 0.0),
     ("alpha", float("nan")),
     ("pca_prompt", -1),
-    ("scalars", 1.5),
+    ("mlp_steps", 1.5),
     ("buffer_rows", 1),
     ("bootstrap_steps", -1),
   ]:
@@ -164,18 +165,18 @@ def test_configs_and_shapes_are_validated():
       probe.ProbeConfig(**{field: value})
   with pytest.raises(ValueError, match="8 features is not two equal blocks and 3 scalars"):
     probe.fit(jnp.ones((8, 8)), jnp.ones(8), probe.ProbeConfig())
-  with pytest.raises(ValueError, match=r"pca_prompt=5 exceeds .* min\(4, 10\)"):
+  with pytest.raises(ValueError, match=r"pca_prompt must be at most .* min\(4, 10\), got 5"):
     probe.fit(jnp.ones((4, 23)), jnp.ones(4), probe.ProbeConfig(pca_prompt=5))
-  with pytest.raises(ValueError, match=r"pca_response=11 exceeds .* min\(4096, 10\)"):
-    probe.init(probe.ProbeConfig(pca_response=11), n=2, num_features=23)
-  with pytest.raises(ValueError, match="buffer_rows=2 holds no group of n=4"):
-    probe.init(probe.ProbeConfig(buffer_rows=2), n=4, num_features=23)
-  with pytest.raises(ValueError, match="got n=1"):
-    probe.init(probe.ProbeConfig(), n=1, num_features=23)
-  with pytest.raises(ValueError, match="got n=1"):
+  with pytest.raises(ValueError, match=r"pca_response must be at most .* min\(4096, 10\), got 11"):
+    poise.init(probe.ProbeConfig(pca_response=11), n=2, num_features=23)
+  with pytest.raises(ValueError, match="buffer_rows must be at least rollout.n=4, .* got 2"):
+    poise.init(probe.ProbeConfig(buffer_rows=2), n=4, num_features=23)
+  with pytest.raises(ValueError, match="rollout.n must be at least 2, got 1"):
+    poise.init(probe.ProbeConfig(), n=1, num_features=23)
+  with pytest.raises(ValueError, match="rollout.n must be at least 2, got 1"):
     probe.leave_one_out_targets(jnp.ones((3, 1)))
-  with pytest.raises(ValueError, match="got n=1"):
-    probe.cross_rollout_advantages(jnp.ones((3, 1)), jnp.ones((3, 1)))
+  with pytest.raises(ValueError, match="rollout.n must be at least 2, got 1"):
+    poise.cross_rollout_advantages(jnp.ones((3, 1)), jnp.ones((3, 1)))
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -183,7 +184,7 @@ def test_leave_one_out_and_cross_rollout_against_loops(n):
   rng = np.random.default_rng(n)
   rewards, predictions = rng.random((2, 5, n)).astype(np.float32)
   targets = probe.leave_one_out_targets(jnp.asarray(rewards))
-  advantages = probe.cross_rollout_advantages(jnp.asarray(rewards), jnp.asarray(predictions))
+  advantages = poise.cross_rollout_advantages(jnp.asarray(rewards), jnp.asarray(predictions))
   for p in range(5):
     for i in range(n):
       siblings = [j for j in range(n) if j != i]
@@ -197,7 +198,7 @@ def test_leave_one_out_and_cross_rollout_against_loops(n):
 def test_buffer_is_a_queue_of_groups_per_domain():
   num_domains, groups, n, num_features = 3, 5, 2, 4
   config = probe.ProbeConfig(scalars=0, buffer_rows=groups * n + 1)
-  buffer = probe.init(config, n, num_features, num_domains).buffer
+  buffer = poise.init(config, n, num_features, num_domains).buffer
   queues = [collections.deque(maxlen=groups) for _ in range(num_domains)]
   rng = np.random.default_rng(0)
   for arrivals in [1, 3, 17, 3, 3, 1, 17, 3, 1, 1, 3, 17, 17] + [3] * 12:
@@ -206,7 +207,7 @@ def test_buffer_is_a_queue_of_groups_per_domain():
     # The last domain stays empty for a while; whole batches of one domain overflow the ring.
     domains = rng.integers(0, 2 + (queues[0].maxlen == len(queues[0])), arrivals)
     domains = np.full_like(domains, domains[0]) if rng.random() < 0.3 else domains
-    buffer = probe.insert(buffer, features, targets, domains)
+    buffer = insert(buffer, features, targets, domains)
     for group, target, domain in zip(features, targets, domains, strict=True):
       queues[domain].append((group, target))
     for domain, queue in enumerate(queues):
@@ -220,8 +221,8 @@ def test_buffer_is_a_queue_of_groups_per_domain():
 
 
 def test_groups_of_unknown_domains_are_dropped():
-  buffer = probe.init(probe.ProbeConfig(scalars=0, buffer_rows=4), 2, 2, num_domains=2).buffer
-  after = probe.insert(buffer, jnp.ones((3, 2, 2)), jnp.ones((3, 2)), jnp.array([-1, 2, 5]))
+  buffer = poise.init(probe.ProbeConfig(scalars=0, buffer_rows=4), 2, 2, num_domains=2).buffer
+  after = insert(buffer, jnp.ones((3, 2, 2)), jnp.ones((3, 2)), jnp.array([-1, 2, 5]))
   jax.tree.map(np.testing.assert_array_equal, after, buffer)
 
 
@@ -239,17 +240,17 @@ def batch(seed, prompts=12, n=2, num_features=13):
 
 
 def run(steps, config=CONFIG):
-  state = probe.init(config, n=2, num_features=13)
+  state = poise.init(config, n=2, num_features=13)
   for seed in range(steps):
-    state = probe.update(state, *batch(seed), config)
+    state = poise.update(state, *batch(seed), config)
   return state
 
 
 def test_bootstrap_is_rloo_then_the_probe_takes_over():
-  state = probe.init(CONFIG, n=2, num_features=13)
+  state = poise.init(CONFIG, n=2, num_features=13)
   for step in range(2):
     rewards, features, domains = batch(step)
-    advantages, baselines, predictions, metrics = probe.estimate(
+    advantages, baselines, predictions, metrics = poise.estimate(
       state, rewards, features, domains, CONFIG
     )
     np.testing.assert_array_equal(advantages, rewards - rewards[:, ::-1])
@@ -258,10 +259,10 @@ def test_bootstrap_is_rloo_then_the_probe_takes_over():
     assert metrics["probe/active"] == 0.0
     assert all(np.isnan(metrics[f"probe/{name}"]) for name in ("mae", "pearson", "value"))
     assert not state.fitted.any()
-    state = probe.update(state, rewards, features, domains, CONFIG)
+    state = poise.update(state, rewards, features, domains, CONFIG)
   assert state.step == 2 and state.fitted.all()
   rewards, features, domains = batch(2)
-  advantages, baselines, predictions, metrics = probe.estimate(
+  advantages, baselines, predictions, metrics = poise.estimate(
     state, rewards, features, domains, CONFIG
   )
   np.testing.assert_array_equal(baselines, predictions[:, ::-1])
@@ -271,12 +272,12 @@ def test_bootstrap_is_rloo_then_the_probe_takes_over():
 
 def test_without_a_bootstrap_an_unfitted_probe_still_gives_rloo():
   config = dataclasses.replace(CONFIG, bootstrap_steps=0)
-  state = probe.init(config, n=2, num_features=13)
+  state = poise.init(config, n=2, num_features=13)
   rewards, features, domains = batch(0)
-  advantages = probe.estimate(state, rewards, features, domains, config)[0]
+  advantages = poise.estimate(state, rewards, features, domains, config)[0]
   np.testing.assert_array_equal(advantages, rewards - rewards[:, ::-1])
-  state = probe.update(state, rewards, features, domains, config)
-  assert probe.estimate(state, rewards, features, domains, config)[3]["probe/active"] == 1.0
+  state = poise.update(state, rewards, features, domains, config)
+  assert poise.estimate(state, rewards, features, domains, config)[3]["probe/active"] == 1.0
 
 
 def test_predict_then_learn():
@@ -286,63 +287,63 @@ def test_predict_then_learn():
   rows = np.concatenate([features for _, features, _ in past])[-32:].reshape(64, 13)
   targets = np.concatenate([rewards[:, ::-1] for rewards, _, _ in past])[-32:].reshape(64)
   rewards, features, domains = batch(4)
-  predictions = probe.estimate(state, rewards, features, domains, CONFIG)[2]
+  predictions = poise.estimate(state, rewards, features, domains, CONFIG)[2]
   expected = probe.predict(probe.fit(rows, targets, CONFIG), features)
   np.testing.assert_allclose(predictions, expected, rtol=0, atol=1e-5)
-  other = probe.estimate(state, 1 - rewards, features, domains, CONFIG)[2]
+  other = poise.estimate(state, 1 - rewards, features, domains, CONFIG)[2]
   np.testing.assert_array_equal(predictions, other)
 
 
 def test_own_rollout_does_not_reach_its_baseline():
   state = run(3)
   rewards, features, domains = batch(3, n=2)
-  before = probe.estimate(state, rewards, features, domains, CONFIG)[1]
+  before = poise.estimate(state, rewards, features, domains, CONFIG)[1]
   changed = features.copy()
   changed[:, 0] += 1.0
-  after = probe.estimate(state, rewards, changed, domains, CONFIG)[1]
+  after = poise.estimate(state, rewards, changed, domains, CONFIG)[1]
   np.testing.assert_array_equal(before[:, 0], after[:, 0])
   assert (before[:, 1] != after[:, 1]).any()
 
 
 def test_domains_do_not_leak():
   """Domain 1 among others equals domain 1 alone; a domain without data stays on RLOO."""
-  together = probe.init(CONFIG, n=2, num_features=13, num_domains=3)
-  alone = probe.init(CONFIG, n=2, num_features=13)
+  together = poise.init(CONFIG, n=2, num_features=13, num_domains=3)
+  alone = poise.init(CONFIG, n=2, num_features=13)
   for seed in range(3):
     rewards, features, _ = batch(seed)
     domains = np.arange(12, dtype=np.int32) % 2
-    together = probe.update(together, rewards, features, domains, CONFIG)
+    together = poise.update(together, rewards, features, domains, CONFIG)
     odd = domains == 1
-    alone = probe.update(alone, rewards[odd], features[odd], domains[odd] * 0, CONFIG)
+    alone = poise.update(alone, rewards[odd], features[odd], domains[odd] * 0, CONFIG)
   np.testing.assert_array_equal(together.fitted, [True, True, False])
   rewards, features, domains = batch(9)
-  predictions = probe.estimate(together, rewards, features, domains + 1, CONFIG)[2]
-  expected = probe.estimate(alone, rewards, features, domains, CONFIG)[2]
+  predictions = poise.estimate(together, rewards, features, domains + 1, CONFIG)[2]
+  expected = poise.estimate(alone, rewards, features, domains, CONFIG)[2]
   np.testing.assert_allclose(predictions, expected, rtol=0, atol=1e-6)
   mixed = np.arange(12, dtype=np.int32) % 3
-  advantages, _, _, metrics = probe.estimate(together, rewards, features, mixed, CONFIG)
+  advantages, _, _, metrics = poise.estimate(together, rewards, features, mixed, CONFIG)
   np.testing.assert_allclose(metrics["probe/active"], 2 / 3, rtol=1e-6)
   rloo = rewards - rewards[:, ::-1]
   np.testing.assert_array_equal(advantages[mixed == 2], rloo[mixed == 2])
-  predictions = np.asarray(probe.estimate(together, rewards, features, mixed, CONFIG)[2])
+  predictions = np.asarray(poise.estimate(together, rewards, features, mixed, CONFIG)[2])
   error = np.abs(predictions - rewards[:, ::-1])
   np.testing.assert_allclose(metrics["probe/mae"], error[mixed < 2].mean(), rtol=1e-5)
   for domain in range(2):
     of = mixed == domain
-    np.testing.assert_allclose(metrics["probe/mae_of_domain"][domain], error[of].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["probe/mae_by_domain"][domain], error[of].mean(), rtol=1e-5)
     pearson = scipy.stats.pearsonr(predictions[of].ravel(), rewards[of][:, ::-1].ravel())[0]
-    np.testing.assert_allclose(metrics["probe/pearson_of_domain"][domain], pearson, rtol=1e-4)
-  assert np.isnan(metrics["probe/mae_of_domain"][2])
+    np.testing.assert_allclose(metrics["probe/pearson_by_domain"][domain], pearson, rtol=1e-4)
+  assert np.isnan(metrics["probe/mae_by_domain"][2])
 
 
 def test_equal_rewards_stay_finite():
   config = dataclasses.replace(CONFIG, bootstrap_steps=0)
   _, features, domains = batch(0)
   for value in (0.0, 0.3, 1.0):
-    state = probe.init(config, n=2, num_features=13)
+    state = poise.init(config, n=2, num_features=13)
     rewards = np.full((12, 2), value, np.float32)
-    state = probe.update(state, rewards, features, domains, config)
-    advantages, _, predictions, metrics = probe.estimate(
+    state = poise.update(state, rewards, features, domains, config)
+    advantages, _, predictions, metrics = poise.estimate(
       state, rewards, features, domains, config
     )
     np.testing.assert_allclose(predictions, value, atol=1e-6)
@@ -355,9 +356,9 @@ def test_a_fit_on_broken_features_falls_back_to_rloo():
   state = run(2)
   rewards, features, domains = batch(5)
   features[0, 0, 0] = np.nan
-  state = probe.update(state, rewards, features, domains, CONFIG)
+  state = poise.update(state, rewards, features, domains, CONFIG)
   rewards, features, domains = batch(6)
-  advantages, _, predictions, metrics = probe.estimate(state, rewards, features, domains, CONFIG)
+  advantages, _, predictions, metrics = poise.estimate(state, rewards, features, domains, CONFIG)
   np.testing.assert_array_equal(advantages, rewards - rewards[:, ::-1])
   np.testing.assert_array_equal(predictions, 0.0)
   assert metrics["probe/active"] == 0.0
@@ -368,7 +369,7 @@ def test_metrics_against_numpy_and_scipy():
   rewards, features, domains = batch(7, prompts=64)
   advantages, baselines, predictions, metrics = map(
     lambda x: jax.tree.map(np.asarray, x),
-    probe.estimate(state, rewards, features, domains, CONFIG),
+    poise.estimate(state, rewards, features, domains, CONFIG),
   )
   targets = rewards[:, ::-1]
   np.testing.assert_allclose(metrics["probe/mae"], np.abs(predictions - targets).mean(), rtol=1e-5)
@@ -384,10 +385,10 @@ def test_metrics_against_numpy_and_scipy():
 def test_estimate_and_update_trace_once_into_one_program():
   @jax.jit
   def step(state, rewards, features, domains):
-    advantages, _, _, metrics = probe.estimate(state, rewards, features, domains, CONFIG)
-    return probe.update(state, rewards, features, domains, CONFIG), advantages, metrics
+    advantages, _, _, metrics = poise.estimate(state, rewards, features, domains, CONFIG)
+    return poise.update(state, rewards, features, domains, CONFIG), advantages, metrics
 
-  state = probe.init(CONFIG, n=2, num_features=13)
+  state = poise.init(CONFIG, n=2, num_features=13)
   for seed in range(4):
     state, advantages, _ = step(state, *batch(seed))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, run(4))

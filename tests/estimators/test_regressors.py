@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from poise_jax.estimators import probe
+from poise_jax.estimators import poise, probe
 from poise_jax.estimators.regressors import LEARNING_RATE, SEED, mlp
 
 LOGISTIC = probe.ProbeConfig(model="logistic", alpha=3.0, buffer_rows=64, bootstrap_steps=0)
@@ -103,20 +103,20 @@ def test_rows_of_weight_zero_and_principal_components(config):
 @pytest.mark.parametrize("config", [LOGISTIC, MLP], ids=["logistic", "mlp"])
 def test_they_stand_in_for_ridge_in_a_whole_step(config):
   """Two domains, one of them without data: it stays on RLOO."""
-  state = probe.init(config, n=2, num_features=13, num_domains=2)
+  state = poise.init(config, n=2, num_features=13, num_domains=2)
   shapes = jax.tree.map(jnp.shape, state)
   x, y = rows(48)
   rewards, features = y.reshape(24, 2), x.reshape(24, 2, 13)
-  state = probe.update(state, rewards, features, np.zeros(24, np.int32), config)
+  state = poise.update(state, rewards, features, np.zeros(24, np.int32), config)
   assert jax.tree.map(jnp.shape, state) == shapes
   assert state.fitted.tolist() == [True, False]
   domains = np.arange(24, dtype=np.int32) % 2
-  advantages, _, predictions, metrics = probe.estimate(state, rewards, features, domains, config)
+  advantages, _, predictions, metrics = poise.estimate(state, rewards, features, domains, config)
   first = probe.predict(jax.tree.map(lambda leaf: leaf[0], state.probes), features)
   np.testing.assert_allclose(predictions[::2], first[::2], atol=1e-6)
   np.testing.assert_array_equal(advantages[1::2], (rewards - rewards[:, ::-1])[1::2])
-  assert np.isfinite(metrics["probe/mae_of_domain"][0])
-  assert np.isnan(metrics["probe/mae_of_domain"][1])
+  assert np.isfinite(metrics["probe/mae_by_domain"][0])
+  assert np.isnan(metrics["probe/mae_by_domain"][1])
 
 
 @pytest.mark.parametrize(

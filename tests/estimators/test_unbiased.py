@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bias_variance import ANSWERS, PREFIXES, estimator_of, experience, policy
-from poise_jax.estimators import probe
+from poise_jax.estimators import poise, probe
 
 
 def toy(seed):
@@ -55,7 +55,7 @@ def test_scores_have_zero_mean_and_probabilities_sum_to_one():
 
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("advantages_of", [probe.cross_rollout_advantages, rloo])
+@pytest.mark.parametrize("advantages_of", [poise.cross_rollout_advantages, rloo])
 def test_unbiased(advantages_of, seed, n):
   estimate, exact = expected_gradient(seed, n, advantages_of)
   assert np.abs(exact).max() > 1e-2
@@ -82,7 +82,7 @@ def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
   exact = (probabilities * rewards) @ scores
   variances = []
   for advantages in (
-    probe.cross_rollout_advantages(jnp.asarray(rewards[groups]), jnp.asarray(value)),
+    poise.cross_rollout_advantages(jnp.asarray(rewards[groups]), jnp.asarray(value)),
     rloo(jnp.asarray(rewards[groups]), None),
   ):
     estimates = (np.asarray(advantages)[..., None] * scores[groups]).mean(1)
@@ -102,13 +102,13 @@ def test_the_estimator_itself_is_unbiased(name, n):
   earlier = rng.choice(len(ANSWERS), size=(20, n), p=probabilities)
   groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=n)))
 
-  def seen(groups):
+  def batch(groups):
     return experience(rewards[groups], features[groups])
 
-  state = estimator.update(estimator.init(()), seen(earlier), ())
-  advantages, baselines, metrics = estimator.estimate(state, seen(groups))
-  assert metrics["probe/active"] == 1 and np.asarray(baselines).std() > 1e-2
-  estimates = (np.asarray(advantages, np.float64)[..., None] * scores[groups]).mean(1)
+  state = estimator.update(estimator.init(()), batch(earlier), (), ())
+  estimate = estimator.estimate(state, batch(groups))
+  assert estimate.metrics["probe/active"] == 1 and np.asarray(estimate.baselines).std() > 1e-2
+  estimates = (np.asarray(estimate.advantages, np.float64)[..., None] * scores[groups]).mean(1)
   exact = (probabilities * rewards) @ scores
   np.testing.assert_allclose(probabilities[groups].prod(1) @ estimates, exact, atol=1e-6)
 
@@ -124,9 +124,9 @@ def test_the_siblings_reward_helps_where_states_say_nothing():
     config = probe.ProbeConfig(alpha=1.0, buffer_rows=4000, bootstrap_steps=1)
     estimator = estimator_of(name, 2, 5, config)
     earlier = experience(rewards[:2000], features[:2000])
-    state = estimator.update(estimator.init(()), earlier, ())
-    advantages, _, _ = estimator.estimate(state, experience(rewards[2000:], features[2000:]))
-    variances[name] = float(advantages.var())
+    state = estimator.update(estimator.init(()), earlier, (), ())
+    later = experience(rewards[2000:], features[2000:])
+    variances[name] = float(estimator.estimate(state, later).advantages.var())
   # Var(r) = 0.25. The best linear baseline on r_j has correlation 0.64: 0.25 (1 - 0.64^2) = 0.148.
   # RLOO: the mean of 2 v (1 - v). Three standard errors of 2000 groups are at most 0.026.
   np.testing.assert_allclose(variances["poise"], 0.25, atol=0.026)
