@@ -39,7 +39,7 @@ def inputs(shape=(B, T, D, V), scale=1.0):
   return hidden, unembed, targets, cotangents
 
 
-# Of 15 tokens: ragged, exact, more than there are, and what memory allows.
+# Chunks of 15 tokens: ragged, exact, larger than the batch, and the default.
 @pytest.mark.parametrize("chunk", [4, 15, 512, 0])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_and_their_gradients_equal_log_softmax(chunk, temperature):
@@ -51,7 +51,7 @@ def test_token_logprobs_and_their_gradients_equal_log_softmax(chunk, temperature
   for a, b in zip(ours, theirs, strict=True):
     assert a.shape == (B, T)
     np.testing.assert_allclose(a, b, atol=1e-5)
-  # Each output alone, so that an error in one cannot hide behind the other; then both.
+  # Each output alone, so that one's error cannot cancel the other's; then both.
   zeros = jnp.zeros((B, T))
   for ct in ((cotangents[0], zeros), (zeros, cotangents[1]), cotangents):
     for a, b in zip(ours_vjp(ct), theirs_vjp(ct), strict=True):
@@ -79,7 +79,7 @@ def test_bfloat16_operands_give_float32_outputs():
 
 
 def test_no_buffer_of_all_logits(optimized):
-  b, t, d, v = 4, 24, 8, 37  # no other product of sizes looks like [B, T, V] or [B * T, V]
+  b, t, d, v = 4, 24, 8, 37  # distinct: only logits have the shape [B, T, V] or [B T, V]
   hidden, unembed, targets, _ = inputs((b, t, d, v))
 
   def compiled(f):
@@ -95,19 +95,20 @@ def test_no_buffer_of_all_logits(optimized):
   assert not [shape for shape in forbidden if shape in ours]
   assert f"[16,{v}]" in ours
   theirs = compiled(lambda h, u: naive(h, u, targets, 0.7))
-  assert [shape for shape in forbidden if shape in theirs]  # the test can find what is there
+  assert [shape for shape in forbidden if shape in theirs]  # the test detects such buffers
 
 
 @pytest.mark.parametrize("vocab,tokens", [(151_936, 441), (151_936 // 8, 3533), (10**6, 128)])
-def test_a_chunk_is_what_256_mib_hold(vocab, tokens):
+def test_the_logits_of_a_chunk_take_256_mib(vocab, tokens):
   assert chunk_of(vocab) == tokens
   assert tokens == 128 or tokens * vocab * 4 <= 2**28 < (tokens + 1) * vocab * 4
 
 
 def torch_policy_loss(logprobs, old, advantages, mask, config, extra=None):
-  """verl's formulas, sequence by sequence and token by token.
+  """verl's formulas, token by token.
 
-  extra: entropies, reference_logprobs, sampler_logprobs.
+  Args:
+    extra: entropies, reference_logprobs, sampler_logprobs.
   """
   rows = []
   for i in range(len(logprobs)):
@@ -141,21 +142,21 @@ def torch_policy_loss(logprobs, old, advantages, mask, config, extra=None):
         loss = loss - config.entropy_coef * extra[0][i, t]
       row.append(loss)
     rows.append(row)
-  spoken = [row for row in rows if row]
+  responses = [row for row in rows if row]
   if config.aggregation == "token-mean":
-    return sum(sum(row) for row in spoken) / sum(len(row) for row in spoken)
+    return sum(sum(row) for row in responses) / sum(len(row) for row in responses)
   if config.aggregation == "seq-mean-token-mean":
-    return sum(sum(row) / len(row) for row in spoken) / len(spoken)
+    return sum(sum(row) / len(row) for row in responses) / len(responses)
   if config.aggregation == "seq-mean-token-sum":
-    return sum(sum(row) for row in spoken) / len(spoken)
-  return sum(sum(row) for row in spoken) / mask.shape[1]
+    return sum(sum(row) for row in responses) / len(responses)
+  return sum(sum(row) for row in responses) / mask.shape[1]
 
 
 LENGTHS = (9, 1, 0, 5, 9, 3)
 
 
 def batch(per_token=False):
-  """Log-ratios up to +-2.8, both signs of advantage, an empty response; away from the bounds, where
+  """Log-ratios up to +-2.8, both signs of advantage, an empty response; no ratio on a bound, where
   a maximum has two gradients."""
   rng = np.random.default_rng(1)
   shape = (len(LENGTHS), max(LENGTHS))
@@ -195,7 +196,7 @@ def test_policy_loss_equals_torch(aggregation, dual_clip):
 
 
 def extras(old):
-  """Entropies, reference log-probs and sampler log-probs; ratios around 1.5 and far below."""
+  """Entropies, reference and sampler log-probs; importance ratios on both sides of a cap of 2."""
   rng = np.random.default_rng(2)
   off = np.log(rng.choice([0.3, 0.9, 1.1, 3.0], old.shape))
   return [
@@ -237,7 +238,7 @@ def test_other_surrogates_and_terms_equal_torch(changes):
 
 
 def test_the_entropy_bonus_has_a_gradient():
-  """Through the entropies, which are an output of token_logprobs beside the log-probs."""
+  """It flows through the entropies, the second output of token_logprobs."""
   logprobs, old, advantages, mask = batch()
   config = PolicyLossConfig(entropy_coef=0.5)
   grad = jax.grad(lambda e: policy_loss(logprobs, old, advantages, mask, config, None, e)[0])
@@ -245,7 +246,7 @@ def test_the_entropy_bonus_has_a_gradient():
 
 
 def test_kl_estimates_are_unbiased_and_have_the_gradient_of_the_kl():
-  """By summing over a vocabulary of 5."""
+  """Checked by sums over a vocabulary of 5."""
   rng = np.random.default_rng(0)
   logits, reference = rng.normal(size=5), jax.nn.log_softmax(rng.normal(size=5))
 
@@ -253,7 +254,7 @@ def test_kl_estimates_are_unbiased_and_have_the_gradient_of_the_kl():
     log_p = jax.nn.log_softmax(logits)
     return (jnp.exp(log_p) * (log_p - reference)).sum()
 
-  def estimate(logits, name):  # of tokens sampled from a policy that gradients do not see
+  def estimate(logits, name):  # expectation over tokens, whose probabilities have no gradient
     log_p = jax.nn.log_softmax(logits)
     p = jax.lax.stop_gradient(jnp.exp(log_p))
     return (p * kl_estimate(log_p[None], reference[None], name)[0]).sum()
@@ -269,7 +270,7 @@ def test_kl_estimates_are_unbiased_and_have_the_gradient_of_the_kl():
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo"])
-def test_what_stands_outside_of_the_mask_is_harmless(aggregation, surrogate):
+def test_entries_outside_of_the_mask_have_no_influence(aggregation, surrogate):
   config = PolicyLossConfig(
     dual_clip=3.0 * (surrogate == "ppo"),
     aggregation=aggregation,
@@ -303,12 +304,12 @@ def test_an_empty_batch_has_no_loss_and_no_gradient():
 @pytest.mark.parametrize(
   "advantage,ratio,loss,slope",
   [  # slope: d loss / d log-prob; the bounds are 0.8 and 1.28
-    (1.0, 2.0, -1.28, 0.0),  # good and already likelier: stop
-    (1.0, 0.5, -0.5, -0.5),  # good but less likely: the ratio counts
-    (-1.0, 0.5, 0.8, 0.0),  # bad and already less likely: stop
-    (-1.0, 2.0, 2.0, 2.0),  # bad but likelier: min(r A, clip(r) A), the ratio counts, unclipped
+    (1.0, 2.0, -1.28, 0.0),  # good and likelier than before: clipped
+    (1.0, 0.5, -0.5, -0.5),  # good and less likely: not clipped
+    (-1.0, 0.5, 0.8, 0.0),  # bad and less likely than before: clipped
+    (-1.0, 2.0, 2.0, 2.0),  # bad and likelier: not clipped
     (-1.0, 5.0, 3.0, 0.0),  # dual clip at 3
-    (1.0, 5.0, -1.28, 0.0),  # dual clip is for negative advantages alone
+    (1.0, 5.0, -1.28, 0.0),  # dual clip applies to negative advantages only
   ],
 )
 def test_the_sign_of_the_advantage_decides_which_bound_holds(advantage, ratio, loss, slope):
@@ -316,19 +317,19 @@ def test_the_sign_of_the_advantage_decides_which_bound_holds(advantage, ratio, l
   old = np.full((1, 1), -1.0, np.float32)
   logprob = old + np.log(np.float32(ratio))
   mask = np.ones((1, 1), bool)
-  got, grad, metrics = loss_and_grad(
+  actual, grad, metrics = loss_and_grad(
     logprob, old, np.full((1, 1), advantage, np.float32), mask, config
   )
-  np.testing.assert_allclose(got, loss, rtol=1e-5)
+  np.testing.assert_allclose(actual, loss, rtol=1e-5)
   np.testing.assert_allclose(grad[0, 0], slope, rtol=1e-5, atol=1e-6)
-  stopped = (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
-  assert float(metrics["policy/clip_fraction"]) == stopped
+  clipped = (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
+  assert float(metrics["policy/clip_fraction"]) == clipped
   assert float(metrics["policy/dual_clip_fraction"]) == (loss == 3.0)
   np.testing.assert_allclose(metrics["policy/kl"], ratio - 1 - np.log(ratio), rtol=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_the_losses_of_parts_sum_up_to_the_loss_of_the_whole(aggregation):
+def test_the_losses_of_micro_batches_sum_to_that_of_the_mini_batch(aggregation):
   config = PolicyLossConfig(0.2, 0.28, 3.0, aggregation)
   arrays = batch()
   whole, grad, _ = loss_and_grad(*arrays, config)
@@ -360,18 +361,24 @@ def test_weights_of_each_aggregation():
 @pytest.mark.parametrize(
   "change,message",
   [
-    (dict(aggregation="token-sum"), "train.loss.aggregation='token-sum'.*token-mean"),
-    (dict(clip_low=1.1), "train.loss.clip_low=1.1"),
-    (dict(clip_low=-0.1), "train.loss.clip_low=-0.1"),
-    (dict(clip_high=-0.1), "train.loss.clip_high=-0.1"),
-    (dict(dual_clip=1.0), "train.loss.dual_clip=1.0"),
-    (dict(dual_clip=-3.0), "train.loss.dual_clip=-3.0"),
-    (dict(dual_clip=3.0, surrogate="gspo"), "train.loss.dual_clip=3.0.*'ppo', not to 'gspo'"),
-    (dict(surrogate="dpo"), "train.loss.surrogate='dpo'.*ppo, gspo, cispo"),
-    (dict(kl_estimator="k4"), "train.loss.kl_estimator='k4'.*k1, k2, k3"),
-    (dict(importance_level="batch"), "train.loss.importance_level='batch'.*token, sequence"),
-    (dict(kl_coef=-1.0), "train.loss.kl_coef=-1.0"),
-    (dict(importance_cap=-1.0), "train.loss.importance_cap=-1.0"),
+    (
+      dict(aggregation="token-sum"),
+      "unknown train.loss.aggregation 'token-sum'; did you mean '.*'.*token-mean",
+    ),
+    (dict(clip_low=1.1), r"train.loss.clip_low must be in \[0, 1\] .*got 1.1"),
+    (dict(clip_low=-0.1), r"train.loss.clip_low must be in \[0, 1\] .*got -0.1"),
+    (dict(clip_high=-0.1), "train.loss.clip_high must not be negative, got -0.1"),
+    (dict(dual_clip=1.0), "train.loss.dual_clip must be above 1.*got 1.0"),
+    (dict(dual_clip=-3.0), "train.loss.dual_clip must be above 1.*got -3.0"),
+    (dict(dual_clip=3.0, surrogate="gspo"), "dual_clip=3.0 needs .*surrogate='ppo', got 'gspo'"),
+    (dict(surrogate="dpo"), "unknown train.loss.surrogate 'dpo'.*cispo, gspo, ppo"),
+    (dict(kl_estimator="k4"), "unknown train.loss.kl_estimator 'k4'.*k1, k2, k3"),
+    (
+      dict(importance_level="batch"),
+      "unknown train.loss.importance_level 'batch'.*sequence, token",
+    ),
+    (dict(kl_coef=-1.0), "train.loss.kl_coef must not be negative, got -1.0"),
+    (dict(importance_cap=-1.0), "train.loss.importance_cap must not be negative, got -1.0"),
   ],
 )
 def test_bad_options_are_named(change, message):
@@ -380,5 +387,5 @@ def test_bad_options_are_named(change, message):
 
 
 def test_an_unknown_aggregation_of_weights_is_named():
-  with pytest.raises(ValueError, match="'sum'.*token-mean"):
+  with pytest.raises(ValueError, match="unknown aggregation 'sum'.*token-mean"):
     token_weights(jnp.ones((1, 1), bool), "sum")

@@ -10,7 +10,7 @@ import pytest
 import rlax
 
 from poise_jax import estimators
-from poise_jax.estimators import critic
+from poise_jax.estimators.ppo import gae, value_loss
 from poise_jax.learner import losses
 from poise_jax.learner.losses import PolicyLossConfig
 
@@ -21,12 +21,12 @@ B, T = MASK.shape
 REWARDS = X["rewards"].reshape(3, 4)
 VERL, TRL = PEERS["verl"], PEERS["trl"]
 LOW, HIGH, DUAL = 0.2, 0.28, 3.0
-SAID = np.asarray(MASK.any(1))  # one response is empty
-SEQUENCES = SAID.sum()
+NONEMPTY = np.asarray(MASK.any(1))  # one response is empty
+SEQUENCES = NONEMPTY.sum()
 
 
 def close(ours, theirs):
-  """To 1e-5 of the largest number."""
+  """Equal within 1e-5 of the largest number."""
   theirs = np.asarray(theirs)
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(np.abs(theirs).max(), 1.0))
 
@@ -34,33 +34,33 @@ def close(ours, theirs):
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
 def test_advantages_of_groups(name):
   # verl writes advantages on tokens, so an empty response has none; its reward still counts.
-  close(jnp.where(SAID, getattr(estimators, name)(REWARDS).reshape(-1), 0), VERL[name])
+  close(jnp.where(NONEMPTY, getattr(estimators, name)(REWARDS).reshape(-1), 0), VERL[name])
 
 
 def test_reinforce_pp_with_baseline_weighted_by_tokens():
   lengths = MASK.sum(-1).reshape(REWARDS.shape)
   ours = estimators.reinforce_pp_baseline(REWARDS, lengths)
-  close(jnp.where(SAID, ours.reshape(-1), 0), VERL["reinforce_pp_baseline"])
+  close(jnp.where(NONEMPTY, ours.reshape(-1), 0), VERL["reinforce_pp_baseline"])
 
 
-def test_reinforce_pp_of_rewards_a_token():
-  to_come = jnp.cumsum(jnp.where(MASK, X["token_rewards"], 0)[:, ::-1], axis=1)[:, ::-1]
-  close(jnp.where(MASK, estimators.whiten(to_come, MASK), 0), VERL["reinforce_pp"])
+def test_reinforce_pp_of_token_rewards():
+  to_go = jnp.cumsum(jnp.where(MASK, X["token_rewards"], 0)[:, ::-1], axis=1)[:, ::-1]
+  close(jnp.where(MASK, estimators.whiten(to_go, MASK), 0), VERL["reinforce_pp"])
 
 
 def test_gae_and_its_targets():
   values = jnp.where(MASK, X["values"], 0)
-  advantages = critic.gae(X["token_rewards"], values, MASK, 0.98, 0.9)
+  advantages = gae(X["token_rewards"], values, MASK, 0.98, 0.9)
   whitened, targets = (np.asarray(x) for x in VERL["gae"])
-  keep = np.asarray(MASK)
-  close(np.asarray(estimators.whiten(advantages, MASK))[keep], whitened[keep])
-  close(np.asarray(advantages + values)[keep], targets[keep])
+  mask = np.asarray(MASK)
+  close(np.asarray(estimators.whiten(advantages, MASK))[mask], whitened[mask])
+  close(np.asarray(advantages + values)[mask], targets[mask])
 
 
 def test_gae_and_rewards_to_go_against_rlax():
-  """rlax has one sequence a call, without padding, and the value behind the last step."""
-  ours = critic.gae(X["token_rewards"], X["values"], MASK, 0.98, 0.9)
-  to_go = critic.gae(X["token_rewards"], 0 * X["values"], MASK, 0.98, 1.0)
+  """rlax takes one sequence a call, without padding, and the value after the last token."""
+  ours = gae(X["token_rewards"], X["values"], MASK, 0.98, 0.9)
+  to_go = gae(X["token_rewards"], 0 * X["values"], MASK, 0.98, 1.0)
   for row, length in enumerate(MASK.sum(1)):
     if not length:
       assert not ours[row].any()
@@ -73,7 +73,7 @@ def test_gae_and_rewards_to_go_against_rlax():
 
 
 def test_the_symmetric_clip_against_rlax():
-  """rlax: one epsilon, a plain mean over steps."""
+  """rlax has one epsilon and a plain mean over steps."""
   ratios = jnp.exp(X["logprobs"] - X["old"])
   advantages = jnp.broadcast_to(X["advantages"][:, None], ratios.shape)
   theirs, gradient = jax.value_and_grad(
@@ -91,7 +91,7 @@ def test_the_symmetric_clip_against_rlax():
 def test_value_loss():
   weights = losses.token_weights(MASK, "token-mean")
   loss, gradient = jax.value_and_grad(
-    lambda v: critic.value_loss(v, X["old_values"], X["token_rewards"], weights, 0.2)
+    lambda v: value_loss(v, X["old_values"], X["token_rewards"], weights, 0.2)
   )(X["values"])
   close(loss, VERL["value_loss"][0])
   close(gradient, VERL["value_loss"][1])
@@ -112,12 +112,12 @@ def test_surrogates_and_their_gradients_against_verl(surrogate, aggregation):
   (loss, metrics), gradient = jax.value_and_grad(losses.policy_loss, has_aux=True)(
     current, X["old"], advantages, MASK, config
   )
-  # verl 0.9.1 also divides this one by the number of sequences; earlier versions, and we, do not.
+  # verl 0.9.1 also divides this one by the number of sequences, unlike earlier versions and ours.
   scale = 1 / SEQUENCES if aggregation == "seq-mean-token-sum-norm" else 1.0
   theirs, their_gradient = VERL[f"{surrogate} {aggregation}"]
   close(loss * scale, theirs)
   close(gradient * scale, their_gradient)
-  assert metrics["policy/clip_fraction"] > 0.02  # bounds were reached, or little was compared
+  assert metrics["policy/clip_fraction"] > 0.02  # the batch reaches the bounds
   if surrogate == "ppo":
     assert metrics["policy/dual_clip_fraction"] > 0.02
 
@@ -125,7 +125,7 @@ def test_surrogates_and_their_gradients_against_verl(surrogate, aggregation):
 @pytest.mark.parametrize(
   "name,options,scale",
   [
-    # TRL's mean over sequences counts the empty one as well.
+    # TRL's mean over sequences includes the empty one.
     ("grpo", dict(aggregation="seq-mean-token-mean", kl_coef=0.04), SEQUENCES / B),
     ("dr_grpo", dict(aggregation="seq-mean-token-sum-norm"), 1 / B),
     ("dapo", dict(aggregation="token-mean"), 1.0),
