@@ -16,10 +16,10 @@ from poise_jax.models.io import run_checkpoint
 from poise_jax.training.export import export
 
 
-def test_transformers_gives_the_logits_of_the_run(straight, tmp_path):
+def test_transformers_gives_the_logits_of_the_run(finished_run, tmp_path):
   out = tmp_path / "deep" / "model"
-  assert export(straight, out, "last") == STEPS
-  config, params = models.load(straight)
+  assert export(finished_run, out, "last") == STEPS
+  config, params = models.load(finished_run)
   reference = transformers.AutoModelForCausalLM.from_pretrained(out)
   tokens = np.arange(1, 9).reshape(2, 4)
   ours = models.forward(config, params, jnp.asarray(tokens), jnp.ones((2, 4), bool)).logits
@@ -30,33 +30,33 @@ def test_transformers_gives_the_logits_of_the_run(straight, tmp_path):
   assert exported_config == config
   assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), params, exported)))
   text = "1 + 2 :"
-  assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(straight).encode(text)
+  assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(finished_run).encode(text)
   card = (out / "README.md").read_text()
   assert "algorithm\n`poise`, 3 of 3 steps with 8 rollouts each (2 per prompt), seed 2" in card
   assert "| before training | 0 |" in card and "| this model | 3 |" in card
   assert '"learning_rate": 0.0002' in card
 
 
-def test_the_best_step_and_steps_by_number(straight, tmp_path):
-  best = run_checkpoint.about(run_checkpoint.find(straight))["best"]["step"]
-  steps = run_checkpoint.steps_of(straight)
+def test_the_best_step_and_steps_by_number(finished_run, tmp_path):
+  best = run_checkpoint.about(run_checkpoint.find(finished_run))["best"]["step"]
+  steps = run_checkpoint.steps_of(finished_run)
   if best in steps:  # the first evaluation may have been the best one
-    assert export(straight, tmp_path / "best", "best") == best
+    assert export(finished_run, tmp_path / "best", "best") == best
   else:
     with pytest.raises(ValueError, match=f"--step=best: .* has no checkpoint of step {best}"):
-      export(straight, tmp_path / "best", "best")
-  assert export(straight, tmp_path / "two", "2") == 2
+      export(finished_run, tmp_path / "best", "best")
+  assert export(finished_run, tmp_path / "two", "2") == 2
   with pytest.raises(ValueError, match="--step=7: .* of step 7; choose from .*2, 3"):
-    export(straight, tmp_path / "seven", "7")
+    export(finished_run, tmp_path / "seven", "7")
   assert not (tmp_path / "seven").exists()
 
 
-def test_errors_name_the_folder(straight, tmp_path):
+def test_errors_name_the_folder(finished_run, tmp_path):
   with pytest.raises(OSError, match="holds no run with a checkpoint"):
     export(tmp_path, tmp_path / "out", "last")
   (tmp_path / "thesis.tex").write_text("years of work")
   with pytest.raises(ValueError, match="is not empty and holds no model"):
-    export(straight, tmp_path, "last")
+    export(finished_run, tmp_path, "last")
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -1,4 +1,4 @@
-"""Each fault for real: a message, nothing lost, and the same command goes on when it is mended."""
+"""Real faults: a message, nothing lost, and the same command continues when they are repaired."""
 
 import errno
 import os
@@ -26,41 +26,44 @@ from poise_jax.training.logging import Logger
 
 
 @pytest.fixture
-def planted(monkeypatch):
-  """planted(first, last): a NaN among what the first prompt's answers earn in those steps."""
-  token_rewards, made = rewards.token_rewards, []
+def nan_rewards(monkeypatch):
+  """nan_rewards(first, last): a NaN among the rewards of the first prompt in those steps."""
+  token_rewards, calls = rewards.token_rewards, []
 
-  def plant(first, last):
-    def poisoned(*args):
-      made.append(1)
-      earned = token_rewards(*args)
-      return earned.at[0, 0, 0].set(jnp.nan) if first <= len(made) <= last else earned
+  def install(first, last):
+    def with_nan(*args):
+      calls.append(args)
+      values = token_rewards(*args)
+      return values.at[0, 0, 0].set(jnp.nan) if first <= len(calls) <= last else values
 
-    monkeypatch.setattr(rewards, "token_rewards", poisoned)
+    monkeypatch.setattr(rewards, "token_rewards", with_nan)
 
-  yield plant
-  monkeypatch.undo()
+  return install
 
 
-def test_a_step_with_a_nan_is_skipped_and_counted(tmp_path, planted, capsys):
-  planted(2, 2)
+def test_a_step_with_a_nan_is_skipped_and_counted(tmp_path, nan_rewards, capsys):
+  nan_rewards(2, 2)
   loop.train(tiny(), str(tmp_path / "run"))
   rows = lines(tmp_path / "run" / "metrics.jsonl")
-  # Two mini-batches a step; the NaN is in the first.
+  # Two mini-batches per step; the NaN is in the first.
   assert [row.get("policy/skipped_updates") for row in rows] == [None, 0, 1, 1]
-  assert "max_skipped_updates" not in capsys.readouterr().out  # the second was taken
+  assert (
+    "max_skipped_updates" not in capsys.readouterr().out
+  )  # the second mini-batch was not skipped
   assert np.isfinite([row["policy/loss"] for row in rows[1:]]).all()
   checkpoint = run_checkpoint.find(tmp_path / "run")
-  for item in ("params", "rest"):  # neither the policy nor the probe's buffer has seen it
+  for item in ("params", "rest"):  # policy and probe are without NaN
     for leaf in jax.tree.leaves(run_checkpoint.read(checkpoint, item, None)):
       assert np.isfinite(np.asarray(leaf, np.float32)).all()
   assert rows[3]["probe/active"] == 1
 
 
-def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(straight, tmp_path, planted, capsys):
+def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(
+  finished_run, tmp_path, nan_rewards, capsys
+):
   folder = tmp_path / "run"
-  planted(2, 9)
-  # One mini-batch a step: both of the steps 2 and 3 are skipped as a whole.
+  nan_rewards(2, 9)
+  # One mini-batch per step: steps 2 and 3 are skipped as a whole.
   config = tiny(max_skipped_updates=2, train__minibatch_size=8, train__microbatch_size=8)
   with pytest.raises(UserError, match="2 optimizer steps in a row, up to step 3") as error:
     loop.train(config, str(folder))
@@ -69,9 +72,9 @@ def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(straight, tmp_path, p
   assert "step 2: loss or gradient not finite" in out
   rows = lines(folder / "metrics.jsonl")
   assert "policy/loss" not in rows[2] and rows[2]["policy/skipped_updates"] == 1
-  _, good = models.load(folder / "checkpoints" / "1")
-  _, kept = models.load(folder / "checkpoints" / "2")
-  for x, y in zip(jax.tree.leaves(good), jax.tree.leaves(kept), strict=True):
+  _, before = models.load(folder / "checkpoints" / "1")
+  _, after = models.load(folder / "checkpoints" / "2")
+  for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
     np.testing.assert_array_equal(x, y)  # the skipped step changed nothing
   assert run_checkpoint.steps_of(folder)[-2:] == [1, 2]
   batch = np.load(folder / "post_mortem" / "step_3.npz")
@@ -80,8 +83,8 @@ def test_too_many_in_a_row_stop_the_run_with_a_post_mortem(straight, tmp_path, p
   text = (folder / "post_mortem" / "step_3.txt").read_text()
   assert "experience.token_rewards (4, 2, 10): 1 values are not finite, first (0, 0, 0)" in text
   assert text.count('"question"') == 8  # every answer of the batch
-  planted(9, 9)
-  loop.train(config, str(folder))  # mended, it goes on
+  nan_rewards(9, 9)
+  loop.train(config, str(folder))  # continues
   assert lines(folder / "metrics.jsonl")[-1]["policy/skipped_updates"] == 1
 
 
@@ -100,18 +103,17 @@ def small_disk(tmp_path):
 
 
 def fill(disk):
-  """Writes until nothing more goes onto the disk; returns the file to delete."""
+  """Writes a file until the disk is full."""
   path = disk / "filler"
   with pytest.raises(OSError) as full, path.open("wb", buffering=0) as file:
     while True:
       file.write(bytes(4096))
   assert full.value.errno == errno.ENOSPC
-  return path
 
 
 @pytest.mark.parametrize("phase", ["step 2: saving", "step 2: updating"])
-def test_a_full_disk(straight, small_disk, monkeypatch, phase):
-  """Who notices first, the checkpoint in the background or the metrics, is a matter of time."""
+def test_a_full_disk(finished_run, small_disk, monkeypatch, phase):
+  """Either the checkpoint in the background or the metrics fail first."""
   workdir, show = small_disk / "run", Logger.phase
 
   def fill_there(self, name):
@@ -122,21 +124,21 @@ def test_a_full_disk(straight, small_disk, monkeypatch, phase):
       fill(small_disk)
 
   monkeypatch.setattr(Logger, "phase", fill_there)
-  with pytest.raises(OSError, match="could not .*space.*goes on after (the last|step 1)"):
+  with pytest.raises(OSError, match="could not .*space.*continue.* after (the last|step 1)"):
     loop.train(tiny(), str(workdir))
   assert run_checkpoint.steps_of(workdir)[-1] == 1
   monkeypatch.setattr(Logger, "phase", show)
   (small_disk / "filler").unlink()
   loop.train(tiny(), str(workdir))
-  assert differences(workdir, straight) == []
+  assert differences(workdir, finished_run) == []
   assert not (workdir / DAMAGED).exists()  # nothing half-written counted as a checkpoint
 
 
-def test_a_read_only_workdir(straight, small_disk):
+def test_a_read_only_workdir(finished_run, small_disk):
   def remount(mode):
     subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
 
-  subprocess.run(["cp", "-r", str(straight), str(small_disk / "run")], check=True)
+  subprocess.run(["cp", "-r", str(finished_run), str(small_disk / "run")], check=True)
   for path in (small_disk / "run" / "checkpoints").iterdir():
     if path.name == "3":
       subprocess.run(["rm", "-r", str(path)], check=True)
@@ -150,10 +152,10 @@ def test_a_read_only_workdir(straight, small_disk):
     remount("rw")
   assert {p: p.is_file() and p.read_bytes() for p in small_disk.rglob("*")} == before
   loop.train(tiny(), str(small_disk / "run"))
-  assert differences(small_disk / "run", straight) == []
+  assert differences(small_disk / "run", finished_run) == []
 
 
-# Limits are a whole process's, pytest's output included: these two have one of their own.
+# Limits apply to a whole process, pytest's output included: each test has a process of its own.
 @pytest.mark.parametrize("name", ["test_the_size_of_files", "test_too_little_memory"])
 def test_a_limit_of_the_process(name):
   command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow", __file__]
@@ -162,8 +164,8 @@ def test_a_limit_of_the_process(name):
 
 
 @pytest.mark.slow  # runs in the test above
-def test_the_size_of_files(copy, monkeypatch):
-  """What a quota does."""
+def test_the_size_of_files(run_copy, monkeypatch):
+  """A limit on the size of files acts as a disk quota does."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   show = Logger.phase
 
@@ -174,18 +176,18 @@ def test_the_size_of_files(copy, monkeypatch):
 
   monkeypatch.setattr(Logger, "phase", limit_there)
   try:
-    with pytest.raises(OSError, match="could not .*[Ff]ile too large.*goes on after step 3"):
-      loop.train(tiny(steps=4), str(copy), allow_config_change=True)
+    with pytest.raises(OSError, match="could not .*[Ff]ile too large.*continues after step 3"):
+      loop.train(tiny(steps=4), str(run_copy), allow_config_change=True)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.undo()
-  loop.train(tiny(steps=4), str(copy), allow_config_change=True)
-  assert run_checkpoint.steps_of(copy)[-1] == 4
+  loop.train(tiny(steps=4), str(run_copy), allow_config_change=True)
+  assert run_checkpoint.steps_of(run_copy)[-1] == 4
 
 
 @pytest.mark.slow  # runs in the test above
 def test_too_little_memory(tmp_path):
-  """A buffer of 16 GB where there is room for 2."""
+  """A buffer of 16 GB in an address space with 2 GB left."""
   size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
   soft, hard = resource.getrlimit(resource.RLIMIT_AS)
   config = tiny(warm_start__steps=0, probe__buffer_rows=2**26)
@@ -198,15 +200,15 @@ def test_too_little_memory(tmp_path):
   assert cli.sentence(error.value).startswith("out of memory; lower train.microbatch_size")
 
 
-def test_other_errors_are_not_the_disks_fault():
+def test_other_errors_are_not_explained_as_a_full_disk():
   missing = FileNotFoundError(errno.ENOENT, "No such file", "weights")
   with pytest.raises(FileNotFoundError) as error, files.disk_explained(pathlib.Path("run")):
     raise missing
   assert error.value is missing
 
 
-def test_verifiers_that_die(copy, monkeypatch):
-  """Their process is killed, again and again: what was saved stays, and the run goes on."""
+def test_verifiers_that_die(run_copy, monkeypatch):
+  """The process is killed and cannot be started again: checkpoints stay, and the run continues."""
   show = Logger.phase
 
   def no_python(self, name):
@@ -216,12 +218,12 @@ def test_verifiers_that_die(copy, monkeypatch):
       for pid in children:
         if b"poise_jax.verifiers" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
           os.kill(int(pid), signal.SIGKILL)
-      monkeypatch.setattr(sys, "executable", "/bin/false")  # and no new one starts
+      monkeypatch.setattr(sys, "executable", "/bin/false")  # no new one starts
 
   monkeypatch.setattr(Logger, "phase", no_python)
   with pytest.raises(OSError, match="the verifiers' process"):
-    loop.train(tiny(steps=4), str(copy), allow_config_change=True)
+    loop.train(tiny(steps=4), str(run_copy), allow_config_change=True)
   monkeypatch.undo()
-  assert run_checkpoint.steps_of(copy)[-1] == 3
-  loop.train(tiny(steps=4), str(copy), allow_config_change=True)
-  assert run_checkpoint.steps_of(copy)[-1] == 4
+  assert run_checkpoint.steps_of(run_copy)[-1] == 3
+  loop.train(tiny(steps=4), str(run_copy), allow_config_change=True)
+  assert run_checkpoint.steps_of(run_copy)[-1] == 4

@@ -1,4 +1,4 @@
-"""Signals: one saves and stops, the second stops at once."""
+"""Signals: the first one saves and stops, a second one stops at once."""
 
 import os
 import pathlib
@@ -20,13 +20,13 @@ from poise_jax.training.logging import Logger
 @pytest.mark.parametrize(
   "number,phase,code,saved",
   [
-    (signal.SIGTERM, "step 2: sampling", 143, 1),  # nothing was learned yet: sampled again
+    (signal.SIGTERM, "step 2: sampling", 143, 1),  # the resumed run samples step 2 again
     (signal.SIGINT, "step 2: updating", 130, 2),
     (signal.SIGTERM, "evaluating", 143, 0),
   ],
 )
-def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
-  straight, tmp_path, monkeypatch, capfd, number, phase, code, saved
+def test_a_signal_saves_and_stops_and_the_resumed_run_equals_an_uninterrupted_one(
+  finished_run, tmp_path, monkeypatch, capfd, number, phase, code, saved
 ):
   folder, handlers = tmp_path / "run", [signal.getsignal(s) for s in Interrupts.SIGNALS]
   show = Logger.phase
@@ -41,14 +41,14 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
     loop.train(tiny(), str(folder))
   assert stopped.value.code == code
   assert run_checkpoint.steps_of(folder)[-1] == saved
-  said = capfd.readouterr()
-  assert f"{number.name}: saving and stopping; a second one stops at once" in said.err
-  assert f"step {saved} is saved" in said.out
+  output = capfd.readouterr()
+  assert f"{number.name}: saving and stopping; a second one stops at once" in output.err
+  assert f"step {saved} is saved" in output.out
   assert [signal.getsignal(s) for s in Interrupts.SIGNALS] == handlers
 
   monkeypatch.setattr(Logger, "phase", show)
   loop.train(tiny(), str(folder))
-  assert differences(folder, straight) == []
+  assert differences(folder, finished_run) == []
   assert [row["step"] for row in lines(folder / "provenance.jsonl")] == [0, saved]
 
 
@@ -70,14 +70,14 @@ with Interrupts() as interrupts:
 
 
 def test_outside_of_the_main_thread_signals_are_left_alone():
-  seen = []
+  results = []
 
   def work():
     with Interrupts() as interrupts:
-      seen.append((signal.getsignal(signal.SIGTERM), interrupts.signal))
+      results.append((signal.getsignal(signal.SIGTERM), interrupts.signal))
 
   before = signal.getsignal(signal.SIGTERM)
   thread = threading.Thread(target=work)
   thread.start()
   thread.join()
-  assert seen == [(before, None)]
+  assert results == [(before, None)]

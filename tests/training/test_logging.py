@@ -1,4 +1,4 @@
-"""Every sink of a run's numbers: what stands there after a run that was cut off and resumed."""
+"""The sinks of a run's metrics: what they hold after a run that was interrupted and resumed."""
 
 import collections
 import io
@@ -12,7 +12,7 @@ import rich.console
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 
-from poise_jax.training import logging as metrics
+from poise_jax.training import logging
 
 
 def config(loggers=(), steps=6):
@@ -32,7 +32,7 @@ def config(loggers=(), steps=6):
 
 def open_logger(folder, start, loggers=(), steps=6):
   (folder / "config.json").write_text(config(loggers, steps).to_json())
-  return metrics.Logger(folder, config(loggers, steps), start, time.perf_counter())
+  return logging.Logger(folder, config(loggers, steps), start, time.perf_counter())
 
 
 def log(logger, steps):
@@ -50,7 +50,7 @@ def rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_no_step_stands_twice_in_the_files_of_a_resumed_run(tmp_path):
+def test_no_step_is_twice_in_the_files_of_a_resumed_run(tmp_path):
   with open_logger(tmp_path, 0) as logger:
     log(logger, range(4))
   before = rows(tmp_path / "metrics.jsonl")
@@ -67,7 +67,7 @@ def test_no_step_stands_twice_in_the_files_of_a_resumed_run(tmp_path):
   assert steps == [step for step in range(6) for _ in range(2)]
 
 
-def test_a_run_without_a_checkpoint_begins_with_step_0_again(tmp_path):
+def test_a_run_without_a_checkpoint_starts_again_with_step_0(tmp_path):
   for _ in range(2):
     with open_logger(tmp_path, -1) as logger:
       log(logger, range(2))
@@ -80,28 +80,28 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     with open_logger(tmp_path, start, ["tensorboard"]) as logger:
       log(logger, steps)
     time.sleep(1.1)  # the files' names have seconds in them
-  shown = {}
+  counts = {}
   for path in sorted((tmp_path / "tensorboard").iterdir()):
     for event in events(path):
-      if event.HasField("session_log"):  # as TensorBoard reads it: what follows replaces
-        shown = {step: count for step, count in shown.items() if step < event.step}
+      if event.HasField("session_log"):  # TensorBoard replaces the steps from here on
+        counts = {step: count for step, count in counts.items() if step < event.step}
       for value in event.summary.value:
         if value.tag == "reward/mean":
           assert value.simple_value == pytest.approx(event.step / 10)
-          shown[event.step] = shown.get(event.step, 0) + 1
-  assert shown == dict.fromkeys(range(6), 1)
+          counts[event.step] = counts.get(event.step, 0) + 1
+  assert counts == dict.fromkeys(range(6), 1)
 
 
 def events(path):
-  """The records of an event file: length, its checksum, the message, its checksum."""
-  data, place = path.read_bytes(), 0
-  while place < len(data):
-    (length,) = struct.unpack_from("<Q", data, place)
-    yield Event.FromString(data[place + 12 : place + 12 + length])
-    place += 16 + length
+  """The records of an event file. Each has a length, its checksum, a message and its checksum."""
+  data, offset = path.read_bytes(), 0
+  while offset < len(data):
+    (length,) = struct.unpack_from("<Q", data, offset)
+    yield Event.FromString(data[offset + 12 : offset + 12 + length])
+    offset += 16 + length
 
 
-def test_weights_and_biases_offline_gets_every_step_once_under_one_id(tmp_path, monkeypatch):
+def test_wandb_offline_gets_every_step_once_under_one_id(tmp_path, monkeypatch):
   pytest.importorskip("wandb", reason="python -m pip install wandb")
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.setenv("WANDB_SILENT", "true")
@@ -119,29 +119,29 @@ def test_weights_and_biases_offline_gets_every_step_once_under_one_id(tmp_path, 
         assert float(items["reward/mean"]) == int(items["_step"]) / 10
         sent[int(items["_step"])] += 1
   assert sent == dict.fromkeys(range(6), 1)
-  known = json.loads((tmp_path / "wandb.json").read_text())
-  assert ids == {(known["id"], "probes", tmp_path.name)}
+  stored = json.loads((tmp_path / "wandb.json").read_text())
+  assert ids == {(stored["id"], "probes", tmp_path.name)}
 
 
 def wandb_records(data):
-  """The records of an offline run: LevelDB's log, blocks of 32 KiB after a header of 7 bytes."""
+  """The records of an offline run: a LevelDB log, blocks of 32 KiB after a header of 7 bytes."""
   from wandb.proto import wandb_internal_pb2
 
-  place, whole = 7, b""
-  while place + 7 <= len(data):
-    left = 32768 - place % 32768
-    if left < 7:
-      place += left
+  offset, record = 7, b""
+  while offset + 7 <= len(data):
+    rest = 32768 - offset % 32768  # of the block
+    if rest < 7:
+      offset += rest
       continue
-    length, kind = struct.unpack_from("<HB", data, place + 4)
-    whole += data[place + 7 : place + 7 + length]
-    place += 7 + length
+    length, kind = struct.unpack_from("<HB", data, offset + 4)
+    record += data[offset + 7 : offset + 7 + length]
+    offset += 7 + length
     if kind in (1, 4):  # a whole record, or the last part of one
-      yield wandb_internal_pb2.Record.FromString(whole)
-      whole = b""
+      yield wandb_internal_pb2.Record.FromString(record)
+      record = b""
 
 
-def test_weights_and_biases_that_does_not_start_says_the_way_out(tmp_path, monkeypatch):
+def test_wandb_that_does_not_start_is_an_error_with_the_way_out(tmp_path, monkeypatch):
   wandb = pytest.importorskip("wandb", reason="python -m pip install wandb")
 
   def refuse(**_):
@@ -154,34 +154,36 @@ def test_weights_and_biases_that_does_not_start_says_the_way_out(tmp_path, monke
 
 def test_loggers_are_checked_and_wandb_is_imported_only_if_it_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
-  metrics.check_loggers(("tensorboard",))
+  logging.check_loggers(("tensorboard",))
   with open_logger(tmp_path, 0, ["tensorboard"]) as logger:
     log(logger, range(1))
   with pytest.raises(ValueError, match="not installed: python -m pip install wandb"):
-    metrics.check_loggers(("tensorboard", "wandb"))
-  with pytest.raises(ValueError, match="'mlflow' is none of tensorboard, wandb"):
-    metrics.check_loggers(("mlflow",))
+    logging.check_loggers(("tensorboard", "wandb"))
+  with pytest.raises(
+    ValueError, match="unknown logger in loggers 'mlflow'; .*choose from tensorboard, wandb"
+  ):
+    logging.check_loggers(("mlflow",))
 
 
 def test_the_time_left_does_not_count_compilation():
-  screen = metrics.Console(rich.console.Console(file=io.StringIO()), steps=100, start=0)
-  assert screen.left(0, 1000.0) == ""
-  assert screen.left(1, 1050.0) == "1:22:30 left"  # all that is known
-  assert screen.left(2, 1052.0) == "0:03:16 left"
-  assert screen.left(3, 1058.0) == "0:06:28 left"  # the mean of 2 and 6 seconds
-  assert screen.left(100, 1060.0) == ""
-  resumed = metrics.Console(rich.console.Console(file=io.StringIO()), steps=100, start=50)
-  assert resumed.left(51, 0.0) == ""
-  assert resumed.left(52, 10.0) == "0:08:00 left"
+  screen = logging.Console(rich.console.Console(file=io.StringIO()), steps=100, start=0)
+  assert screen.time_left(0, 1000.0) == ""
+  assert screen.time_left(1, 1050.0) == "1:22:30 left"  # step 1 includes compilation
+  assert screen.time_left(2, 1052.0) == "0:03:16 left"
+  assert screen.time_left(3, 1058.0) == "0:06:28 left"  # the mean of 2 and 6 seconds
+  assert screen.time_left(100, 1060.0) == ""
+  resumed = logging.Console(rich.console.Console(file=io.StringIO()), steps=100, start=50)
+  assert resumed.time_left(51, 0.0) == ""
+  assert resumed.time_left(52, 10.0) == "0:08:00 left"
 
 
-def test_a_line_a_step_in_a_file_and_a_bar_in_a_terminal():
+def test_the_console_has_a_line_per_step_and_in_a_terminal_a_bar():
   for is_terminal in (False, True):
     out = io.StringIO()
     console = rich.console.Console(
       file=out, force_terminal=is_terminal, width=120, soft_wrap=True, highlight=False
     )
-    screen = metrics.Console(console, steps=3, start=0)
+    screen = logging.Console(console, steps=3, start=0)
     screen.phase("evaluating")
     for step in range(4):
       screen.log(step, {"reward/mean": step / 4, "time/step": 1.5})
@@ -197,7 +199,7 @@ def test_a_line_a_step_in_a_file_and_a_bar_in_a_terminal():
       assert lines[1].endswith("left") and lines[3] == "step    3/3  reward 0.750  1.5 s"
 
 
-def test_the_report_is_written_at_evaluations_and_at_every_end(tmp_path):
+def test_the_report_is_written_at_evaluations_and_at_the_end(tmp_path):
   page = tmp_path / "report.html"
   with pytest.raises(KeyboardInterrupt):
     with open_logger(tmp_path, 0) as logger:
@@ -214,7 +216,7 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
   def fail(_):
     raise RuntimeError("[no] ink")
 
-  monkeypatch.setattr(metrics.report, "write", fail)
+  monkeypatch.setattr(logging.run, "write", fail)
   with open_logger(tmp_path, 0) as logger:
     logger.log(0, {"eval/accuracy": 0.25})
     logger.log(1, {"reward/mean": 0.5})

@@ -1,4 +1,4 @@
-"""Traces of chosen steps: which steps are in them, and when there is none."""
+"""Traces of chosen steps: which steps are in them, and when there is no trace."""
 
 import gzip
 import json
@@ -10,14 +10,14 @@ from poise_jax.training.profiling import Profiler, check_profile_steps
 
 
 def steps_traced(folder):
-  """The steps named in every trace of a folder, in the order of the traces."""
-  found = []
+  """The steps in each trace of a folder."""
+  traces = []
   for path in sorted(folder.rglob("*.trace.json.gz")):
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = {int(e["args"]["step_num"]) for e in events if "step_num" in e.get("args", {})}
-    found.append(sorted(steps))
+    traces.append(sorted(steps))
     assert path.with_name(path.name.replace("trace.json.gz", "xplane.pb")).exists()
-  return found
+  return traces
 
 
 def run(profiler, steps):
@@ -27,14 +27,14 @@ def run(profiler, steps):
       jax.block_until_ready(jax.numpy.ones(3) + step)
 
 
-def test_the_chosen_steps_are_traced_also_by_a_run_that_is_resumed_between_them(tmp_path):
+def test_the_chosen_steps_are_traced_even_if_a_run_is_resumed_between_them(tmp_path):
   run(Profiler(tmp_path / "profile", (2, 3)), range(1, 6))
   assert steps_traced(tmp_path / "profile") == [[2, 3]]
   run(Profiler(tmp_path / "resumed", (2, 3)), range(3, 6))
   assert steps_traced(tmp_path / "resumed") == [[3]]
 
 
-def test_a_run_that_stops_while_it_is_traced_leaves_the_trace(tmp_path):
+def test_a_run_that_stops_while_it_is_traced_writes_the_trace(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     with Profiler(tmp_path / "profile", (1, 9)) as profiler:
       profiler.at(1)
@@ -42,14 +42,16 @@ def test_a_run_that_stops_while_it_is_traced_leaves_the_trace(tmp_path):
   assert steps_traced(tmp_path / "profile") == [[1]]
 
 
-def test_no_steps_no_trace(tmp_path):
+def test_without_profile_steps_there_is_no_trace(tmp_path):
   run(Profiler(tmp_path / "profile", ()), range(1, 4))
   assert not (tmp_path / "profile").exists()
 
 
 @pytest.mark.parametrize("steps", [(0, 3), (3, 2), (2,), (5, 11)])
-def test_steps_that_cannot_be_traced_are_named(steps):
+def test_invalid_profile_steps_are_an_error(steps):
   check_profile_steps((), 10)
   check_profile_steps((2, 10), 10)
-  with pytest.raises(ValueError, match="profile_steps=.* must be the first and the last step"):
+  with pytest.raises(
+    ValueError, match="profile_steps must be empty, or the first and the last step .*, got"
+  ):
     check_profile_steps(steps, 10)

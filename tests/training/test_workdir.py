@@ -1,4 +1,4 @@
-"""Whose folder it is, what may change, and how a run is started again."""
+"""The workdir of a run: which configs it accepts, and how a run starts again."""
 
 import json
 
@@ -22,22 +22,22 @@ def content(folder):
   return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
-def test_the_same_configuration_is_welcome(run):
+def test_the_same_config_is_accepted(run):
   before = content(run)
   assert open_workdir(run, tiny()) == []
   assert content(run) == before
 
 
-def test_another_configuration_is_refused_with_what_differs(run):
+def test_another_config_is_an_error_that_lists_the_differences(run):
   before = content(run)
   with pytest.raises(ValueError, match="train.learning_rate: 0.0002 -> 0.5") as error:
     open_workdir(run, tiny(train__learning_rate=0.5))
-  assert "rollouts" not in str(error.value)  # only what differs
+  assert "rollouts" not in str(error.value)  # only the differences
   assert "--allow_config_change" in str(error.value) and "--overwrite=run" in str(error.value)
   assert content(run) == before
 
 
-def test_another_configuration_that_is_allowed_is_not_written_before_it_works(run):
+def test_an_allowed_change_is_returned_and_not_written_yet(run):
   before = content(run)
   assert open_workdir(run, tiny(steps=9, seed=1), allow_config_change=True) == [
     "seed: 2 -> 1",
@@ -46,7 +46,7 @@ def test_another_configuration_that_is_allowed_is_not_written_before_it_works(ru
   assert content(run) == before
 
 
-def test_overwrite_asks_for_the_folder_by_name(run):
+def test_overwrite_needs_the_name_of_the_folder(run):
   before = content(run)
   for name in ("yes", "runs", str(run)):
     with pytest.raises(ValueError, match="is not the name of .*--overwrite=run") as error:
@@ -58,7 +58,7 @@ def test_overwrite_asks_for_the_folder_by_name(run):
   assert json.loads((run / "config.json").read_text())["seed"] == 1
 
 
-def test_a_folder_of_something_else_is_refused_even_by_name(tmp_path):
+def test_a_folder_that_holds_no_run_is_never_overwritten(tmp_path):
   (tmp_path / "thesis.tex").write_text("years of work")
   for overwrite in ("", tmp_path.name):
     with pytest.raises(ValueError, match="is not empty and holds no run"):
@@ -66,13 +66,15 @@ def test_a_folder_of_something_else_is_refused_even_by_name(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_an_empty_folder_is_as_good_as_none(tmp_path):
-  (tmp_path / "config.partial").write_text('{"see')  # of a process killed while it wrote
+def test_an_empty_folder_is_accepted(tmp_path):
+  (tmp_path / "config.partial").write_text(
+    '{"see'
+  )  # left by a process that was killed while it wrote
   assert open_workdir(tmp_path, tiny()) == []
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_damaged_configuration_is_named(run):
+def test_a_damaged_config_is_an_error(run):
   (run / "config.json").write_text('{"see')
   with pytest.raises(ValueError, match="config.json is not valid JSON"):
     open_workdir(run, tiny())

@@ -1,0 +1,91 @@
+"""A config becomes an experiment, or an error that names the value that cannot work."""
+
+import dataclasses
+
+import jax
+import pytest
+from tiny_run import PROMPTS, tiny
+
+from poise_jax.errors import UserError
+from poise_jax.training import build
+
+
+def test_an_experiment_is_immutable_and_needs_no_weights(monkeypatch):
+  def fail(*_):
+    raise AssertionError("made weights")
+
+  monkeypatch.setattr(build.models, "init", fail)
+  monkeypatch.setattr(build.models, "load", fail)
+  experiment = build.build(tiny())
+  assert experiment.groups == PROMPTS and experiment.keeps_reference
+  assert experiment.difficulties == ("1+", "1-")
+  assert experiment.update.temperature == experiment.rollout.temperature
+  assert set(experiment.rollout.eos_ids) == set(experiment.encoder.tokenizer.eos_ids)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    experiment.made_tokenizer = None
+  assert not build.build(tiny(train__loss__kl_coef=0.0)).keeps_reference
+
+
+def test_a_mixture_has_a_probe_per_domain():
+  changes = dict(task__name="reasoning_gym", task__template="{question}", warm_start__steps=0)
+  config = tiny(**changes, task__max_prompt_length=195, task__drop_long=True)
+  config.task.reasoning_gym.generators = {"gcd": {}, "lcm": {}, "leg_counting": {"max_animals": 8}}
+  experiment = build.build(config)
+  assert experiment.task.domains == ("gcd", "lcm", "leg_counting")
+  assert experiment.task.left_out  # long lists of animals
+  state = jax.eval_shape(experiment.estimator.init, experiment.param_shapes)
+  assert state.buffer.targets.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    (dict(seed=-1), "seed must be at least 0, got -1"),
+    (dict(steps=0), "steps must be at least 1, got 0"),
+    (dict(rollout__n=1), "rollout.n=1"),
+    (dict(rollouts=9), "rollouts must be a positive multiple of rollout.n=2, got 9"),
+    (dict(rollouts=0), "rollouts must be a positive multiple of rollout.n=2, got 0"),
+    (dict(rollouts=6), "rollouts must be .* multiple of train.minibatch_size=4, got 6"),
+    (dict(train__minibatch_size=0), "train.minibatch_size"),
+    (dict(train__microbatch_size=0), "train.microbatch_size"),
+    (dict(train__microbatch_size=3), "train.microbatch_size=3"),
+    (dict(eval_batch=0), "eval_batch must be a positive multiple of the mesh's .*, got 0"),
+    (dict(eval_every=0), "eval_every must be at least 1, got 0"),
+    (dict(max_skipped_updates=0), "max_skipped_updates must be at least 1, got 0"),
+    (dict(task__max_prompt_length=4), "task.max_prompt_length=4"),
+    (dict(task__arithmetic__kinds=("1%",)), "task.arithmetic.kinds"),
+    (dict(task__template="What?"), "task.template"),
+    (dict(rollout__temperature=0.0), "rollout.temperature must be greater than 0"),
+    (dict(rollout__top_k=5, train__old_logprobs="sampler"), "train.old_logprobs='sampler'"),
+    (dict(rollout__feature_layers=()), "rollout.feature_layers"),
+    (dict(rollout__feature_layers=(2,)), "0 to 1"),
+    (dict(probe__pca_prompt=17), "probe.pca_prompt"),  # the buffer has 16 rows
+    (dict(probe__alpha=0.0), "probe.alpha"),
+    (dict(train__loss__aggregation="mean"), "train.loss.aggregation 'mean'"),
+    (dict(train__remat="all"), "train.remat 'all'"),
+    (dict(train__dtype="float31"), "train.dtype 'float31'"),
+    (dict(model__dtype="float31"), "model.dtype 'float31'"),
+    (dict(mesh__data=3), "mesh data=3"),
+    (dict(model__source="no/such/weights.gguf"), "no/such/weights.gguf"),
+    (dict(rollout__max_new_tokens=3), "rollout.max_new_tokens=3"),  # too short for the warm start
+    (dict(warm_start__batch_size=0), "warm_start.batch_size"),
+    (dict(collect__dynamic_sampling=True), "collect.dynamic_sampling .*'poise'"),
+    (dict(estimator="sppo", reward__overlong_buffer=2), "sppo.*reward.overlong_buffer"),
+    (dict(estimator="spo"), "spo .*rollout.n"),
+    (dict(reward__kl_coef=-1.0), "reward.kl_coef must be at least 0, got -1"),
+    (dict(critic__lam=2.0), "critic.lam"),
+    (dict(probe__reads=("states",)), "probe.reads"),
+    (dict(reference_n=0), "reference_n must be at least 1, got 0"),
+    (dict(loggers=("mlflow",)), "'mlflow'.*choose from tensorboard, wandb"),
+    (dict(profile_steps=(2, 4)), r"profile_steps must be .*steps=3, got \(2, 4\)"),
+    (dict(eval__n=2), "eval.n=2 .*eval.temperature"),
+    (
+      dict(eval__tasks={"x": dict(arithmetic=dict(kinds=("2+",)), max_prompt_length=2)}),
+      "max_prompt_length=2",
+    ),
+  ],
+  ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_a_value_that_cannot_work_is_named(changes, message):
+  with pytest.raises((UserError, OSError), match=message):
+    build.build(tiny(**changes))
