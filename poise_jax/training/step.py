@@ -36,7 +36,7 @@ class Clock:
 
   def add(self, metric: str, value: float):
     """Adds to a metric of this step."""
-    self.parts[metric] = self.parts.get(metric, 0.0) + float(value)
+    self.parts[metric] = self.parts.get(metric, 0.0) + value
 
   def metrics(self) -> dict[str, float]:
     """time/step and time/<part>, in seconds, and the sums of `add`."""

@@ -42,7 +42,7 @@ def test_a_mixture_has_a_probe_per_domain():
   [
     (dict(seed=-1), "seed must be at least 0, got -1"),
     (dict(steps=0), "steps must be at least 1, got 0"),
-    (dict(rollout__n=1), "rollout.n=1"),
+    (dict(rollout__n=1), "rollout.n must be at least 2, got 1"),
     (dict(rollouts=9), "rollouts must be a positive multiple of rollout.n=2, got 9"),
     (dict(rollouts=0), "rollouts must be a positive multiple of rollout.n=2, got 0"),
     (dict(rollouts=6), "rollouts must be .* multiple of train.minibatch_size=4, got 6"),

@@ -159,9 +159,7 @@ def test_responses_without_a_verdict_are_counted_every_step(finished_run):
   "function,message",
   [("nowhere:reward", "does not load"), ("user_rewards:broken", "crashed on all .* ZeroDivision")],
 )
-def test_a_reward_that_always_fails_stops_the_run_and_leaves_no_process(
-  tmp_path, function, message
-):
+def test_a_reward_that_always_fails_stops_the_run_and_its_processes(tmp_path, function, message):
   with pytest.raises(ValueError, match=message):
     loop.train(tiny(verifier__function=function, warm_start__steps=0), str(tmp_path / "run"))
   children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

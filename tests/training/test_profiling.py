@@ -51,7 +51,5 @@ def test_without_profile_steps_there_is_no_trace(tmp_path):
 def test_invalid_profile_steps_are_an_error(steps):
   check_profile_steps((), 10)
   check_profile_steps((2, 10), 10)
-  with pytest.raises(
-    ValueError, match="profile_steps must be empty, or the first and the last step .*, got"
-  ):
+  with pytest.raises(ValueError, match="profile_steps must be empty, or .*, got"):
     check_profile_steps(steps, 10)

@@ -67,9 +67,7 @@ def test_a_folder_that_holds_no_run_is_never_overwritten(tmp_path):
 
 
 def test_an_empty_folder_is_accepted(tmp_path):
-  (tmp_path / "config.partial").write_text(
-    '{"see'
-  )  # left by a process that was killed while it wrote
+  (tmp_path / "config.partial").write_text('{"see')  # by a process killed while it wrote
   assert open_workdir(tmp_path, tiny()) == []
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
