@@ -1,4 +1,4 @@
-"""The notebook's cells run one after the other, as they do on Colab; small, and without Jupyter."""
+"""Runs the cells of the notebook in order with a small model, without Jupyter."""
 
 import json
 import os
@@ -32,28 +32,28 @@ def test_the_quickstart_notebook_runs_cell_by_cell(
   tmp_path, monkeypatch, capsys
 ):
   notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text())
-  monkeypatch.chdir(ROOT / "notebooks")  # where Jupyter starts it
+  monkeypatch.chdir(ROOT / "notebooks")  # the folder in which Jupyter starts a notebook
   monkeypatch.setattr(sys, "path", [*sys.path])
   matplotlib.use("agg")
   import matplotlib.pyplot as plt
 
   figures = []
   monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
-  names = {}
+  variables = {}
   for cell in notebook["cells"]:
     if cell["cell_type"] != "code":
       continue
     assert not cell["outputs"]
-    exec(compile("".join(cell["source"]), f"{cell['id']} of the notebook", "exec"), names)
+    exec(compile("".join(cell["source"]), f"{cell['id']} of the notebook", "exec"), variables)
     if "parameters" in cell["metadata"].get("tags", []):
-      names |= dict(STEPS=3, WARM_START=2, CHANGES=SMALL, WORKDIR=str(tmp_path))
+      variables |= dict(STEPS=3, WARM_START=2, CHANGES=SMALL, WORKDIR=str(tmp_path))
   assert pathlib.Path(os.getcwd()) == ROOT
-  variances = names["variances"]
+  variances = variables["variances"]
   assert variances["POISE"] < 0.9 * variances["RLOO"]
   (figure,) = figures
   curves = {axis.get_title(): len(axis.lines) for axis in figure.axes}
   assert list(curves.values()) == [2, 2, 1]
-  last = names["rows"]("poise", "metrics.jsonl")[-1]
+  last = variables["rows"]("poise", "metrics.jsonl")[-1]
   assert last["step"] == 3 and "probe/variance_reduction" in last
-  said = capsys.readouterr().out
-  assert said.count("advantage ") >= 12 and "step 3" in said
+  text = capsys.readouterr().out
+  assert text.count("advantage ") >= 12 and "step 3" in text

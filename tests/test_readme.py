@@ -1,4 +1,4 @@
-"""What the README says can be done. Its two shell commands are run by .ci/run."""
+"""The code, links and commands of the README and the docs. .ci/run runs the README's commands."""
 
 import importlib.util
 import pathlib
@@ -6,22 +6,50 @@ import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from poise_jax import estimators, rollout
+from poise_jax.models import ModelConfig
+from poise_jax.types import Experience, Prompts, Rollouts
+
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def python_of(path):
+  (code,) = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+  return code
 
 
 def test_the_python_of_the_readme_runs():
-  (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+  code = python_of(ROOT / "README.md")
   code += "\nassert out.features.shape == (1, 2, 2 * config.hidden_size + 3)"
   code += "\nassert out.tokens.shape == out.logprobs.shape == out.entropies.shape == (1, 2, 16)"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
 
 
+def test_the_estimator_of_the_docs_is_the_mean_of_the_batch(tmp_path, monkeypatch):
+  (tmp_path / "my_estimators.py").write_text(python_of(ROOT / "docs/development.md"))
+  monkeypatch.syspath_prepend(tmp_path)
+  model = ModelConfig("qwen3", 8, 8, 8, 1, 1, 1, 8)
+  context = estimators.EstimatorContext(rollout.RolloutConfig(n=2), model)
+  estimator = estimators.make("my_estimators:batch_mean", context)
+  mask = jnp.ones((2, 2, 1), bool)
+  tokens, zeros = mask.astype(int), 0.0 * mask
+  prompts = Prompts(tokens[:, 0], mask[:, 0])
+  rollouts = Rollouts(prompts, tokens, mask, zeros, zeros, ~mask[..., 0], zeros)
+  rewards, ids = jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.arange(2)
+  experience = Experience(rollouts, rewards, rewards[..., None], ids, ids)
+  estimate = estimator.estimate(estimator.init(()), experience)
+  np.testing.assert_allclose(estimate.baselines, 0.75)
+  np.testing.assert_allclose(estimate.advantages, rewards - 0.75)
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_links_and_commands_lead_somewhere(path):
+def test_links_and_commands_exist(path):
   text = path.read_text()
   for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
     assert link.startswith("https://") or (path.parent / link).exists(), link

