@@ -60,7 +60,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
       f"--step={step}: {workdir} has no checkpoint of step {chosen}; choose from "
       f"{', '.join(map(str, steps))}"
     )
-  checkpoint = run_checkpoint.path_of(workdir, chosen)
+  checkpoint = run_checkpoint.path_of(workdir, int(chosen))
   about = run_checkpoint.about(checkpoint)
   if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
     raise UserError(f"{out} is not empty and holds no model; choose another --out")

@@ -42,7 +42,7 @@ def start(params):
 step = jax.jit(functools.partial(decode.step, config=CONFIG, rollout=OPTIONS))
 
 
-def test_steps_in_a_python_loop_give_the_samplers_rollouts(params, compiled_quickly):
+def test_steps_in_a_python_loop_give_the_samplers_rollouts(params):
   inputs, state = start(params)
   for _ in range(OPTIONS.max_new_tokens):
     state = step(state, inputs)
@@ -54,7 +54,7 @@ def test_steps_in_a_python_loop_give_the_samplers_rollouts(params, compiled_quic
     np.testing.assert_allclose(getattr(state, name)[:, :, :-1], getattr(expected, name), atol=1e-5)
 
 
-def test_a_step_changes_living_rows_only(params, compiled_quickly):
+def test_a_step_changes_living_rows_only(params):
   inputs, state = start(params)
   state = state.replace(mask=state.mask.at[1, 0, 0].set(False))
   after = step(state, inputs)

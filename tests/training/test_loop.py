@@ -174,11 +174,11 @@ def test_every_part_of_a_weighted_reward_is_a_metric(tmp_path, zeros):
   loop.train(config, str(tmp_path))
   row = lines(tmp_path / "metrics.jsonl")[1]
   parts = {name: value for name, value in row.items() if name.startswith("reward/part/")}
-  assert set(parts) == {"reward/part/exact", "reward/part/format", "reward/part/odd"}
+  assert set(parts) == {"reward/part/last_integer", "reward/part/format", "reward/part/odd"}
   assert 0 < parts["reward/part/odd"] < 1
   weighted = sum(
     weight * parts[f"reward/part/{name}"]
-    for name, weight in (("exact", 0.25), ("format", 0.25), ("odd", 0.5))
+    for name, weight in (("last_integer", 0.25), ("format", 0.25), ("odd", 0.5))
   )
   assert row["reward/score"] == pytest.approx(weighted, abs=1e-6)
 
