@@ -40,7 +40,7 @@ def test_a_row_is_a_prompt_and_its_responses(sequences):
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_sharing_changes_no_state_and_no_gradient(sequences, remat):
+def test_sharing_changes_no_state_and_no_gradient(sequences, remat, optimized):
   tokens, mask = sequences
   params = jax.tree.map(lambda x: 3 * x, models.init(CONFIG, jax.random.key(0)))
   cotangent = jax.random.normal(jax.random.key(1), (*tokens.shape, CONFIG.hidden_size))
