@@ -3,7 +3,10 @@
 python -m experiments.train --config=FILE.py[:ALGORITHM] --workdir=DIR [--config.FIELD=VALUE ...]
 """
 
+from collections.abc import Callable
+
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import cli
 
@@ -21,7 +24,7 @@ DRY_RUN = flags.DEFINE_bool(
 DISTRIBUTED = cli.define_distributed()
 
 
-def train(config, workdir: str):
+def train(config: ConfigDict, workdir: str):
   """Trains. Imports jax only now, so that a mistyped flag is reported at once."""
   from poise_jax.distributed import processes
   from poise_jax.training import loop
@@ -30,7 +33,7 @@ def train(config, workdir: str):
     loop.train(config, workdir, ALLOW_CONFIG_CHANGE.value, OVERWRITE.value)
 
 
-def main(argv, work=train):
+def main(argv: list[str], work: Callable[[ConfigDict, str], None] = train):
   """Runs work(config, workdir), or shows the memory that it needs."""
   if len(argv) > 1:
     raise cli.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.field=value")

