@@ -1,4 +1,4 @@
-"""GAE as the double sum of its definition, over ragged responses."""
+"""The critics of PPO and SPPO as estimators."""
 
 import dataclasses
 
@@ -8,84 +8,15 @@ import numpy as np
 import pytest
 
 from poise_jax import estimators, models
-from poise_jax.estimators import ppo
-from poise_jax.estimators.critic import CriticConfig
-from poise_jax.learner.batching import flat, form
+from poise_jax.estimators import CriticConfig, EstimatorContext, ppo
+from poise_jax.estimators import critic as critics
+from poise_jax.learner.batching import form
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig
 from poise_jax.types import Experience, Prompts, Rollouts
 
-LENGTHS = (6, 1, 0, 4)
-
-
-def numbers():
-  rng = np.random.default_rng(0)
-  mask = np.arange(6) < np.array(LENGTHS)[:, None]
-  rewards, values = rng.normal(size=(2, 4, 6)).astype(np.float32)
-  return rewards, values, mask
-
-
-def by_definition(rewards, values, gamma, lam):
-  """Of one response, without padding."""
-  after = [*values[1:], 0.0][: len(values)]
-  deltas = [r + gamma * w - v for r, v, w in zip(rewards, values, after, strict=True)]
-  return [sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
-def test_gae_is_its_double_sum(gamma, lam):
-  rewards, values, mask = numbers()
-  dirty = [np.where(mask, x, np.nan) for x in (rewards, values)]
-  actual = ppo.gae(*dirty, mask, gamma, lam)
-  for i, length in enumerate(LENGTHS):
-    expected = by_definition(rewards[i, :length], values[i, :length], gamma, lam)
-    np.testing.assert_allclose(actual[i, :length], expected, rtol=1e-5, atol=1e-6)
-    assert not np.any(actual[i, length:])
-
-
-def test_with_lam_1_the_target_is_the_reward_to_come():
-  rewards, values, mask = numbers()
-  targets = ppo.gae(rewards, values, mask, 1.0, 1.0) + values
-  to_come = np.cumsum((rewards * mask)[:, ::-1], 1)[:, ::-1]
-  np.testing.assert_allclose(targets[mask], to_come[mask], rtol=1e-5, atol=1e-6)
-
-
-def test_a_fractional_reward_survives():
-  """tunix kept rewards as integers: 0.5 became 0."""
-  mask = np.ones((1, 2), bool)
-  advantages = ppo.gae(np.array([[0.0, 0.5]]), np.zeros((1, 2)), mask, 1.0, 1.0)
-  np.testing.assert_allclose(advantages, [[0.5, 0.5]])
-
-
-def test_lam_of_each_length():
-  rewards, values, _ = numbers()
-  mask = np.arange(400) < np.array([400, 40, 20, 3, 0])[:, None]
-  lam = ppo.length_adaptive_lam(mask)
-  np.testing.assert_allclose(lam[:, 0], [0.95, 0.5, 0.0, 0.0, 0.0], atol=1e-6)
-  mask = numbers()[2]
-  lam = np.array([[0.1], [0.2], [0.3], [0.9]])
-  actual = ppo.gae(rewards, values, mask, 0.9, lam)
-  for i, length in enumerate(LENGTHS):
-    expected = by_definition(rewards[i, :length], values[i, :length], 0.9, lam[i, 0])
-    np.testing.assert_allclose(actual[i, :length], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_value_loss_and_its_clip():
-  values, old, targets = np.array([[0.5, 2.0, np.nan]]), np.zeros((1, 3)), np.array([[1.0, 1.0, 0]])
-  weights = np.array([[0.5, 0.5, 0.0]])
-  loss = ppo.value_loss(values, old, targets, weights)
-  np.testing.assert_allclose(loss, 0.5 * (0.5 * 0.25 + 0.5 * 1.0))
-  loss, grad = jax.value_and_grad(ppo.value_loss)(values, old, targets, weights, 0.2)
-  # The first is kept at 0.2, further from its target; the second at 0.2 too, closer to it.
-  np.testing.assert_allclose(loss, 0.5 * (0.5 * 0.64 + 0.5 * 1.0), rtol=1e-6)
-  np.testing.assert_allclose(grad, [[0.0, 0.5, 0.0]], atol=1e-6)
-
-
-# The critics as estimators.
-
-MODEL = ModelConfig("qwen3", 40, 16, 24, 2, 2, 1, 8)  # untied: a critic must do without lm_head
+MODEL = ModelConfig("qwen3", 40, 16, 24, 2, 2, 1, 8)  # untied: a critic has no lm_head
 UPDATE = UpdateConfig(minibatch_size=4, microbatch_size=2)
 CONFIG = CriticConfig(learning_rate=3e-3, whiten=False, value_clip=0.0)
 P, N, TP, T = 4, 2, 3, 5
@@ -97,14 +28,14 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def batch():
-  """Prompts whose first token says what every answer to them earns, on its last token."""
+def experience():
+  """Prompts whose first token is the reward of every response to them, on its last token."""
   rng = np.random.default_rng(0)
   tokens = rng.integers(2, 40, (P, TP)).astype(np.int32)
-  worth = np.array([0.0, 1.0, 0.0, 1.0], np.float32)
-  tokens[:, 0] = worth
+  value = np.array([0.0, 1.0, 0.0, 1.0], np.float32)
+  tokens[:, 0] = value
   mask = np.arange(T) < rng.integers(2, T + 1, (P, N, 1))
-  scores = np.broadcast_to(worth[:, None], (P, N))
+  scores = np.broadcast_to(value[:, None], (P, N))
   last = np.arange(T) == mask.sum(-1)[..., None] - 1
   zeros = np.zeros((P, N, T), np.float32)
   rollouts = Rollouts(
@@ -118,27 +49,25 @@ def batch():
   )
   ids = np.arange(P, dtype=np.int32)
   rewards = np.where(last, scores[..., None], 0).astype(np.float32)
-  return jax.tree.map(jnp.asarray, Experience(rollouts, scores, rewards, 0 * ids, ids))
+  return jax.tree.map(jnp.asarray, Experience(rollouts, scores, rewards, 0 * ids, ids, 0 * ids))
 
 
 def make(name, config=CONFIG, update=UPDATE):
-  context = estimators.EstimatorContext(RolloutConfig(n=N), MODEL, update, critic=config)
+  context = EstimatorContext(RolloutConfig(n=N, max_new_tokens=T), MODEL, update, critic=config)
   return estimators.make(name, context)
 
 
-def train(name, params, batch, steps, config=CONFIG, update=UPDATE):
-  """The state after so many steps on the same batch, the estimate with it, and the explained
-  variance before each step."""
-  estimator = make(name, config, update)
+def train(estimator, params, experience, steps):
+  """The state after some steps, the estimate that follows, and each step's explained variance."""
   state, explained = estimator.init(params), []
   for _ in range(steps):
-    estimate = estimator.estimate(state, batch)
+    estimate = estimator.estimate(state, experience)
     explained.append(float(estimate.metrics["critic/explained_variance"]))
-    state = estimator.update(state, batch, (), estimate.aux)
-  return state, estimator.estimate(state, batch), explained
+    state = estimator.update(state, experience, (), estimate.aux)
+  return state, estimator.estimate(state, experience), explained
 
 
-def test_a_critic_is_a_copy_that_predicts_nothing_yet(params, batch):
+def test_a_critic_starts_as_a_copy_that_predicts_zero(params, experience):
   estimator = make("ppo")
   state = estimator.init(params)
   assert "lm_head" in params and "lm_head" not in state.params["decoder"]
@@ -148,87 +77,155 @@ def test_a_critic_is_a_copy_that_predicts_nothing_yet(params, batch):
     ):
       np.testing.assert_array_equal(a, b)
       assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()  # the update donates the policy
-  estimate = estimator.estimate(state, batch)
+  estimate = estimator.estimate(state, experience)
   assert not estimate.baselines.any()
-  # With lam = 0.95 and values of 0 a token's advantage is the reward, discounted to it.
-  mask = np.asarray(batch.rollouts.mask)
+  # With lam = 0.95 and values of 0 a token's advantage is the discounted reward.
+  mask = np.asarray(experience.rollouts.mask)
   left = mask.sum(-1, keepdims=True) - 1 - np.arange(T)
-  expected = np.where(mask, 0.95 ** np.maximum(left, 0) * np.asarray(batch.scores)[..., None], 0)
+  expected = np.where(
+    mask, 0.95 ** np.maximum(left, 0) * np.asarray(experience.scores)[..., None], 0
+  )
   np.testing.assert_allclose(estimate.advantages, expected, atol=1e-6)
 
 
-def test_ppos_critic_learns_what_a_prompt_is_worth(params, batch):
-  config = dataclasses.replace(CONFIG, value_lam=1.0)
-  _, estimate, explained = train("ppo", params, batch, 30, config)
+def test_ppos_critic_learns_the_value_of_a_prompt(params, experience):
+  estimator = make("ppo", dataclasses.replace(CONFIG, value_lam=1.0))
+  _, estimate, explained = train(estimator, params, experience, 30)
   assert explained[0] == 0 and explained[-1] > 0.9
-  np.testing.assert_allclose(estimate.baselines, batch.scores, atol=0.2)
-  assert np.abs(np.asarray(estimate.advantages)[np.asarray(batch.rollouts.mask)]).mean() < 0.15
+  np.testing.assert_allclose(estimate.baselines, experience.scores, atol=0.2)
+  advantages = np.asarray(estimate.advantages)[np.asarray(experience.rollouts.mask)]
+  assert np.abs(advantages).mean() < 0.15
 
 
-def test_responses_in_one_row_have_the_values_of_each_alone(params, batch):
-  state, _, _ = train("ppo", params, batch, 2)
-  mask = np.asarray(flat(batch.rollouts.mask))
-  alone, shared = (
-    np.asarray(ppo.token_values(MODEL, state.params, form(batch.rollouts, m, {}), UPDATE))[mask]
-    for m in (1, N)
-  )
-  assert np.ptp(alone) > 1e-3  # they differ, or equality says little
+def test_responses_that_share_a_row_have_the_same_values(params, experience):
+  state, _, _ = train(make("ppo"), params, experience, 2)
+  mask = np.asarray(experience.rollouts.mask).reshape(-1, T)
+
+  def values(m):
+    batch = form(experience.rollouts, m, {})
+    return np.asarray(ppo.token_values(MODEL, state.params, batch, UPDATE))[mask]
+
+  alone, shared = values(1), values(N)
+  assert np.ptp(alone) > 1e-3  # values differ, so that equality is not trivial
   np.testing.assert_allclose(shared, alone, atol=1e-6)
 
 
-def test_a_value_depends_on_the_tokens_before_its_own(params, batch):
-  state, _, _ = train("ppo", params, batch, 2)
-  rows = form(batch.rollouts, 1, {})
-  before = ppo.token_values(MODEL, state.params, rows, UPDATE)
-  changed = rows.replace(tokens=rows.tokens.at[:, :, 2].add(1))
+def test_a_value_depends_on_the_tokens_before_its_own(params, experience):
+  state, _, _ = train(make("ppo"), params, experience, 2)
+  batch = form(experience.rollouts, 1, {})
+  before = ppo.token_values(MODEL, state.params, batch, UPDATE)
+  changed = batch.replace(tokens=batch.tokens.at[..., 2].add(1))
   after = ppo.token_values(MODEL, state.params, changed, UPDATE)
-  mask = np.asarray(flat(rows.mask))
+  mask = np.asarray(batch.mask).reshape(-1, T)
   np.testing.assert_array_equal(before[:, :3], after[:, :3])
   assert (np.asarray(before != after)[:, 3] | ~mask[:, 3]).all()
 
 
-def test_the_critic_learns_from_the_values_of_its_estimate(params, batch, monkeypatch):
-  """`update` does not run the critic over the batch again: its values come from `aux`."""
-  estimator = make("ppo")
-  state, _, _ = train("ppo", params, batch, 1)
-  copy = jax.tree.map(jnp.copy, state)
-  estimate = estimator.estimate(state, batch)
-  monkeypatch.setattr(ppo, "_predict", None)
-  plain = estimator.update(state, batch, (), estimate.aux)
-  shifted = estimator.update(copy, batch, (), estimate.aux + 1.0)
-  heads = [np.asarray(s.params["value_head"]["kernel"]) for s in (plain, shifted)]
-  assert np.abs(heads[0] - heads[1]).max() > 1e-4
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_and_rows_do_not_change_ppos_estimate(params, experience, size):
+  """Micro-batches of 1 have rows of one response, the others rows of whole groups."""
+  state, estimate, _ = train(make("ppo"), params, experience, 2)
+  estimator = make("ppo", update=dataclasses.replace(UPDATE, microbatch_size=size))
+  other = estimator.estimate(state, experience)
+  assert estimate.aux.shape == other.aux.shape == (P, N, T)
+  mask = np.asarray(experience.rollouts.mask)
+  np.testing.assert_allclose(np.asarray(other.aux)[mask], np.asarray(estimate.aux)[mask], atol=1e-6)
+  np.testing.assert_allclose(other.advantages, estimate.advantages, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ppo", "sppo"])
-def test_micro_batches_do_not_change_a_critic(params, batch, name):
+def test_micro_batches_do_not_change_a_critic(params, experience, name):
   states = [
-    train(name, params, batch, 1, update=dataclasses.replace(UPDATE, microbatch_size=size))[0]
-    for size in (2, 4)  # for sppo one prompt, and both of a mini-batch
+    train(
+      make(name, update=dataclasses.replace(UPDATE, microbatch_size=size)), params, experience, 1
+    )[0]
+    for size in (1, 2, 4)  # ppo: rows of a response, or of one or two groups; sppo: 1, 1, 2 prompts
   ]
-  for a, b in zip(*(jax.tree.leaves(s.opt_state) for s in states), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-6)
+  for state in states[1:]:
+    for a, b in zip(*(jax.tree.leaves(s.opt_state) for s in (states[0], state)), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-6)
   assert int(states[0].step) == P * N // UPDATE.minibatch_size
 
 
-def test_whitened_advantages_have_mean_zero_and_deviation_one(params, batch):
-  config = dataclasses.replace(CONFIG, whiten=True)
-  _, estimate, _ = train("ppo", params, batch, 3, config)
-  values = np.asarray(estimate.advantages)[np.asarray(batch.rollouts.mask)]
+def test_the_update_learns_from_the_values_of_the_estimate(params, experience):
+  """It takes old values and targets from `aux`: other values there give another critic."""
+  estimator = make("ppo", dataclasses.replace(CONFIG, value_clip=0.5, value_lam=0.5))
+  aux = estimator.estimate(estimator.init(params), experience).aux
+
+  def gradients(aux):
+    state = estimator.update(estimator.init(params), experience, (), aux)
+    return jax.tree.leaves(state.opt_state)
+
+  first, again, other = (gradients(values) for values in (aux, aux, aux + 1.0))
+  for a, b in zip(first, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert max(np.abs(a - b).max() for a, b in zip(first, other, strict=True)) > 1e-3
+
+
+def test_ppos_critic_predicts_once_a_step(params, experience, monkeypatch):
+  """Programs that predict a batch's values run in the estimate, and never in the update."""
+  estimator = make("ppo")
+  calls = []
+  predict = ppo._predict
+  monkeypatch.setattr(ppo, "_predict", lambda *args: calls.append("predict") or predict(*args))
+  state = estimator.init(params)
+  for _ in range(2):
+    calls.append("estimate")
+    estimate = estimator.estimate(state, experience)
+    calls.append("update")
+    state = estimator.update(state, experience, (), estimate.aux)
+  assert calls == ["estimate", "predict", "update"] * 2
+
+
+def test_the_update_runs_one_pass_over_each_micro_batch(params, experience, monkeypatch):
+  """No pass of the critic is traced but the one whose gradient is taken."""
+  passes = []
+  values = critics.values
+
+  def traced(*args):
+    passes.append(args[2].tokens.shape)
+    return values(*args)
+
+  monkeypatch.setattr(critics, "values", traced)
+  jax.clear_caches()
+  config = dataclasses.replace(UPDATE, microbatch_size=4)  # a mini-batch is a micro-batch
+  estimator = make("ppo", update=config)
+  state = estimator.init(params)
+  estimate = estimator.estimate(state, experience)
+  assert set(passes) == {(2, TP + N * T)}
+  passes.clear()
+  estimator.update(state, experience, (), estimate.aux)
+  assert passes == [(2, TP + N * T)]
+
+
+def test_whitened_advantages_have_mean_zero_and_deviation_one(params, experience):
+  estimator = make("ppo", dataclasses.replace(CONFIG, whiten=True))
+  _, estimate, _ = train(estimator, params, experience, 3)
+  values = np.asarray(estimate.advantages)[np.asarray(experience.rollouts.mask)]
   np.testing.assert_allclose([values.mean(), values.std(ddof=1)], [0, 1], atol=1e-4)
 
 
-def test_sppos_critic_reads_the_prompt_alone_and_learns_a_probability(params, batch):
-  state, estimate, explained = train("sppo", params, batch, 40)
+def test_sppos_critic_reads_the_prompt_alone_and_learns_a_probability(params, experience):
+  estimator = make("sppo")
+  state, estimate, explained = train(estimator, params, experience, 40)
   assert explained[0] == 0 and explained[-1] > 0.9
-  np.testing.assert_allclose(estimate.baselines, batch.scores, atol=0.1)
-  np.testing.assert_allclose(estimate.advantages, batch.scores - estimate.baselines, atol=1e-6)
-  other = batch.replace(rollouts=batch.rollouts.replace(tokens=batch.rollouts.tokens + 1))
-  again = make("sppo").estimate(state, other).baselines
-  np.testing.assert_array_equal(again, estimate.baselines)
+  np.testing.assert_allclose(estimate.baselines, experience.scores, atol=0.1)
+  np.testing.assert_allclose(estimate.advantages, experience.scores - estimate.baselines, atol=1e-6)
+  rollouts = experience.rollouts
+  other = experience.replace(rollouts=rollouts.replace(tokens=rollouts.tokens + 1))
+  np.testing.assert_array_equal(estimator.estimate(state, other).baselines, estimate.baselines)
+
+
+def test_a_pass_of_the_critic_names_its_head(params, experience):
+  state = make("ppo").init(params)
+  batch = form(experience.rollouts, N, {})
+  lowered = jax.jit(lambda params, batch: ppo.token_values(MODEL, params, batch, UPDATE)).lower(
+    state.params, batch
+  )
+  assert "value_head" in lowered.as_text(debug_info=True)
 
 
 @pytest.mark.parametrize("field", ["lam", "value_lam", "gamma"])
 def test_bad_options_are_named(field):
-  with pytest.raises(ValueError, match=f"critic.{field} must .*1.5"):
+  with pytest.raises(ValueError, match=rf"critic.{field} must be in \[0, 1\], got 1.5"):
     CriticConfig(**{field: 1.5})

@@ -1,4 +1,4 @@
-"""Logistic and multi-layer probes against scikit-learn and PyTorch, and where ridge is no match."""
+"""Logistic and multi-layer probes against scikit-learn and PyTorch, and a task that ridge fails."""
 
 import dataclasses
 
@@ -29,16 +29,16 @@ def rows(count=200, width=13, seed=0):
 @pytest.mark.parametrize("alpha", [0.1, 30.0])
 def test_the_logistic_probe_equals_scikit_learns(alpha):
   x, y = rows()
-  unseen, _ = (x.astype(np.float64) for x in rows(seed=1))
+  held_out, _ = (x.astype(np.float64) for x in rows(seed=1))
   scaler = StandardScaler().fit(x.astype(np.float64))
   theirs = LogisticRegression(C=1 / alpha, solver="newton-cholesky", tol=1e-8)
   theirs.fit(scaler.transform(x.astype(np.float64)), y)
-  expected = theirs.predict_proba(scaler.transform(unseen))[:, 1]
+  expected = theirs.predict_proba(scaler.transform(held_out))[:, 1]
   state = probe.fit(x, y, dataclasses.replace(LOGISTIC, alpha=alpha))
-  np.testing.assert_allclose(probe.predict(state, unseen), expected, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(probe.predict(state, held_out), expected, rtol=0, atol=1e-5)
 
 
-def test_the_logistic_probe_takes_fractions_as_shares():
+def test_a_fractional_target_is_a_share_of_right_rows():
   """A row of target 0.25 is one right and three wrong rows; alpha counts rows, so it grows too."""
   x, _ = rows(60)
   y = np.random.default_rng(0).choice([0, 0.25, 0.5, 1], 60).astype(np.float32)
@@ -48,7 +48,7 @@ def test_the_logistic_probe_takes_fractions_as_shares():
   np.testing.assert_allclose(probe.predict(one, x), probe.predict(many, x), atol=1e-4)
 
 
-def test_the_mlp_equals_pytorchs_with_the_same_first_weights():
+def test_the_mlp_equals_pytorchs_with_the_same_initial_weights():
   x, y = rows(64)
   x = StandardScaler().fit_transform(x).astype(np.float32)
   hidden, coef, intercept = mlp(x, y, jnp.ones(64, bool), (16, 8), steps=50)
@@ -70,24 +70,24 @@ def test_the_mlp_equals_pytorchs_with_the_same_first_weights():
     np.testing.assert_allclose(bias, layer.bias.detach().numpy(), atol=1e-5)
 
 
-def test_the_mlp_learns_what_no_ridge_can():
-  """Reward 1 where two features have the same sign: no direction tells anything."""
+def test_the_mlp_learns_a_product_of_features():
+  """Reward 1 where two features have the same sign: no linear probe can predict it."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(600, 5)).astype(np.float32)
   y = (x[:, 0] * x[:, 1] > 0).astype(np.float32)
-  unseen = rng.normal(size=(1000, 5)).astype(np.float32)
-  right = unseen[:, 0] * unseen[:, 1] > 0
+  held_out = rng.normal(size=(1000, 5)).astype(np.float32)
+  right = held_out[:, 0] * held_out[:, 1] > 0
 
   def agreement(model):
     state = probe.fit(x * 7 + 3, y, dataclasses.replace(MLP, model=model, alpha=1.0, scalars=1))
-    return np.mean((np.asarray(probe.predict(state, unseen * 7 + 3)) > 0.5) == right)
+    return np.mean((np.asarray(probe.predict(state, held_out * 7 + 3)) > 0.5) == right)
 
   assert agreement("mlp") > 0.85 and agreement("ridge") < 0.6 and agreement("logistic") < 0.6
 
 
 @pytest.mark.parametrize("config", [LOGISTIC, MLP], ids=["logistic", "mlp"])
 def test_rows_of_weight_zero_and_principal_components(config):
-  """Empty buffer slots have no influence, and PCA with all components changes little."""
+  """Empty buffer slots have no influence, and a fit on few components predicts as well."""
   x, y = rows(60)
   padded = np.concatenate([x, np.full((20, 13), 1e3, np.float32)])
   weights = np.r_[np.ones(60), np.zeros(20)].astype(np.float32)
@@ -101,8 +101,8 @@ def test_rows_of_weight_zero_and_principal_components(config):
 
 
 @pytest.mark.parametrize("config", [LOGISTIC, MLP], ids=["logistic", "mlp"])
-def test_they_stand_in_for_ridge_in_a_whole_step(config):
-  """Two domains, one of them without data: it stays on RLOO."""
+def test_other_regressors_replace_ridge_in_a_whole_step(config):
+  """Of two domains, the one without data stays on RLOO."""
   state = poise.init(config, n=2, num_features=13, num_domains=2)
   shapes = jax.tree.map(jnp.shape, state)
   x, y = rows(48)
@@ -122,6 +122,6 @@ def test_they_stand_in_for_ridge_in_a_whole_step(config):
 @pytest.mark.parametrize(
   "fields", [dict(model="forest"), dict(mlp_widths=()), dict(mlp_widths=(0,)), dict(mlp_steps=0)]
 )
-def test_values_without_a_meaning_are_refused(fields):
+def test_bad_options_are_named(fields):
   with pytest.raises(ValueError, match=f"probe.{next(iter(fields))}"):
     probe.ProbeConfig(**fields)

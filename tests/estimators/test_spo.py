@@ -1,4 +1,4 @@
-"""The Beta tracker by hand."""
+"""SPO's Beta counts against values computed by hand, and its drift over three steps."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from poise_jax.rollout import RolloutConfig
 from poise_jax.types import Prompts
 
 
-def test_what_is_known_of_a_prompt_before_the_first_step():
+def test_values_before_the_first_step():
   np.testing.assert_allclose(spo.value(spo.init(3)), 0.5)
   state = spo.init(3, jnp.array([0.0, 8.0, 2.0]), trials=8)
   np.testing.assert_allclose(spo.value(state), [0.5 / 9, 8.5 / 9, 2.5 / 9], rtol=1e-6)
@@ -41,13 +41,13 @@ def test_the_value_follows_the_reward():
   np.testing.assert_allclose(spo.value(state), [1.0, 0.3], atol=1e-3)
 
 
-def test_prompts_in_the_middle_come_first():
+def test_uncertain_prompts_have_the_largest_weight():
   state = spo.Tracker(jnp.array([0.0, 1.0, 1.0]), jnp.array([1.0, 1.0, 0.0]))
   np.testing.assert_allclose(spo.priorities(state), [0.05, 0.55, 0.05], rtol=1e-6)
 
 
 def test_spo_measures_drift_on_the_previous_response_to_a_prompt():
-  """Three steps: the first visit of a prompt forgets 4 %, later ones what the policy moved."""
+  """Three steps: a prompt's first step forgets 4 %, a later one depends on the policy's change."""
   model = ModelConfig("qwen3", 30, 16, 24, 1, 2, 1, 8)
   update, length = UpdateConfig(minibatch_size=2, microbatch_size=2), 4
   rollout = RolloutConfig(n=1, max_new_tokens=length)
@@ -57,7 +57,7 @@ def test_spo_measures_drift_on_the_previous_response_to_a_prompt():
   rng = np.random.default_rng(0)
   prompt_tokens = jnp.asarray(rng.integers(0, 30, (5, 3)), jnp.int32)
 
-  def visit(ids, rewards, params):
+  def sampled(ids, rewards, params):
     ids = jnp.array(ids)
     batch = experience(np.array(rewards)[:, None], np.zeros((2, 1, 0)))
     mask = jnp.asarray(np.arange(length) < rng.integers(1, length + 1, (2, 1, 1)))
@@ -71,21 +71,22 @@ def test_spo_measures_drift_on_the_previous_response_to_a_prompt():
     return batch.replace(rollouts=rollouts, prompt_ids=ids, token_rewards=rewards)
 
   state = estimator.init(())
-  first = visit([3, 1], [1.0, 0.0], policies[0])
+  first = sampled([3, 1], [1.0, 0.0], policies[0])
   estimate = estimator.estimate(state, first)
   np.testing.assert_allclose(estimate.baselines, 0.5)
-  # +-0.5, whitened.
-  np.testing.assert_allclose(estimate.advantages, [[0.5**0.5], [-(0.5**0.5)]], atol=1e-4)
+  np.testing.assert_allclose(
+    estimate.advantages, [[0.5**0.5], [-(0.5**0.5)]], atol=1e-4
+  )  # +-0.5 whitened
   state = estimator.update(state, first, policies[1], ())
   np.testing.assert_allclose(state.tracker.successes, [0.5, 0.48, 0.5, 1.48, 0.5], atol=1e-6)
-  second = visit([1, 4], [1.0, 1.0], policies[1])
+  second = sampled([1, 4], [1.0, 1.0], policies[1])
   baselines = estimator.estimate(state, second).baselines
   np.testing.assert_allclose(baselines, [[0.48 / 1.96], [0.5]], rtol=1e-5)
   state = estimator.update(state, second, policies[2], ())
   now = sequence_logprobs(model, policies[2], first.rollouts, update)[1, 0]
   then, mask = first.rollouts.logprobs[1, 0], np.asarray(first.rollouts.mask[1, 0])
   drift = np.abs(np.asarray(now - then))[mask].mean()
-  keep = np.clip(2 ** (-drift / 0.06), 0.875, 0.96)
-  expected = [0.5, keep * 0.48 + 1, 0.5, 1.48, 1.48]
+  share = np.clip(2 ** (-drift / 0.06), 0.875, 0.96)
+  expected = [0.5, share * 0.48 + 1, 0.5, 1.48, 1.48]
   np.testing.assert_allclose(state.tracker.successes, expected, rtol=1e-5)
   assert estimator.priorities(state).shape == (5,)

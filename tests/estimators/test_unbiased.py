@@ -1,4 +1,4 @@
-"""The claim that POISE's gradient is unbiased, checked by enumerating every group of answers."""
+"""POISE's gradient is unbiased: checked by enumeration of all groups of answers."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bias_variance import ANSWERS, PREFIXES, estimator_of, experience, policy
-from poise_jax.estimators import poise, probe
+from poise_jax.estimators import cross_rollout_advantages, probe
 
 
 def toy(seed):
@@ -22,7 +22,8 @@ def toy(seed):
 def expected_gradient(seed, n, advantages_of):
   """E[1/n sum_i A_i grad log pi(y_i)] over all n-tuples, and the exact policy gradient.
 
-  advantages_of(rewards [P, n], predictions [P, n]) -> [P, n], P = all n-tuples.
+  Args:
+    advantages_of: (rewards [P, n], predictions [P, n]) -> advantages [P, n], P = all n-tuples.
   """
   probabilities, scores, rewards, predictions = toy(seed)
   groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=n)))
@@ -55,7 +56,7 @@ def test_scores_have_zero_mean_and_probabilities_sum_to_one():
 
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("advantages_of", [poise.cross_rollout_advantages, rloo])
+@pytest.mark.parametrize("advantages_of", [cross_rollout_advantages, rloo])
 def test_unbiased(advantages_of, seed, n):
   estimate, exact = expected_gradient(seed, n, advantages_of)
   assert np.abs(exact).max() > 1e-2
@@ -68,13 +69,13 @@ def test_unbiased(advantages_of, seed, n):
 def test_biased(advantages_of, seed, n):
   estimate, exact = expected_gradient(seed, n, advantages_of)
   assert np.abs(estimate - exact).max() > 1e-3
-  # Not a matter of scale alone. (With 0/1 rewards and n <= 3 GRPO's would be, within a prompt.)
+  # Rescaling does not remove the bias. (With 0/1 rewards and n <= 3 it would remove GRPO's.)
   scale = estimate @ exact / (exact @ exact)
   assert np.abs(estimate - scale * exact).max() > 1e-3
 
 
 def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
-  """Why bother: with two samples, the value itself is a better baseline than one reward."""
+  """With two samples, the value itself is a better baseline than the sibling's reward."""
   probabilities, scores, rewards, _ = toy(0)
   groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=2)))
   weights = probabilities[groups].prod(1)
@@ -82,7 +83,7 @@ def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
   exact = (probabilities * rewards) @ scores
   variances = []
   for advantages in (
-    poise.cross_rollout_advantages(jnp.asarray(rewards[groups]), jnp.asarray(value)),
+    cross_rollout_advantages(jnp.asarray(rewards[groups]), jnp.asarray(value)),
     rloo(jnp.asarray(rewards[groups]), None),
   ):
     estimates = (np.asarray(advantages)[..., None] * scores[groups]).mean(1)
@@ -93,7 +94,7 @@ def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
 @pytest.mark.parametrize("name", ["poise", "poise_sibling"])
 @pytest.mark.parametrize("n", [2, 3])
 def test_the_estimator_itself_is_unbiased(name, n):
-  """From features to advantages, with a probe that was fitted on other rollouts."""
+  """From features to advantages, with a probe fitted on other rollouts."""
   probabilities, scores, rewards, _ = toy(1)
   rng = np.random.default_rng(0)
   features = rng.normal(size=(len(ANSWERS), 5)) + 2 * rewards[:, None]
@@ -113,8 +114,8 @@ def test_the_estimator_itself_is_unbiased(name, n):
   np.testing.assert_allclose(probabilities[groups].prod(1) @ estimates, exact, atol=1e-6)
 
 
-def test_the_siblings_reward_helps_where_states_say_nothing():
-  """Values differ between prompts, features are noise: POISE knows the mean, its variant more."""
+def test_the_siblings_reward_helps_where_features_are_noise():
+  """Values differ between prompts: POISE can only predict their mean, poise_sibling does better."""
   rng = np.random.default_rng(0)
   values = rng.choice([0.1, 0.9], size=(4000, 1))
   rewards = jnp.asarray((rng.random((4000, 2)) < values).astype(np.float32))
@@ -125,8 +126,8 @@ def test_the_siblings_reward_helps_where_states_say_nothing():
     estimator = estimator_of(name, 2, 5, config)
     earlier = experience(rewards[:2000], features[:2000])
     state = estimator.update(estimator.init(()), earlier, (), ())
-    later = experience(rewards[2000:], features[2000:])
-    variances[name] = float(estimator.estimate(state, later).advantages.var())
+    estimate = estimator.estimate(state, experience(rewards[2000:], features[2000:]))
+    variances[name] = float(estimate.advantages.var())
   # Var(r) = 0.25. The best linear baseline on r_j has correlation 0.64: 0.25 (1 - 0.64^2) = 0.148.
   # RLOO: the mean of 2 v (1 - v). Three standard errors of 2000 groups are at most 0.026.
   np.testing.assert_allclose(variances["poise"], 0.25, atol=0.026)
