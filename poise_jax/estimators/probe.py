@@ -148,10 +148,10 @@ def fit(
 
 
 def _centred(features, valid, total):
-  """Mean [F], the mean of what its rounding leaves [F], and centred features [N, F].
+  """Mean [F], the mean of the residuals [F] (rounding errors), and centred features [N, F].
 
-  Invalid rows and constant columns are 0. A two-pass mean: only the first pass is stored in the
-  probe, and the intercept absorbs the second, a rounding error.
+  Invalid rows and constant columns are 0. The mean takes two passes: the probe stores only the
+  first, and its intercept absorbs the second.
   """
   rows = valid[:, None]
   mean = jnp.where(rows, features, 0.0).sum(0) / total

@@ -1,4 +1,4 @@
-"""The table of estimators, their common interface, and estimators of a user's own."""
+"""The table of estimators, their common interface, and estimators from outside the package."""
 
 import textwrap
 
@@ -83,7 +83,7 @@ def test_an_unknown_name_suggests_the_nearest():
       estimators.make(name, context_of("grpo"))
 
 
-OWN = '''
+SOURCE = '''
   import jax
   import jax.numpy as jnp
   from poise_jax.estimators import Estimator, EstimatorContext, stateless
@@ -111,19 +111,19 @@ OWN = '''
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def laboratory(tmp_path, monkeypatch):
   """A package on Python's path with a module `estimators`; returns the module's name."""
   package = tmp_path / "laboratory"
   package.mkdir()
   (package / "__init__.py").touch()
-  (package / "estimators.py").write_text(textwrap.dedent(OWN))
+  (package / "estimators.py").write_text(textwrap.dedent(SOURCE))
   (package / "broken.py").write_text("import no_such_dependency\n")
   monkeypatch.syspath_prepend(tmp_path)
   return "laboratory.estimators"
 
 
-def test_an_estimator_of_a_users_own(own):
-  estimator = estimators.make(f"{own}:batch_mean", context_of("grpo"))
+def test_an_estimator_from_outside_the_package(laboratory):
+  estimator = estimators.make(f"{laboratory}:batch_mean", context_of("grpo"))
   assert isinstance(estimator, Estimator) and estimator.needs_spread
   batch = experience(REWARDS, np.zeros((*REWARDS.shape, 0)))
   state = estimator.init(())
@@ -144,7 +144,7 @@ def test_an_estimator_of_a_users_own(own):
     ("laboratory.estimators:advantages", "must return a poise_jax.estimators.Estimator, got Array"),
   ],
 )
-def test_an_estimator_that_cannot_be_used_is_named(own, name, message):
-  del own
+@pytest.mark.usefixtures("laboratory")
+def test_an_estimator_that_cannot_be_used_is_named(name, message):
   with pytest.raises(UserError, match=f"{name}.*{message}"):
     estimators.make(name, context_of("grpo"))

@@ -127,10 +127,10 @@ def test_constant_and_duplicated_columns(shape):
 def test_rows_of_weight_zero_have_no_influence(shape, components):
   config = probe.ProbeConfig(alpha=1.0, pca_prompt=components, pca_response=components)
   x, y, held_out = hidden_states(*shape)
-  keep = np.random.default_rng(1).random(len(x)) < 0.4
-  subset = probe.fit(x[keep], y[keep], config)
-  x[~keep], y[~keep] = np.nan, 1e6
-  weighted = probe.fit(x, y, config, keep.astype(np.float32))
+  valid = np.random.default_rng(1).random(len(x)) < 0.4
+  subset = probe.fit(x[valid], y[valid], config)
+  x[~valid], y[~valid] = np.nan, 1e6
+  weighted = probe.fit(x, y, config, valid.astype(np.float32))
   np.testing.assert_allclose(
     unclipped(weighted, held_out), unclipped(subset, held_out), rtol=0, atol=1e-5
   )
