@@ -1,8 +1,8 @@
-"""Everything embedded: a Qwen3-shaped model of about a million parameters learns to add.
+"""A Qwen3-shaped model of about a million parameters learns arithmetic from scratch.
 
-A sentencepiece model is trained on the task's text, a supervised warm start copies a teacher who
-works some answers out and guesses at most of the harder ones, reinforcement learning finds out what
-pays. No download, minutes on 2 CPU cores:
+A sentencepiece model is trained on the text of the task. A supervised warm start imitates a teacher
+who works some answers out and guesses at most of the harder ones. Reinforcement learning then
+improves the policy. It needs no download and takes minutes on 2 CPU cores:
 `python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart`.
 """
 
@@ -28,7 +28,7 @@ def get_config(algorithm="poise"):
     qk_norm=True,
     tie_word_embeddings=True,
   )
-  # One-digit sums, a fifth of the mix, are easy or unseen: difficulty for the probe to find.
+  # One-digit sums, a fifth of the mix, are easy: a spread of difficulty for the probe to find.
   config.task.arithmetic.kinds = ("1+", "2+", "2-", "2+", "2-")
   config.task.test = 120
   config.task.arithmetic.careless = 0.35
@@ -40,9 +40,9 @@ def get_config(algorithm="poise"):
   config.rollout.max_new_tokens = 16
   config.rollout.feature_layers = (1,)
   config.rollout.feature_window = 5
-  config.collect.max_generations = 3  # near the end hardly a group differs: no endless search
+  config.collect.max_generations = 3  # near the end few groups have different scores
   config.critic.learning_rate = 1e-3
-  if config.critic.length_alpha:  # VAPO's 0.05 is for long answers: below 20 tokens lam would be 0
+  if config.critic.length_alpha:  # VAPO's 0.05 gives lambda 0 to answers of fewer than 20 tokens
     config.critic.length_alpha = 1.0
   config.probe.bootstrap_steps = 4
   config.probe.buffer_rows = 1024

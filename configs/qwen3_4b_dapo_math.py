@@ -1,8 +1,8 @@
-"""The paper's run: Qwen3-4B on DAPO-Math-17K, answers of up to 8,192 tokens, on a slice of chips.
+"""The paper's run: Qwen3-4B on DAPO-Math-17K, answers of up to 8,192 tokens.
 
 `poise` has the settings of POISE's released code (paper v3), `poise_v2` and `dapo_greso` those of
-the paper's tables 5 and 6 (v2); the other algorithms get poise's rollouts a step, optimizer steps
-and learning rate, so that they differ in what they are about. Where it runs: docs/scaling.md.
+the paper's tables 5 and 6 (v2). The other algorithms have the rollouts per step, optimizer steps
+and learning rate of `poise`, so that they differ in the algorithm alone. Hardware: docs/scaling.md.
 
 AMC 2024, the paper's seventh test set, has no known address (docs/data.md): with its file in
 task.dataset.folder add "amc_2024" to TEST_SETS.

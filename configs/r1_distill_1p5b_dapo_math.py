@@ -1,5 +1,5 @@
 """The paper's smaller run: DeepSeek-R1-Distill-Qwen-1.5B on DAPO-Math-17K. All but the model
-is as in configs/qwen3_4b_dapo_math.py; v2 gives it half of the prompts a step.
+is as in configs/qwen3_4b_dapo_math.py; v2 has half as many prompts per step.
 """
 
 from configs import qwen3_4b_dapo_math

@@ -1,8 +1,9 @@
-"""Three domains of reasoning-gym, a probe each: SmolLM2-135M-Instruct on a CPU.
+"""SmolLM2-135M-Instruct on three domains of reasoning-gym on a CPU, with a probe per domain.
 
-A short warm start on bare answers teaches the form, for without it no answer counts: with four
-others beside them, greedy answers to 30 problems each were then right in 0.37 (chain_sum), 0.33
-(gcd, nearly all of them "2") and 0.17 (word_sequence_reversal, with up to four words).
+A short warm start on bare answers teaches the format, without which no answer is counted. After a
+warm start on these and four other domains, greedy answers to 30 problems each were right in 0.37
+(chain_sum), 0.33 (gcd, almost all of them "2") and 0.17 (word_sequence_reversal, with up to four
+words).
 """
 
 from configs import smollm2_arithmetic

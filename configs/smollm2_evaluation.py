@@ -1,5 +1,5 @@
-"""What SmolLM2-135M-Instruct can do before training: held-out arithmetic and two sets of
-reasoning-gym, eight answers a problem. For `python -m experiments.evaluate`.
+"""SmolLM2-135M-Instruct before training: held-out arithmetic and two sets of reasoning-gym, eight
+answers per problem. For `python -m experiments.evaluate`.
 """
 
 from configs import smollm2_arithmetic

