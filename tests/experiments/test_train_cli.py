@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import grain  # noqa: F401  defines flags, which flagsaver would remove again
 import jax
 import pytest
 from absl.testing import flagsaver
@@ -19,7 +20,6 @@ from poise_jax import models
 from poise_jax.errors import UserError
 from poise_jax.learner import update
 from poise_jax.planning import memory
-from poise_jax.training import build  # noqa: F401  grain's flags, which flagsaver must not remove
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
