@@ -1,4 +1,4 @@
-"""A run of a few seconds, which many tests share."""
+"""A run of a few seconds, for many tests."""
 
 import json
 
@@ -6,7 +6,7 @@ from configs import quickstart
 
 STEPS = 3
 TINY = {
-  "seed": 2,  # of which some answer of step 1 is right, or there would be nothing to learn from
+  "seed": 2,  # with which a response of step 1 is right, so that there is something to learn
   "steps": STEPS,
   "rollouts": 8,
   "eval_every": 2,
@@ -41,7 +41,7 @@ PARTS = ("checkpoint", "rollout", "reward", "estimate", "update")
 
 
 def tiny(algorithm="poise", **changes):
-  """The quickstart, smaller; a change of `a__b` sets a.b."""
+  """A smaller quickstart; a change a__b sets the field a.b."""
   config = quickstart.get_config(algorithm)
   config.update_from_flattened_dict(TINY)
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})

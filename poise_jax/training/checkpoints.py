@@ -105,14 +105,16 @@ class Checkpoints:
   def restore(
     self, abstract_state: tuple[PyTree[jax.ShapeDtypeStruct], ...]
   ) -> tuple[tuple[PyTree[Array], ...], dict[str, Any]]:
-    """Reads the newest checkpoint that is not damaged; returns its state and what `save` was told
-    about it.
+    """Reads the newest checkpoint that is not damaged.
 
     Damaged checkpoints are named on stderr and moved to damaged_checkpoints/.
 
     Args:
       abstract_state: the state with jax.ShapeDtypeStruct for arrays. Their shardings may belong to
         another mesh than the one that saved.
+
+    Returns:
+      The state, and the `about` of `save`.
 
     Raises:
       UserError: the checkpoint is not damaged, but belongs to another model or algorithm.
@@ -155,7 +157,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _explained(self, action: str) -> Iterator[None]:
-    """Turns Orbax's errors into an OSError that says which checkpoint is left."""
+    """Turns Orbax's errors into an OSError that names the newest checkpoint."""
     try:
       yield
     except Exception as error:

@@ -3,7 +3,7 @@
 Dynamic sampling (arXiv 2503.14476 section 3.2) discards groups whose responses all have the same
 score, since they carry no gradient, and samples more prompts until the batch is full. It compares
 verdicts, never shaped rewards: a length penalty differs within a group whose verdicts do not.
-Surplus groups wait for the next step. Letters: P groups of a step, n samples a prompt, N training
+Surplus groups wait for the next step. Letters: P groups of a step, n samples per prompt, N training
 prompts.
 """
 

@@ -11,7 +11,7 @@ DYNAMIC = CollectConfig(dynamic_sampling=True, max_generations=3)
 
 
 def groups(ids, scores):
-  """Groups in whose every array stands the index of their prompt."""
+  """Groups whose arrays are filled with the index of their prompt."""
   ids, scores = np.asarray(ids, np.int32), np.asarray(scores, np.float32)
 
   def filled(*shape):

@@ -207,16 +207,18 @@ def test_with_a_missing_or_truncated_file_a_checkpoint_or_the_one_before_is_rest
       else:
         os.truncate(path, path.stat().st_size // 2)
       capfd.readouterr()
-      outcomes[str(file), damage] = restored = restore(broken)
+      restored = restore(broken)
       stderr = capfd.readouterr().err
       if restored == 1:
         warning = f"warning: checkpoint {broken / 'checkpoints' / '2'} is damaged ("
         assert stderr.startswith(warning) and stderr.count("\n") == 1  # no traceback
         assert [p.name for p in (broken / DAMAGED).iterdir()] == ["2"]
-        save(broken, [2])
-        assert restore(broken) == 2  # its place is free for a new one
+        if restored not in outcomes.values():  # once is enough
+          save(broken, [2])
+          assert restore(broken) == 2  # its place is free for a new one
       else:
         assert "damaged" not in stderr and not (broken / DAMAGED).exists()
+      outcomes[str(file), damage] = restored
       shutil.rmtree(broken)
   assert set(outcomes.values()) == {1, 2}
   assert outcomes["params/_METADATA", "missing"] == outcomes["about/metadata", "truncated"] == 1
