@@ -155,8 +155,9 @@ def test_a_read_only_workdir(finished_run, small_disk):
 # Limits apply to a whole process, pytest's output included: each test has a process of its own.
 @pytest.mark.parametrize("name", ["test_the_size_of_files", "test_too_little_memory"])
 def test_a_limit_of_the_process(name):
-  command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow", __file__]
-  done = subprocess.run([*command, "-k", name], capture_output=True, text=True, timeout=600)
+  options = ["-n", "0", "-p", "no:cacheprovider", "-m", "slow", "-k", name]
+  command = [sys.executable, "-m", "pytest", *options, __file__]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
