@@ -253,39 +253,40 @@ def start(devices, *workdirs):
   )
 
 
-def test_a_run_on_8_devices_continues_on_1_and_on_4(tmp_path):
+@pytest.fixture(scope="module")
+def run_on_eight(tmp_path_factory):
+  """Workdir of a run on 8 devices."""
+  workdir = tmp_path_factory.mktemp("eight") / "run"
+  assert start(8, workdir).wait(timeout=600) == 0
+  return workdir
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_on_8_devices_continues_on_fewer(run_on_eight, tmp_path, devices):
   """Compares all gradients, through Adam's first moments, but parameters only where the gradient is
   above its noise, as in test_sharding.py: Adam's first steps are as large as the learning rate
   however small the gradient is."""
-  eight = tmp_path / "8"
-  assert start(8, eight).wait(timeout=600) == 0
-  folders = {devices: tmp_path / str(devices) for devices in (1, 4)}
-  for folder in folders.values():
-    shutil.copytree(eight, folder)
-    shutil.rmtree(folder / "checkpoints" / "4")
-  processes = {devices: start(devices, folder) for devices, folder in folders.items()}
-  assert [process.wait(timeout=600) for process in processes.values()] == [0, 0]
-  expected_rows = lines(eight / "metrics.jsonl")
-  expected = arrays(eight)
-  for devices, folder in folders.items():
-    assert len(lines(folder / "provenance.jsonl")[-1]["devices"]) == devices
-    assert lines(folder / "provenance.jsonl")[-1]["step"] == 2
-    rows = lines(folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    for row, other in zip(rows, expected_rows, strict=True):
-      for name in {*row, *other}:
-        if not name.startswith("time/"):
-          assert row[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
-    compared, actual = 0, arrays(folder)
-    for name, value in actual.items():
-      if "/mu/" in name:
-        param = name.rpartition("/mu/")[2]
-        np.testing.assert_allclose(value, expected[name], atol=1e-5 * expected["norm"])
-        large = np.abs(expected[name]) > 1e-4 * expected["norm"]
-        difference = np.abs(actual[f"params/{param}"] - expected[f"params/{param}"])
-        assert difference[large].max(initial=0) < 1e-5
-        compared += large.sum()
-    assert compared > 1000
+  folder = shutil.copytree(run_on_eight, tmp_path / "run")
+  shutil.rmtree(folder / "checkpoints" / "4")
+  assert start(devices, folder).wait(timeout=600) == 0
+  start_of_last = lines(folder / "provenance.jsonl")[-1]
+  assert len(start_of_last["devices"]) == devices and start_of_last["step"] == 2
+  rows = lines(folder / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+  for row, other in zip(rows, lines(run_on_eight / "metrics.jsonl"), strict=True):
+    for name in {*row, *other}:
+      if not name.startswith("time/"):
+        assert row[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
+  compared, expected, actual = 0, arrays(run_on_eight), arrays(folder)
+  for name, value in actual.items():
+    if "/mu/" in name:
+      param = name.rpartition("/mu/")[2]
+      np.testing.assert_allclose(value, expected[name], atol=1e-5 * expected["norm"])
+      large = np.abs(expected[name]) > 1e-4 * expected["norm"]
+      difference = np.abs(actual[f"params/{param}"] - expected[f"params/{param}"])
+      assert difference[large].max(initial=0) < 1e-5
+      compared += large.sum()
+  assert compared > 1000
 
 
 def arrays(workdir):

@@ -20,7 +20,9 @@ from poise_jax.training.logging import Logger
 @pytest.mark.parametrize(
   "number,phase,code,saved",
   [
-    (signal.SIGTERM, "step 2: sampling", 143, 1),  # the resumed run samples step 2 again
+    # The resumed run samples step 2 again, as it does after the KeyboardInterrupt of
+    # test_checkpoints.py.
+    pytest.param(signal.SIGTERM, "step 2: sampling", 143, 1, marks=pytest.mark.slow),
     (signal.SIGINT, "step 2: updating", 130, 2),
     (signal.SIGTERM, "evaluating", 143, 0),
   ],

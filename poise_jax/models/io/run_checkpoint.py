@@ -109,9 +109,7 @@ def tokenizer_source(checkpoint: pathlib.Path) -> str | pathlib.Path:
   return about(checkpoint)["config"]["model"]["source"] or trained
 
 
-def read(
-  checkpoint: pathlib.Path, item: str, like: PyTree | None
-) -> PyTree[Array]:
+def read(checkpoint: pathlib.Path, item: str, like: PyTree | None) -> PyTree[Array]:
   """Reads the arrays of a checkpoint.
 
   Args:
@@ -123,19 +121,24 @@ def read(
   Raises:
     OSError: one of its files is missing or truncated.
   """
-  with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+  with _quiet():
     try:
-      path = (checkpoint / item).absolute()
-      if like is None:
-        first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first_device),
-          reader.metadata(path).item_metadata.tree,
-        )
-      return reader.restore(path, args=ocp.args.StandardRestore(like))
+      return _read((checkpoint / item).absolute(), like)
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds, Exception among them
       text = f"checkpoint {checkpoint} is damaged ({reason(error)})"
+    gc.collect()  # now: the reads left by a failed restore print pages when they are collected
   raise OSError(text)
+
+
+def _read(path, like):
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+    if like is None:
+      first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first_device),
+        reader.metadata(path).item_metadata.tree,
+      )
+    return reader.restore(path, args=ocp.args.StandardRestore(like))
 
 
 def reason(error: BaseException) -> str:
@@ -152,14 +155,13 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-  """Suppresses the pages that reads left by a failed restore print when they are collected."""
+  """Suppresses what Orbax and TensorStore print about a failed restore."""
   log = logging.getLogger("asyncio")
   level, hook = log.level, sys.unraisablehook
   log.setLevel(logging.CRITICAL + 1)
   sys.unraisablehook = lambda _: None
   try:
     yield
-    gc.collect()
   finally:
     log.setLevel(level)
     sys.unraisablehook = hook
