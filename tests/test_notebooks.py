@@ -28,9 +28,7 @@ SMALL = {
 }
 
 
-def test_the_quickstart_notebook_runs_cell_by_cell(
-  tmp_path, monkeypatch, capsys
-):
+def test_the_quickstart_notebook_runs_cell_by_cell(tmp_path, monkeypatch, capsys):
   notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text())
   monkeypatch.chdir(ROOT / "notebooks")  # the folder in which Jupyter starts a notebook
   monkeypatch.setattr(sys, "path", [*sys.path])
