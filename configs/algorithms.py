@@ -74,14 +74,15 @@ ALGORITHMS = {
   ),
   "dr_grpo": Algorithm(
     source="arXiv 2503.20783",
-    meaning="r - mean of the group; token losses divided by the response limit, not the length",
+    meaning="r - mean of the group; token losses divided by the response limit, not the length, "
+    "then a mean over sequences",
     fields={
       "estimator": "dr_grpo",
       "rollout.n": 8,
       "train.loss.aggregation": "seq-mean-token-sum-norm",
     },
-    differs="as in verl before 0.9, which like TRL also divides by the number of sequences: a "
-    "factor that Adam cancels",
+    differs="losses are small, and so are their gradients: `train.max_grad_norm=1` seldom clips "
+    "them; the source has batches of 128 responses and a limit of 3,000 tokens",
   ),
   "reinforce_pp_baseline": Algorithm(
     source="arXiv 2501.03262",
@@ -111,7 +112,8 @@ ALGORITHMS = {
       "train.loss.clip_low": 1.0,
       "train.loss.clip_high": 0.28,
     },
-    differs="the source does not publish its upper bound; 0.28 here",
+    differs="the source does not publish its upper bound; here it is 1.28. TRL recommends 5.0 "
+    "after ScaleRL (`clip_high=4.0`), and verl's example is two-sided (`clip_low=10`, `clip_high=0.2`)",
   ),
   "dapo": Algorithm(
     source="arXiv 2503.14476",
@@ -138,9 +140,9 @@ ALGORITHMS = {
       "collect.greso_target": 0.25,
       **CLIP_HIGHER,
     },
-    differs="batches of one size instead of refills that adapt; a change from all right to all "
-    "wrong restarts the count; the source does not publish how it splits its target (here a third "
-    "may be all right)",
+    differs="batches of one size instead of refills that adapt. As in the code, a group is easy if "
+    "its mean reward is at least 0.98 and hard if it is at most 0.11, a prompt is skipped with "
+    "probability 1 - max(p^z, 0.01), and a third of the target is for easy groups",
   ),
   "dapo_no_dynamic_sampling": Algorithm(
     source="arXiv 2503.14476",
@@ -157,7 +159,9 @@ ALGORITHMS = {
     source="arXiv 1707.06347, as in verl",
     meaning="a critic as large as the policy, GAE with lambda 0.95, whitened",
     fields={"estimator": "ppo", "rollout.n": 1, **SEQUENCE_MEAN},
-    differs="the critic's learning rate is `critic.learning_rate`; one pass per batch",
+    differs="one pass per batch; as in verl the critic's learning rate is 1e-5 and values are "
+    "clipped at 0.5, but without its weight decay of 0.01 (`train.weight_decay` is for both "
+    "models)",
   ),
   "vapo": Algorithm(
     source="arXiv 2504.05118, arXiv 2503.01491",
@@ -178,14 +182,17 @@ ALGORITHMS = {
     source="arXiv 2604.08865",
     meaning="a critic as large as the policy that reads the prompt alone, cross-entropy",
     fields={"estimator": "sppo", "rollout.n": 1},
-    differs="the source does not publish its hyper-parameters",
+    differs="the hyper-parameters of the source's scripts are not set: for 1.5B parameters 256 "
+    "prompts, mini-batches of 128, `critic.learning_rate=5e-6`; for 7B 512 prompts, mini-batches "
+    "of 32, `critic.learning_rate=1e-5` and weight decay 0.1; both have temperature 0.6, "
+    "`train.learning_rate=1e-6`, responses of 8,192 tokens and no warm-up of the critic",
   ),
   "spo": Algorithm(
     source="arXiv 2509.13232 and its code",
     meaning="a Beta tracker per prompt, advantages whitened; prompts drawn by sqrt(v(1-v)) + 0.05",
     fields={"estimator": "spo", "rollout.n": 1, **CLIP_HIGHER_DUAL},
-    differs="no offline samples before the start: every prompt starts at half a success and half a "
-    "failure",
+    differs="no offline samples before the start (the source's script takes 8 a prompt): every "
+    "prompt starts at half a success and half a failure",
   ),
   "pvpo": Algorithm(
     source="arXiv 2508.21104",

@@ -195,8 +195,9 @@ def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B
   """Weight of each token in the loss, zero where mask is False.
 
   token-mean: 1 / tokens (DAPO). seq-mean-token-mean: 1 / (sequences * length) (GRPO).
-  seq-mean-token-sum: 1 / sequences. seq-mean-token-sum-norm: 1 / T, a sum over sequences divided by
-  the response limit (Dr. GRPO in verl). Sequences without a token are not counted.
+  seq-mean-token-sum: 1 / sequences. seq-mean-token-sum-norm: 1 / (sequences * T), where T, the
+  response limit, is the same constant for all sequences (Dr. GRPO, arXiv 2503.20783). Sequences
+  without a token are not counted.
 
   Raises:
     UserError: unknown aggregation.
@@ -211,7 +212,7 @@ def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B
   if aggregation == "seq-mean-token-sum":
     return mask / sequences
   if aggregation == "seq-mean-token-sum-norm":
-    return mask / mask.shape[-1]
+    return mask / mask.shape[-1] / sequences
   raise unknown_name("aggregation", aggregation, AGGREGATIONS)
 
 
@@ -222,13 +223,15 @@ def kl_estimate(
 
   With d = log policy - log reference: k1 = d (unbiased, but its gradient in a loss is zero on
   average), k2 = d^2 / 2 (its gradient is that of the KL), k3 = exp(-d) - 1 + d (unbiased and never
-  negative; GRPO, arXiv 2402.03300 eq. 4). d is bounded at +-20 nats, and k3 at 10 as in verl.
+  negative; GRPO, arXiv 2402.03300 eq. 4). As in verl, k3 alone is bounded, d at +-20 nats and the
+  estimate at 10: beyond, its gradient is zero.
   """
-  d = jnp.clip(logprobs - reference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  d = logprobs - reference
   if estimator == "k1":
     return d
   if estimator == "k2":
     return d * d / 2
+  d = jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO)
   return jnp.minimum(jnp.expm1(-d) + d, 10.0)
 
 

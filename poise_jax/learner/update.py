@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.learner.batching import (
@@ -178,24 +178,27 @@ def apply_gradients(
   state: TrainState,
   grads: PyTree[Array],
   loss: Float[Array, ""] | float = 0.0,
+  has_tokens: Bool[Array, ""] | bool = True,
 ) -> TrainState:
   """One optimizer step. Where loss or gradient are not finite, the step is skipped: only the counts
-  of skipped steps change."""
+  of skipped steps change. Where the mini-batch has no tokens, nothing changes: AdamW would move the
+  parameters by momentum and weight decay alone."""
   with jax.named_scope("optimizer"):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
+    taken, failed = finite & has_tokens, ~finite & has_tokens
     params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
+      lambda new, old: jnp.where(taken, new, old),
       (params, opt_state),
       (state.params, state.opt_state),
     )
   return TrainState(
-    step=state.step + finite,
+    step=state.step + taken,
     params=params,
     opt_state=opt_state,
-    skipped=state.skipped + ~finite,
-    skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    skipped=state.skipped + failed,
+    skipped_in_a_row=jnp.where(taken, 0, state.skipped_in_a_row + failed),
   )
 
 
@@ -223,10 +226,12 @@ def step(
       are skipped. None: all P.
 
   Returns:
-    The new state, and metrics averaged over the mini-batches whose loss and gradient are finite.
-    The other mini-batches change nothing; policy/skipped_updates counts them since training began.
-    rollout/mismatch_kl is the k3 estimate of KL(sampler || trainer) in nats a token, over the
-    tokens of the first mini-batch.
+    The new state, and metrics averaged over the mini-batches that have tokens and whose loss and
+    gradient are finite. The other mini-batches change nothing; policy/skipped_updates counts those
+    whose loss or gradient is not finite since training began. policy/grad_clipped is the fraction
+    of optimizer steps whose gradient norm exceeded config.max_grad_norm. rollout/mismatch_kl is the
+    k3 estimate of KL(sampler || trainer) in nats a token, over the tokens of the first mini-batch
+    with groups of this step; groups from earlier steps do not count.
 
   Raises:
     UserError: P n is not a multiple of config.minibatch_size.
@@ -244,9 +249,12 @@ def step(
 def _over_history(history, skipped):
   """Metrics of a step from those of its mini-batches. The count is copied: the next step donates
   the state that it belongs to."""
-  mean = jax.tree.map(lambda *x: jnp.nanmean(jnp.stack(x)), *history)
-  mismatch = history[0]["rollout/mismatch_kl"]
-  return {**mean, "rollout/mismatch_kl": mismatch, "policy/skipped_updates": jnp.copy(skipped)}
+  series = jax.tree.map(lambda *x: jnp.stack(x), *history)
+  metrics = jax.tree.map(jnp.nanmean, series)
+  # The policy has moved since the rollouts were sampled, in all mini-batches but the first.
+  mismatch = series["rollout/mismatch_kl"]
+  metrics["rollout/mismatch_kl"] = mismatch[jnp.argmax(jnp.isfinite(mismatch))]
+  return {**metrics, "policy/skipped_updates": jnp.copy(skipped)}
 
 
 def policy_batch(
@@ -269,7 +277,8 @@ def policy_batch(
       f"{p} prompts x {n} samples are {p * n} sequences, "
       f"not a multiple of train.minibatch_size={config.minibatch_size}"
     )
-  batch, stale = _form(experience, advantages, responses_per_row(n, config.microbatch_size))
+  batch = _form(experience, advantages, responses_per_row(n, config.microbatch_size))
+  stale = batch.fields.get("stale")
   tokens = batch.replace(fields={})  # log-probs need no fields: one program for both policies
   count = -(-(p if groups is None else groups) * n // config.minibatch_size)
   if config.old_logprobs == "sampler":
@@ -288,17 +297,16 @@ def policy_batch(
 
 @functools.partial(jax.jit, static_argnames="responses")
 def _form(experience, advantages, responses):
-  """Rows with advantages and the sampler's log-probs, and which rows are from an earlier step
-  [R, 1, 1], or None where groups have no age."""
+  """Rows with advantages, the sampler's log-probs and, where groups have an age, which responses
+  are from an earlier step."""
   p, n, _ = experience.rollouts.tokens.shape
   fields = {
     "sampler_logprobs": experience.rollouts.logprobs,
     "advantages": advantages.reshape(p, n, -1),
   }
-  stale = None
   if not isinstance(experience.age, tuple):
-    stale = jnp.repeat(experience.age > 0, n // responses)[:, None, None]
-  return form(experience.rollouts, responses, fields), stale
+    fields["stale"] = jnp.broadcast_to((experience.age > 0)[:, None, None], (p, n, 1))
+  return form(experience.rollouts, responses, fields)
 
 
 _where = jax.jit(jnp.where)
@@ -311,8 +319,8 @@ def minibatch_step(
   """One optimizer step on a mini-batch of `policy_batch`; `state` is donated.
 
   Returns:
-    The new state, and metrics: means over the mini-batch's tokens, or NaN where loss or gradient
-    are not finite.
+    The new state, and metrics: means over the mini-batch's tokens, or NaN where there are none or
+    where loss or gradient are not finite.
   """
   mask = flat(batch.mask)
   weights = token_weights(mask, config.loss.aggregation).reshape(batch.mask.shape)
@@ -325,10 +333,16 @@ def minibatch_step(
 
   rows = config.microbatch_size // batch.tokens.shape[1]
   grads, sums = accumulate(loss_fn, state.params, batch.with_fields(weights=weights), rows)
-  loss = sums.pop("policy/loss")
-  metrics = jax.tree.map(lambda x: x / jnp.maximum(mask.sum(), 1), sums)
-  metrics |= {"policy/loss": loss, "policy/grad_norm": optax.tree.norm(grads)}
-  new = apply_gradients(config, state, grads, loss)
+  loss, norm = sums.pop("policy/loss"), optax.tree.norm(grads)
+  mismatch = sums.pop("rollout/mismatch_kl") / _fresh(batch.mask, batch.fields).sum()
+  metrics = {
+    **jax.tree.map(lambda x: x / mask.sum(), sums),
+    "policy/loss": loss,
+    "policy/grad_norm": norm,
+    "policy/grad_clipped": (norm > (config.max_grad_norm or jnp.inf)).astype(jnp.float32),
+    "rollout/mismatch_kl": mismatch,
+  }
+  new = apply_gradients(config, state, grads, loss, mask.any())
   taken = new.step > state.step
   return new, jax.tree.map(lambda x: jnp.where(taken, x, jnp.nan), metrics)
 
@@ -346,13 +360,17 @@ def _policy_loss(config, logprobs, entropies, mask, fields):
     fields.get("reference_logprobs"),
     fields["sampler_logprobs"],
   )
-  tokens = mask.sum()
-  difference = jnp.where(mask, logprobs - fields["sampler_logprobs"], 0.0)
-  means = {
-    "policy/entropy": jnp.where(mask, entropies, 0.0).sum() / jnp.maximum(tokens, 1),
-    "rollout/mismatch_kl": jnp.expm1(difference).sum() / jnp.maximum(tokens, 1)
-    - difference.sum() / jnp.maximum(tokens, 1),
-    **metrics,
+  difference = logprobs - fields["sampler_logprobs"]
+  difference = jnp.where(_fresh(mask, fields), difference, 0.0)
+  sums = {
+    "policy/loss": loss,
+    "policy/entropy": jnp.where(mask, entropies, 0.0).sum(),
+    "rollout/mismatch_kl": (jnp.expm1(difference) - difference).sum(),
+    **jax.tree.map(lambda mean: mean * mask.sum(), metrics),
   }
-  sums = jax.tree.map(lambda x: x * tokens, means)
-  return loss, jax.lax.stop_gradient({"policy/loss": loss, **sums})
+  return loss, jax.lax.stop_gradient(sums)
+
+
+def _fresh(mask, fields):
+  """The tokens of responses that this step sampled, in the shape of `mask`."""
+  return mask & ~fields["stale"] if "stale" in fields else mask

@@ -43,7 +43,7 @@ def warm_start(
   seed: int,
   report: Callable[[int, float], None],
 ) -> PyTree[Array]:
-  """Trains on worked answers by maximum likelihood (token mean, AdamW).
+  """Trains on worked answers by maximum likelihood (token mean, Adam without weight decay).
 
   Args:
     model: the decoder's shape.
@@ -64,7 +64,9 @@ def warm_start(
   warm_up = config.steps // 10
   rate = config.learning_rate
   schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, config.steps, rate / 10)
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.0)
+  )
   opt_state = optimizer.init(params)  # not under jit, see update.init
   rng = np.random.default_rng(seed)
 

@@ -31,7 +31,7 @@ PANELS = {  # metric -> title of its figure
 COSTS = {"eval/accuracy": "Held-out accuracy", "reward/mean": "Mean reward"}
 HEADER = (
   *("algorithm", "seed", "steps", "rollouts", "tokens"),
-  *("held-out accuracy before", "after", "gain", "reward, last 10 steps", "minutes"),
+  *("held-out accuracy before", "after", "gain", "reward, last 10 steps", "clipped", "minutes"),
   "seconds per step: sampling + estimation + update",
 )
 PROBE_HEADER = ("run", "domain", "MAE", "r", "held-out accuracy before", "after")
@@ -41,11 +41,13 @@ PROBE_MEANING = (
   "siblings. Such a reward is 0 or 1, one sample of the predicted value. Both are means over the "
   "last 10 steps with prompts of the domain."
 )
+CLIPPED_GAP = 0.2  # difference between fractions of clipped steps that calls for a warning
 LABEL_CHARACTERS = 60  # limit for the label of a curve
 MEANING = (
   "Curves are means over seeds; bands are ± one standard error of the mean (none for a single "
   "seed). A curve ends where its shortest run ends. Metrics other than held-out accuracy are "
-  "moving means over 5 steps."
+  'moving means over 5 steps. "Clipped" is the fraction of optimizer steps whose gradient norm '
+  "exceeded train.max_grad_norm."
 )
 RIGHT = 1 - 1e-6  # smallest reward of a right answer
 
@@ -113,7 +115,7 @@ def rows(groups: Groups) -> list[list[str]]:
       final = np.array([run.series("eval/accuracy")[1][-1] for run in runs])
       accuracy = f"{final.mean():.3f} ± {standard_error(final):.3f}"
       seeds = f"mean of {len(runs)} ± standard error"
-      lines.append([label, seeds, *[""] * 4, accuracy, *[""] * 4])
+      lines.append([label, seeds, *[""] * 4, accuracy, *[""] * 5])
   return lines
 
 
@@ -131,9 +133,31 @@ def _row(label: str, run: Run) -> list[str]:
     f"{accuracy[-1]:.3f}",
     f"{accuracy[-1] - accuracy[0]:+.3f}",
     f"{reward[-10:].mean():.3f}" if len(reward) else "",
+    "" if (clipped := _clipped([run])) is None else f"{clipped:.2f}",
     f"{run.positions('minutes')[-1]:.1f}",
     " + ".join(f"{np.median(seconds):.2f}" for seconds in times if len(seconds)),
   ]
+
+
+def _clipped(runs: Sequence[Run]) -> float | None:
+  """The fraction of optimizer steps whose gradient was clipped; None if it was not logged."""
+  series = np.concatenate([run.series("policy/grad_clipped")[1] for run in runs])
+  return float(series.mean()) if len(series) else None
+
+
+def clipping_warning(groups: Groups) -> str:
+  """A sentence if clipping acts on some groups much more than on others, else ""."""
+  fractions = {label: _clipped(runs) for label, runs in groups.items()}
+  fractions = {label: value for label, value in fractions.items() if value is not None}
+  if not fractions or max(fractions.values()) - min(fractions.values()) < CLIPPED_GAP:
+    return ""
+  shares = ", ".join(f"{label} {value:.0%}" for label, value in fractions.items())
+  return (
+    f"Warning: gradient clipping acts on some of these runs more than on others (optimizer steps "
+    f"clipped: {shares}). A clipped step has the length that train.max_grad_norm allows, whatever "
+    "its advantages are, so a part of the differences may be due to clipping. Tune "
+    "train.max_grad_norm and the learning rate for each algorithm, or set train.max_grad_norm=0."
+  )
 
 
 def _is_mean(line: Sequence[str]) -> bool:
@@ -259,7 +283,7 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
     problems: held-out problems per run whose answers are shown, before and after training.
 
   Returns:
-    The table in Markdown.
+    The table in Markdown, and the warning of `clipping_warning` if there is one.
 
   Raises:
     UserError: a path holds no run or one without an evaluation, or two runs have the same
@@ -287,15 +311,17 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
   lines = rows(groups)
   bold = [[f"**{cell}**" if cell and _is_mean(line) else cell for cell in line] for line in lines]
   table = markdown.table(HEADER, bold)
-  readme = _readme(out.name, table, probe_rows(runs), answers, starts)
+  warning = clipping_warning(groups)
+  readme = _readme(out.name, table, warning, probe_rows(runs), answers, starts)
   files.write_whole(out / "README.md", readme)
-  page = _page(out.name, groups, lines, figures, answers, starts)
+  page = _page(out.name, groups, lines, warning, figures, answers, starts)
   files.write_whole(out / "report.html", html.render(page))
-  return table
+  return f"{table}\n\n{warning}" if warning else table
 
 
-def _readme(title, table, probes, answers, starts) -> str:
-  sections = [f"# {title}", table, MEANING, "![curves](curves.svg)", "![costs](costs.svg)"]
+def _readme(title, table, warning, probes, answers, starts) -> str:
+  sections = [f"# {title}", table, MEANING, *([warning] if warning else [])]
+  sections += ["![curves](curves.svg)", "![costs](costs.svg)"]
   sections.append(provenance.describe(starts))
   if probes:
     sections.append(f"## Probes\n\n{markdown.table(PROBE_HEADER, probes)}\n\n{PROBE_MEANING}")
@@ -304,7 +330,7 @@ def _readme(title, table, probes, answers, starts) -> str:
   return "\n\n".join(sections) + "\n"
 
 
-def _page(title, groups, lines, figures, answers, starts) -> html.Page:
+def _page(title, groups, lines, warning, figures, answers, starts) -> html.Page:
   """The same content as a page, with figures that adapt to its width and to dark screens."""
   cards = {
     name: [Card(panel, figure) for panel, figure in drawn] for name, drawn in figures.items()
@@ -315,7 +341,7 @@ def _page(title, groups, lines, figures, answers, starts) -> html.Page:
   return html.Page(
     title=f"{title}: comparison",
     heading=title,
-    about=f"{seeds} runs in {len(groups)} groups. {MEANING}",
+    about=f"{seeds} runs in {len(groups)} groups. {MEANING} {warning}".strip(),
     legend=list(groups),
     figures={"By step": cards["curves"], "By cost": cards["costs"]},
     tables={"Runs": html.Table(HEADER, lines, range(1, len(HEADER)), means)},

@@ -294,12 +294,18 @@ def _check_sizes(config, mesh, update):
       "rollout.temperature must be greater than 0 for training: at 0 all responses to a prompt are "
       "the same"
     )
-  truncates = config.rollout.top_p < 1 or config.rollout.top_k
-  if truncates and update.old_logprobs == "sampler":
-    raise UserError(
-      "train.old_logprobs='sampler' needs rollout.top_p=1 and rollout.top_k=0, because the loss's "
-      "ratio is between full distributions; use 'recompute'"
-    )
+  if config.rollout.top_p < 1 or config.rollout.top_k:
+    reason = "needs rollout.top_p=1 and rollout.top_k=0: the sampler's log-probs serve as old ones"
+    if update.old_logprobs == "sampler":
+      raise UserError(
+        f"train.old_logprobs='sampler' {reason}, and the loss's ratio is between full "
+        "distributions; use 'recompute'"
+      )
+    if config.collect.dynamic_sampling:
+      raise UserError(
+        f"collect.dynamic_sampling {reason} for groups carried over from earlier steps, and the "
+        "loss's ratio is between full distributions; eval.top_p is free"
+      )
 
 
 def _check_estimator(config, estimator, reward, collect):

@@ -1,9 +1,11 @@
 """GRESO: skips prompts whose responses would probably carry no gradient (arXiv 2506.02177).
 
-A group is *easy* if all its responses are right and *hard* if all are wrong. A prompt whose last z
-groups in a row were easy (or hard) is skipped with probability 1 - p ** z. There is one p for easy
-and one for hard prompts; both drift so that the share of such groups approaches a target. What the
-paper leaves open follows its code. Letters: N training prompts, P prompts and n samples of a batch.
+A group is *easy* if its mean reward is at least 0.98 and *hard* if it is at most 0.11. A prompt
+whose last z groups in a row were easy (or hard) is skipped with probability 1 - max(p ** z, 0.01).
+There is one p for easy and one for hard prompts; both drift so that the share of such groups
+approaches a target, a third of which is for easy and two thirds for hard groups. These numbers are
+those of the released code (github.com/Infini-AI-Lab/GRESO, commit b277843). Letters: N training
+prompts, P prompts and n samples of a batch.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from jaxtyping import Float, Int
 
 STEP = 0.01  # change of p after a training step
 P_MIN, P_MAX = 0.05, 0.95
+KEEP_MIN = 0.01  # least probability with which a prompt is sampled
+EASY, HARD = 0.98, 0.11  # bounds of an easy and of a hard group's mean reward
 
 
 @flax.struct.dataclass
@@ -35,7 +39,7 @@ def is_skipped(state: Skips, prompt: int, seed: int, position: int) -> bool:
   if not streak:
     return False
   p = state.keep[0 if streak > 0 else 1]
-  return bool(np.random.default_rng([seed, position]).random() >= p ** abs(streak))
+  return bool(np.random.default_rng([seed, position]).random() >= max(p ** abs(streak), KEEP_MIN))
 
 
 def update(
@@ -45,10 +49,6 @@ def update(
   adapt: bool,
 ) -> tuple[Skips, dict[str, float]]:
   """The state after a training step.
-
-  The released code gives the changes of p, their bounds and the initial p. It does not say how the
-  target is divided; as in another implementation, a third is for easy and two thirds for hard
-  groups.
 
   Args:
     state: is not changed.
@@ -64,12 +64,12 @@ def update(
   easy = hard = total = 0
   for prompts, scores in batches:
     for prompt, group in zip(prompts, scores, strict=True):
-      if group.min() < group.max():
-        streaks[prompt] = 0
-      elif group.mean() > 0.5:
+      if group.mean() >= EASY:
         streaks[prompt], easy = max(streaks[prompt], 0) + 1, easy + 1
-      else:
+      elif group.mean() <= HARD:
         streaks[prompt], hard = min(streaks[prompt], 0) - 1, hard + 1
+      else:
+        streaks[prompt] = 0
       total += 1
   shares = np.array([easy, hard]) / max(total, 1)
   if adapt and total:

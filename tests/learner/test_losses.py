@@ -149,7 +149,7 @@ def torch_policy_loss(logprobs, old, advantages, mask, config, extra=None):
     return sum(sum(row) / len(row) for row in responses) / len(responses)
   if config.aggregation == "seq-mean-token-sum":
     return sum(sum(row) for row in responses) / len(responses)
-  return sum(sum(row) for row in responses) / mask.shape[1]
+  return sum(sum(row) for row in responses) / len(responses) / mask.shape[1]
 
 
 LENGTHS = (9, 1, 0, 5, 9, 3)
@@ -268,6 +268,17 @@ def test_kl_estimates_are_unbiased_and_have_the_gradient_of_the_kl():
   assert np.abs(jax.grad(estimate)(logits, "k3") - exact).max() > 0.01
 
 
+@pytest.mark.parametrize("distance", [-60.0, -15.0, 15.0, 60.0])
+def test_tokens_far_from_the_reference_are_pulled_back(distance):
+  """k1 and k2 have no bound; k3 has verl's, beyond which its gradient is zero."""
+  value, gradient = jax.vmap(jax.value_and_grad(lambda x: kl_estimate(x, jnp.float32(-3), "k2")))(
+    jnp.array([distance - 3])
+  )
+  np.testing.assert_allclose([value[0], gradient[0]], [distance**2 / 2, distance], rtol=1e-6)
+  assert kl_estimate(jnp.float32(distance - 3), jnp.float32(-3), "k1") == distance
+  assert 0 < kl_estimate(jnp.float32(distance - 3), jnp.float32(-3), "k3") <= 10
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo"])
 def test_entries_outside_of_the_mask_have_no_influence(aggregation, surrogate):
@@ -350,7 +361,7 @@ def test_weights_of_each_aggregation():
     "token-mean": [1 / 5, 1 / 5, 0],
     "seq-mean-token-mean": [1 / 8, 1 / 2, 0],  # the empty response does not count
     "seq-mean-token-sum": [1 / 2, 1 / 2, 0],
-    "seq-mean-token-sum-norm": [1 / 4, 1 / 4, 0],
+    "seq-mean-token-sum-norm": [1 / 8, 1 / 8, 0],
   }
   assert set(expected) == set(AGGREGATIONS)
   for aggregation, values in expected.items():

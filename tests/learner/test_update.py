@@ -217,6 +217,41 @@ def test_groups_of_earlier_steps_have_the_log_probs_of_the_policy_that_sampled_t
   assert_same_update(run(params, rollouts, advantages, age=0 * age), whole)
 
 
+def test_mismatch_kl_leaves_out_groups_of_earlier_steps(params, rollouts, advantages):
+  """In one mini-batch, and where the first mini-batch has no other groups."""
+  far = rollouts.replace(logprobs=rollouts.logprobs - 0.5)
+  near = rollouts.replace(logprobs=rollouts.logprobs - 0.1)
+  mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[: P // 2], b[P // 2 :]]), far, near)
+  age = jnp.array([1, 3, 0, 0])
+  two = dict(minibatch_size=4, microbatch_size=2, old_logprobs="sampler")
+  for changes, rel in (({}, 1e-3), (two, 0.2)):  # in the second one the policy has moved
+    _, metrics = run(params, mixed, advantages, age=age, **changes)
+    assert metrics["rollout/mismatch_kl"] == pytest.approx(np.exp(0.1) - 1 - 0.1, rel=rel)
+
+
+def test_clipped_optimizer_steps_are_counted(params, rollouts, advantages, whole):
+  assert whole[1]["policy/grad_clipped"] == 0  # without a limit
+  changes = dict(minibatch_size=4, microbatch_size=4, max_grad_norm=1e-3)
+  scaled = advantages * jnp.array([1.0, 1.0, 1e-5, 1e-5])[:, None]
+  assert run(params, rollouts, scaled, **changes)[1]["policy/grad_clipped"] == 0.5
+
+
+def test_a_minibatch_without_tokens_changes_nothing(params, rollouts, advantages):
+  """Not even by momentum; it is not counted as skipped."""
+  changes = dict(minibatch_size=4, microbatch_size=2, old_logprobs="sampler")
+  config = dataclasses.replace(BASE, **changes)
+  state, _ = update.step(MODEL, config, initial(params, config), experience(rollouts), advantages)
+  before = jax.tree.map(jnp.copy, state)
+  filtered = rollouts.replace(mask=jnp.zeros_like(rollouts.mask))
+  state, metrics = update.step(MODEL, config, state, experience(filtered), advantages)
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert np.isnan(metrics["policy/loss"]) and metrics["policy/skipped_updates"] == 0
+  half = rollouts.replace(mask=rollouts.mask.at[: P // 2].set(False))
+  _, metrics = update.step(MODEL, config, state, experience(half), advantages)
+  assert np.isfinite(metrics["policy/grad_norm"]) and metrics["policy/entropy"] > 0
+
+
 def test_minibatches_of_padding_are_skipped(params, rollouts, advantages):
   changes = dict(minibatch_size=4, microbatch_size=2)
   empty = rollouts.replace(mask=rollouts.mask.at[P // 2 :].set(False))

@@ -57,11 +57,11 @@ def test_a_row_per_run_and_a_mean_per_algorithm(tmp_path):
   ]
   text = comparison.report(paths, tmp_path / "out")
   assert text.splitlines()[2:] == [
-    "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 | 1.5 |  |",
-    "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 | 1.5 |  |",
+    "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 |  | 1.5 |  |",
+    "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 |  | 1.5 |  |",
     # Standard deviation 0.1768, divided by the root of two seeds.
-    "| **poise** | **mean of 2 ± standard error** |  |  |  |  | **0.625 ± 0.125** |  |  |  |  |",
-    "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 | 1.5 |  |",
+    "| **poise** | **mean of 2 ± standard error** |  |  |  |  | **0.625 ± 0.125** |  |  |  |  |  |",
+    "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 |  | 1.5 |  |",
   ]
   readme = (tmp_path / "out" / "README.md").read_text()
   assert text in readme and "python -m experiments.train --config=a.py\n" in readme
@@ -86,6 +86,24 @@ def test_sampled_rollouts_and_times(tmp_path):
   (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   text = comparison.report([path], tmp_path / "out")
   assert "| 12 | 4000 | 360 |" in text and text.endswith("| 1.25 + 0.50 + 2.00 |")
+
+
+@pytest.mark.parametrize("fractions,warns", [((0.5, 0.25), True), ((0.5, 0.375), False)])
+def test_runs_that_clipping_treats_differently(tmp_path, fractions, warns):
+  paths = [write(tmp_path / "a"), write(tmp_path / "b", "dr_grpo"), write(tmp_path / "c", "old")]
+  for path, fraction in zip(paths, fractions, strict=False):  # the third one did not log it
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows = [rows[0], *({**row, "policy/grad_clipped": fraction} for row in rows[1:])]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  text = comparison.report(paths, tmp_path / "out")
+  assert f"| 0.075 | {fractions[0]:.2f} | 1.5 |" in text
+  warning = "(optimizer steps clipped: poise 50%, dr_grpo 25%)"
+  for place in (
+    text,
+    *((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html")),
+  ):
+    assert (warning in place) == warns
+    assert ("Tune train.max_grad_norm" in place) == warns
 
 
 def test_probes_by_domain(tmp_path):

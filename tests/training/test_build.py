@@ -57,6 +57,8 @@ def test_a_mixture_has_a_probe_per_domain():
     (dict(task__template="What?"), "task.template"),
     (dict(rollout__temperature=0.0), "rollout.temperature must be greater than 0"),
     (dict(rollout__top_k=5, train__old_logprobs="sampler"), "train.old_logprobs='sampler'"),
+    (dict(algorithm="dapo", rollout__top_p=0.9), "collect.dynamic_sampling needs rollout.top_p=1"),
+    (dict(algorithm="dapo", rollout__top_k=9), "collect.dynamic_sampling needs rollout.top_p=1"),
     (dict(rollout__feature_layers=()), "rollout.feature_layers"),
     (dict(rollout__feature_layers=(2,)), "0 to 1"),
     (dict(probe__pca_prompt=17), "probe.pca_prompt"),  # the buffer has 16 rows

