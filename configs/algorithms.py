@@ -113,7 +113,8 @@ ALGORITHMS = {
       "train.loss.clip_high": 0.28,
     },
     differs="the source does not publish its upper bound; here it is 1.28. TRL recommends 5.0 "
-    "after ScaleRL (`clip_high=4.0`), and verl's example is two-sided (`clip_low=10`, `clip_high=0.2`)",
+    "after ScaleRL (`clip_high=4.0`), and verl's example is two-sided (`clip_low=10`, "
+    "`clip_high=0.2`)",
   ),
   "dapo": Algorithm(
     source="arXiv 2503.14476",
