@@ -29,9 +29,9 @@ HEADER = ("answers", "best strategy", "mean score", "without a verdict")
 MEANING = (
   "A strategy answers all questions in the same way; its mean score is what a policy earns that "
   "learns nothing else. Chance is the share of the most frequent reference answer, which guessing "
-  f"legitimately pays; a strategy that earns {LIMIT} more than that is a temptation. The reference answer must earn "
-  "1, as the mean over examples of its best form. Answers without a verdict timed out or crashed "
-  "the verifier."
+  f"legitimately pays; a strategy that earns {LIMIT} more than that is a temptation. The reference "
+  "answer must earn 1, as the mean over examples of its best form. Answers without a verdict timed "
+  "out or crashed the verifier."
 )
 
 
