@@ -98,12 +98,102 @@ def test_standard_input_and_output(program, score):
   assert judge(program, {"inputs": ["2\n", "3"], "outputs": ["4", "9\n"]}).score == score
 
 
+@pytest.mark.parametrize(
+  "end,score",
+  [
+    ("", 1),
+    ("\nexit()", 1),
+    ("\nimport sys\nsys.exit(0)", 1),
+    ("\nsys.exit()", 1),  # a usual import
+    ("\nraise RuntimeError('late')", 0),
+    ("\nexit(3)", 0),
+    ("\nimport os\nos._exit(1)", 0),
+    ("\nimport os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", 0),
+    ("\nundefined", 0),
+  ],
+)
+def test_a_run_must_end_well(end, score):
+  reference = {"inputs": ["5", "6"], "outputs": ["10", "12"]}
+  assert judge(f"print(2 * int(input()), flush=True){end}", reference).score == score
+
+
+def test_only_the_run_that_ends_badly_fails():
+  program = "n = int(input())\nprint(n, flush=True)\nassert n != 8"
+  reference = {"inputs": ["7", "8", "9", "10"], "outputs": ["7", "8", "9", "10"]}
+  assert judge(program, reference, partial=True).score == 0.75
+
+
+USUAL = """
+class Solution:
+  def spread(self, rows: List[List[int]], start: Optional[int] = None) -> Dict[str, int]:
+    seen, heap = defaultdict(int), []
+    for row in rows:
+      heappush(heap, reduce(lambda a, b: a ^ b, row, 0))
+      seen[bisect_left(sorted(row), 4)] += gcd(*row)
+    best = max(accumulate(heap)) + pow(2, 3, 5) + floor(sqrt(17)) + len(deque(row))
+    return Counter({ascii_lowercase[0]: best, 'n': sum(seen.values()) if best < inf else 0})
+"""
+
+
+def test_programs_have_the_usual_imports():
+  reference = {"inputs": [[[[6, 4], [3, 3]]]], "outputs": [{"a": 11, "n": 5}], "fn_name": "spread"}
+  assert judge(USUAL, reference).score == 1
+  run = {"inputs": ["6 4"], "outputs": ["2 24"]}
+  assert judge("a = list(map(int, input().split()))\nprint(gcd(*a), math.prod(a))", run).score == 1
+
+
+@pytest.mark.parametrize(
+  "program,test,score",
+  [
+    ("x = 1", "assert gcd(8, 12) == 4", 0),  # the usual imports are no answer
+    ("from math import gcd", "assert gcd(8, 12) == 4", 1),
+    ("def gcd(a, b): return a", "assert gcd(8, 12) == 8", 1),
+    ("def pow(a, b): return a", "assert pow(2, 5) == 32", 1),  # the tests have Python's own
+    ("def f(n): return pow(n, -1, 7)", "assert f(3) == 5", 1),  # not that of math
+    ("from __future__ import annotations\ndef f(x: No) -> Type: return x", "assert f(2) == 2", 1),
+  ],
+)
+def test_usual_imports_are_not_names_of_the_program(program, test, score):
+  assert judge(program, {"tests": [test]}).score == score
+
+
+def test_a_method_that_is_named_like_a_usual_import():
+  program = "class Solution:\n  def product(self, x, y): return x * y"
+  assert judge(program, {"inputs": [[3, 4]], "outputs": [12], "fn_name": "product"}).score == 1
+  check = {"tests": ["def check(f):\n  assert f(3, 5) == 15"], "entry_point": "Solution().product"}
+  assert judge(program, check).score == 1
+
+
+@pytest.mark.parametrize(
+  "returned,expected,score",
+  [
+    ("0.1 + 0.2", 0.3, 1),
+    ("[0.1 * 3, (2 / 3,)]", [0.3, [0.6666667]], 1),
+    ("{'mean': [1 / 7]}", {"mean": [0.142857143]}, 1),
+    ("Fraction(1, 3)", 0.3333333, 1),
+    ("float('inf')", float("inf"), 1),
+    ("3", 3.0, 1),
+    ("0.301", 0.3, 0),
+    ("[0.3, 0.3]", [0.3], 0),
+    ("{'mean': 0.3}", {"median": 0.3}, 0),
+    ("'0.3'", 0.3, 0),
+    ("3.0000001", 3, 0),  # an integer is exact, as in printed outputs
+    ("10 ** 400", 1.5, 0),
+  ],
+)
+def test_returned_floats_are_compared_as_printed_ones_are(returned, expected, score):
+  program = f"from fractions import Fraction\ndef f(): return {returned}"
+  assert judge(program, {"inputs": [[]], "outputs": [expected], "fn_name": "f"}).score == score
+
+
 def test_outputs_are_compared_word_by_word_and_decimals_approximately():
   assert code_lib.same_output("1 2\n3\n", "1  2 \n3")
   assert code_lib.same_output("0.333333", "0.33333333")
   assert not code_lib.same_output("0.3333", "0.3334")
   assert not code_lib.same_output("1 2\n3", "1 2 3")
   assert not code_lib.same_output("3", "3.0")
+  assert code_lib.same_output("2e-05", "2.0000000001e-05")
+  assert not code_lib.same_output("2e-05", "2.1e-05")
 
 
 def test_calls_of_a_named_function_or_method():
@@ -120,16 +210,99 @@ def test_a_response_without_a_program_is_unparsable(response):
   assert verify(Check("code", SQUARE), response) == Verdict(0.0, "unparsable")
 
 
-def test_the_program_is_the_last_block_or_a_bare_response():
-  blocks = "```python\ndef f(x): return 0\n```\nNo:\n```\ndef f(x): return x * x\n```"
-  assert verify(Check("code", SQUARE), blocks).score == 1
-  assert verify(Check("code", SQUARE), "def f(x): return x * x").score == 1
+RIGHT, WRONG = "def f(x):\n  return x * x", "def f(x):\n  return 0"
+PYTHON = f"```python\n{RIGHT}\n```"
+DOCSTRING = "def f(x):\n    '''Squares.\n\n    ```\n    f(2)\n    ```\n    '''\n    return x * x"
 
 
-@pytest.mark.parametrize("reference", [{}, {"tests": []}, {"inputs": ["1"], "outputs": []}, 5])
-def test_a_reference_without_tests_is_an_error(reference):
-  with pytest.raises(UnusableError, match="the reference of verifier code"):
-    judge("x = 1", reference)
+@pytest.mark.parametrize(
+  "response,score",
+  [
+    (RIGHT, 1),
+    (f"```python\n{WRONG}\n```\nNo:\n```\n{RIGHT}\n```", 1),
+    (f"{PYTHON}\nNo:\n```python\n{WRONG}\n```", 0),
+    (f"{PYTHON}\nNo:\n```py\ndef f(x) return x\n```", 0),  # the last program, though broken
+    (f"```bash\npip install numpy\n```\nThen\n{PYTHON}", 1),
+    (f"```text\n2 -> 4\n```\n{PYTHON}\n```json\n[4, 9]\n```", 1),
+    (f"{PYTHON}\nRun it:\n```sh\npython f.py\n```", 1),
+    (f"{PYTHON}\nIt prints\n```\n4\n```", 1),
+    (f"{PYTHON}\nfor example\n```python\nprint(f(2))\n```", 1),
+    (f"{PYTHON}\nor\n```python\n>>> f(2)\n4\n```", 1),
+    (f"```python\n{WRONG}\n```\nBetter:\n```python\nf = lambda x: x ** 2\n```", 1),
+    (f"```cpp\nint f(int x);\n```\n```Python3\n{RIGHT}\n```", 1),
+    (f'```python title="f.py" linenos\n{RIGHT}\n```', 1),
+    (f"```{{.python .numberLines}}\n{RIGHT}\n```", 1),
+    (f"~~~python\n{RIGHT}\n~~~", 1),
+    (f"~~~~\n{RIGHT}\n~~~~", 1),
+    (PYTHON.replace("\n", "\r\n"), 1),
+    ("1. Square it:\n" + "\n".join("     " + line for line in PYTHON.split("\n")), 1),
+    ("- so\n\t```python\n\tdef f(x):\n\t  return x * x\n\t```", 1),
+    (f"Here: {PYTHON}", 1),
+    (f"```python\n{RIGHT}```", 1),
+    (f"```python\n{RIGHT}", 1),  # the answer ended inside the block
+    (f"{PYTHON}\n```", 1),
+    (f"```python\n{WRONG}\n```python\n{RIGHT}\n```", 1),
+    (f"Write it between ``` and ``` marks.\n{PYTHON}", 1),
+    (f"```python\n{DOCSTRING}\n```", 1),
+    ("```bash\necho 4\n```", 0),
+    ("```json\n4\n```\n" + RIGHT, 0),
+  ],
+)
+def test_the_program_is_the_last_one_in_python_or_a_bare_response(response, score):
+  assert verify(Check("code", SQUARE), response).score == score
+
+
+CALL = dict(fn_name="join")
+JOIN = "def join(words, mark, n=1):\n  return mark.join(words * n)"
+
+
+@pytest.mark.parametrize(
+  "reference",
+  [
+    dict(inputs=[[["a", "b"], "-"]], outputs=["a-b"], **CALL),
+    dict(inputs=['["a", "b"]\n"-"'], outputs=['"a-b"'], **CALL),
+    dict(inputs=['[\n  "a",\n  "b"\n]\n"-"\n2\n'], outputs=['"a-b-a-b"'], **CALL),
+    dict(inputs=['["a"] "-"', [["b", "c"], "-"]], outputs=['"a"', "b-c"], **CALL),
+    '{"inputs": [[["a", "b"], "-"]], "outputs": ["a-b"], "fn_name": "join"}',
+  ],
+)
+def test_calls_as_data_and_as_json_text(reference):
+  assert judge(JOIN, reference).score == 1
+  assert judge(JOIN.replace("mark.join", "'+'.join"), reference).score == 0
+
+
+@pytest.mark.parametrize(
+  "reference,message",
+  [
+    ({}, "needs either tests, or as many outputs as inputs"),
+    ({"tests": []}, "needs either tests"),
+    ({"inputs": ["1"], "outputs": []}, "needs either tests"),
+    (5, "must be an object, got 5"),
+    ("f(2) == 4", "is not JSON"),
+    ({"tests": ["assert f(2) = 4"]}, "not Python .*assert f"),
+    ({"tests": ["assert f(2)"], "setup": "import"}, "not Python .*'import'"),
+    ({"tests": ["def check(f):\n  assert f(2) == 4"]}, "no entry_point"),
+    ({"tests": ["assert f(1)", "# later"]}, "calls nothing: '# later'"),
+    ({"tests": [""]}, "calls nothing: ''"),
+    ({"tests": [4]}, "not text: 4"),
+    ({"tests": {"a": "assert f(2)"}}, "tests that are not a list"),
+    ({"inputs": ["2"], "outputs": [None]}, "test 1 whose input or output is not text: None"),
+    ({"inputs": [{"n": 2}], "outputs": ["4"]}, "not text"),
+    (dict(inputs=[[2], 3], outputs=[4, 9], **CALL), "input 2 3, which is not a list"),
+    (dict(inputs=[[2], {"n": 3}], outputs=[4, 9], **CALL), "input 2 .*is not a list"),
+    (dict(inputs=["[2]", "[3"], outputs=["2", "3"], **CALL), "input 2 .*is not JSON"),
+    (dict(inputs=["1,2"], outputs=["3"], **CALL), "input 1 '1,2', which is not JSON"),
+    (dict(inputs=["'a'"], outputs=["3"], **CALL), "is not JSON"),
+    (dict(inputs=["2"], outputs=["yes"], **CALL), "output 1 'yes', which is not JSON"),
+    (dict(inputs=["2"], outputs=["4 5"], **CALL), "which is not one JSON value"),
+    (dict(inputs=[[2]], outputs=[{4}], **CALL), "test 1 that is not plain data"),
+    ({"inputs": [[2]], "outputs": [4], "fn_name": "two words"}, "'two words', which is no name"),
+    ({"inputs": [[2]], "outputs": [4], "fn_name": 7}, "names the function 7"),
+  ],
+)
+def test_tests_that_nothing_can_pass_or_everything_passes_are_an_error(reference, message):
+  with pytest.raises(UnusableError, match=f"the reference of verifier code .*{message}"):
+    verify(Check("code", reference), "")
 
 
 def test_no_program_runs_where_sandboxes_are_not_allowed(monkeypatch):

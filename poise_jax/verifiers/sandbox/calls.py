@@ -8,6 +8,7 @@ the program does can change their results. Standard library only.
 import builtins
 import importlib
 import json
+import math
 import os
 import sys
 from decimal import Decimal
@@ -176,12 +177,13 @@ class Peer:
     raise ValueError(f"unknown kind of value {name!r}")
 
 
-def serve(pipe, code):
+def serve(pipe, code, builtin_names):
   """Loads a program and serves requests until the sandbox ends."""
   sys.setrecursionlimit(10_000)
   sys.set_int_max_str_digits(0)
   peer = Peer(pipe, _OPERATIONS)
   module = sys.modules["solution"] = type(sys)("solution")
+  module.__builtins__ = builtin_names
   try:
     exec(compile(code, "solution.py", "exec"), vars(module))
     names = {k: v for k, v in vars(module).items() if not k.startswith("__")}
@@ -225,7 +227,7 @@ def test(pipe, setup, tests, name, calls):
       exec(setup, variables)
       exec(source, variables)
       if name and callable(check := variables.get("check")) and not isinstance(check, Remote):
-        check(scope[name])
+        check(function(scope, name))
       passed = True
     except BaseException:
       passed = False
@@ -233,13 +235,28 @@ def test(pipe, setup, tests, name, calls):
     results.flush()
   for args, expected in calls:
     try:
-      function = scope[name] if name in scope else getattr(scope["Solution"](), name)
-      value = plain(function(*args))
-      passed = value == expected or [value] == expected
+      value = plain(function(scope, name)(*args))
+      passed = same(value, expected) or same([value], expected)
     except BaseException:
       passed = False
     results.write(f"{passed:d}")
     results.flush()
+
+
+def function(scope, name):
+  """A program's function of that name, or that method of its class Solution."""
+  return scope[name] if name in scope else getattr(scope["Solution"](), name)
+
+
+def same(value, expected):
+  """Whether a result is the expected one, up to the tolerance of printed floats (../code.py)."""
+  if isinstance(expected, float) and isinstance(value, int | float | Decimal | Fraction):
+    return value == expected or math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9)
+  if isinstance(expected, list) and isinstance(value, list):
+    return len(value) == len(expected) and all(map(same, value, expected))
+  if isinstance(expected, dict) and isinstance(value, dict):
+    return value.keys() == expected.keys() and all(same(value[k], expected[k]) for k in expected)
+  return value == expected
 
 
 def plain(value):
