@@ -1,8 +1,11 @@
-"""From examples to prompts: template, chat template, tokens, length limit, left padding."""
+"""From examples to prompts: template, chat template, tokens, length limit, left padding; and from
+a response's tokens to its text, with the marker that ends its thought."""
 
 import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +16,8 @@ from poise_jax.data.templates import resolve
 from poise_jax.errors import UserError
 from poise_jax.models.io.tokenizers import Tokenizer
 from poise_jax.types import Prompts
+from poise_jax.verifiers.thought import END, START
+from poise_jax.verifiers.weighted import with_think_end
 
 PROGRESS_FROM = 50_000  # number of prompts from which counting tokens shows a progress bar
 
@@ -20,27 +25,57 @@ PROGRESS_FROM = 50_000  # number of prompts from which counting tokens shows a p
 class PromptEncoder:
   """Puts questions into a template, tokenizes them and pads them to a fixed length."""
 
-  def __init__(self, tokenizer: Tokenizer, template: str, chat: bool, system: str, max_length: int):
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    template: str,
+    chat: bool,
+    system: str,
+    max_length: int,
+    template_args: Mapping[str, Any] | None = None,
+    think_end: str = "",
+  ):
     """Args:
       tokenizer: encodes text or chat messages.
       template: text with {question}, or a name of templates.TEMPLATES.
       chat: whether the filled template is the user turn of a chat, or plain text.
       system: system turn of the chat; empty: the chat template's default.
       max_length: Tp, tokens.
+      template_args: arguments of the chat template.
+      think_end: marker that ends the thought of a response; empty: none, or that of a prompt that
+        opens one (see `think_end`).
 
     Raises:
-      UserError: there is a system turn but no chat, or the template is unknown.
+      UserError: there is a system turn or a template argument but no chat, the template is unknown,
+        or no response can contain the marker.
     """
     if system and not chat:
       raise UserError("task.system is the system turn of a chat, but task.chat is off")
+    if template_args and not chat:
+      raise UserError("task.template_args are arguments of a chat template, but task.chat is off")
     self.tokenizer, self.chat, self.system = tokenizer, chat, system
+    self.template_args, self._marker = dict(template_args or {}), think_end
+    special = tokenizer.special_ids
+    self._kept = {special[m]: m for m in (START, END, think_end) if m in special}
+    if think_end not in self.response(tokenizer.encode(think_end) if think_end else []):
+      raise UserError(
+        f"task.think_end={think_end!r} occurs in no response: the tokenizer makes other text of it"
+      )
     self.template = resolve(template)
     self.max_length = max_length
 
   @classmethod
   def from_config(cls, task: ConfigDict, tokenizer: Tokenizer) -> "PromptEncoder":
     """The encoder for the fields of config.task."""
-    return cls(tokenizer, task.template, task.chat, task.system, task.max_prompt_length)
+    return cls(
+      tokenizer,
+      task.template,
+      task.chat,
+      task.system,
+      task.max_prompt_length,
+      task.template_args.to_dict(),
+      task.think_end,
+    )
 
   def text(self, example: Example) -> str:
     """The template with the question in it."""
@@ -51,9 +86,36 @@ class PromptEncoder:
     text = self.text(example)
     if not self.chat:
       return list(self.tokenizer.encode(text))
+    return self._chat_ids(text)
+
+  def _chat_ids(self, text):
     turns = [("system", self.system)] if self.system else []
     turns = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
-    return list(self.tokenizer.apply_chat_template(turns))
+    return list(self.tokenizer.apply_chat_template(turns, **self.template_args))
+
+  @functools.cached_property
+  def _chat_end(self):
+    """The end of every prompt of a chat, behind the user's turn."""
+    return self.response(self._chat_ids("?")[-64:])
+
+  def think_end(self, example: Example) -> str:
+    """The marker that must end the thought of a response to this prompt; "" if none must.
+
+    It is task.think_end or, without one, </think> for a prompt that ends with <think>. A prompt
+    that ends with the marker has ended the thought itself.
+    """
+    end = (self._chat_end if self.chat else self.text(example)).rstrip()
+    marker = self._marker or (END if end.endswith(START) else "")
+    return "" if marker and end.endswith(marker) else marker
+
+  def response(self, ids: Sequence[int]) -> str:
+    """The text of a response without special tokens, but with the markers of its thought."""
+    texts, start = [], 0
+    for i, token in enumerate(ids):
+      if token in self._kept:
+        texts += [self.tokenizer.decode(ids[start:i]), self._kept[token]]
+        start = i + 1
+    return "".join([*texts, self.tokenizer.decode(ids[start:])])
 
   def encode(self, example: Example) -> list[int]:
     """Token ids of one prompt.
@@ -113,3 +175,16 @@ def limit_lengths(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
         reason = f"{domain}, {split}: longer than {encoder.max_length} tokens"
         left_out[reason] = count - short_enough[domain]
   return dataclasses.replace(task, **sets, left_out=left_out)
+
+
+def mark_thoughts(task: Task, encoder: PromptEncoder) -> Task:
+  """The task, whose checks know the marker that ends the thought of a response."""
+
+  def marked(example):
+    think_end = encoder.think_end(example)
+    if not think_end:
+      return example
+    return dataclasses.replace(example, check=with_think_end(example.check, think_end))
+
+  sets = {split: [marked(e) for e in getattr(task, split)] for split in ("train", "test")}
+  return dataclasses.replace(task, **sets)

@@ -123,7 +123,7 @@ def answer(
     for (p, i), is_truncated in np.ndenumerate(truncated[: len(examples)]):
       row = {"task": test.name, "prompt": batch[p], "sample": i}
       row |= {name: getattr(examples[p], name) for name in EXAMPLE_FIELDS}
-      response = test.encoder.tokenizer.decode(tokens[p, i][mask[p, i]].tolist())
+      response = test.encoder.response(tokens[p, i][mask[p, i]].tolist())
       rows.append(row | {"response": response, "tokens": int(mask[p, i].sum())})
       rows[-1]["truncated"] = bool(is_truncated)
     checks = [example.check for example in examples for _ in range(rollout.n)]

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from poise_jax.data import tasks
-from poise_jax.data.prompts import PromptEncoder, limit_lengths
+from poise_jax.data.prompts import PromptEncoder, limit_lengths, mark_thoughts
 from poise_jax.data.tasks.config import with_changes
 
 HELD_OUT = "held_out"  # name of the held-out set of config.task
@@ -64,7 +64,7 @@ def make_sets(config: ConfigDict, tokenizer) -> list[EvalSet]:
     encoder = PromptEncoder.from_config(section, tokenizer)
     task = tasks.make(section, config.seed)
     task = dataclasses.replace(task, train=task.test)  # the training set is large and not needed
-    task = limit_lengths(task, encoder, section.drop_long)
+    task = mark_thoughts(limit_lengths(task, encoder, section.drop_long), encoder)
     left_out = {reason: n for reason, n in task.left_out.items() if ", test: " in reason}
     sets.append(EvalSet(name, task.test, encoder, section.to_dict(), left_out))
   return sets

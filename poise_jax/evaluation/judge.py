@@ -63,7 +63,7 @@ class VerifierConfig:
     The parts of a weighted reward are named after the task's verifier, "format", and the user's
     function without its module (in full where the short name is taken).
     """
-    function = Check(self.function, check.reference, check.options)
+    function = Check(self.function, check.reference, check.options, check.think_end)
     if not training:
       return function if self._function_weight == 1 else check
     form = Check("constraints", [{"kind": "matches", "pattern": self.format}])
@@ -75,7 +75,9 @@ class VerifierConfig:
     ):
       if weight > 1e-9:
         parts[part.verifier if name in parts else name] = (weight, part)
-    return next(iter(parts.values()))[1] if len(parts) == 1 else Check("weighted", parts)
+    if len(parts) == 1:
+      return next(iter(parts.values()))[1]
+    return Check("weighted", parts, think_end=check.think_end)
 
 
 def _short(verifier: str) -> str:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from poise_jax import estimators, models
 from poise_jax.data import tasks, templates
-from poise_jax.data.prompts import PromptEncoder, limit_lengths
+from poise_jax.data.prompts import PromptEncoder, limit_lengths, mark_thoughts
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.estimators import CriticConfig, Estimator, EstimatorContext, ProbeConfig
@@ -100,6 +100,7 @@ def build(config: ConfigDict) -> Experiment:
   model, tokenizer, made_tokenizer = _model(config, task)
   encoder = PromptEncoder.from_config(config.task, tokenizer)
   task = limit_lengths(task, encoder, config.task.drop_long)  # fails now, not in step 1,000
+  task = mark_thoughts(task, encoder)
   if config.warm_start.steps:
     for example in task.train:
       worked_ids(tokenizer, example, config.rollout.max_new_tokens)

@@ -120,7 +120,7 @@ def score(
   if clock:
     clock.add("collect/tokens", float(mask.sum()))
   rows = zip(np.concatenate(tokens), np.concatenate(mask), strict=True)
-  ids, decode = [row[valid].tolist() for row, valid in rows], experiment.encoder.tokenizer.decode
+  ids, decode = [row[valid].tolist() for row, valid in rows], experiment.encoder.response
   responses = processes.divided(lambda part: [decode(response) for response in part], ids)
   checks = [example.check for example in examples for _ in range(tokens.shape[1])]
   verdicts = judge.score(checks, responses)

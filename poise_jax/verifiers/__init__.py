@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers.base import STATUSES, Check, UnusableError, Verdict
 from poise_jax.verifiers.extract import find_answer
+from poise_jax.verifiers.thought import after_thought
 
 _HERE = "poise_jax.verifiers"
 # Module and function of each verifier. Modules load on first use: some import large libraries.
@@ -58,19 +59,26 @@ def load(name: str) -> Callable[..., Verdict | float]:
 def verify(check: Check, response: str) -> Verdict:
   """Judges one response in this process, without a time limit. `Pool` judges many safely.
 
+  What is judged is the part of the response behind its thought (see thought.py); only a user's
+  function and the constraint "matches", which describes a format, see the whole response.
+
   The answer of an "ok" verdict that has none is what stands in a box, an answer line or a tag (see
-  extract.py), or else the whole response. Answers that differ in case or white space become equal.
+  extract.py), or else all that follows the thought; None if the thought does not end. Answers that
+  differ in case or white space become equal.
 
   Raises:
     UnusableError: the check cannot judge any response.
     UserError: a user's function returns neither a number in [0, 1] nor a Verdict with such scores.
     Exception: whatever else the verifier raises.
   """
-  result = load(check.verifier)(check.reference, response, **check.options)
-  verdict = _verdict(check.verifier, result)
+  verifier, options = load(check.verifier), dict(check.options)
+  if check.think_end and getattr(verifier, "takes_think_end", False):
+    options["think_end"] = check.think_end
+  verdict = _verdict(check.verifier, verifier(check.reference, response, **options))
   answer = verdict.answer
   if not answer and verdict.status == "ok":
-    answer = find_answer(response, check.options.get("extract", "auto")) or response
+    judged = after_thought(response, check.think_end)
+    answer = judged and (find_answer(judged, options.get("extract", "auto")) or judged)
   answer = " ".join((answer or "").split()).casefold() or None
   parts = {name: float(part) for name, part in verdict.parts.items()}
   return dataclasses.replace(verdict, answer=answer, parts=parts)

@@ -21,6 +21,8 @@ class Check:
   verifier: str  # a name in verifiers.VERIFIERS, or "package.module:function"
   reference: Any  # the right answer, in the form that the verifier expects
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments
+  # Marker that ends the thought of a response and must occur; empty: see thought.after_thought.
+  think_end: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

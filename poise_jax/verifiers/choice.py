@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import EXTRACTORS, LONGEST
+from poise_jax.verifiers.thought import judges_answer
 
 _WRAP = re.compile(
   r"\\(?:text|textbf|mathrm|mathbf|mathsf|rm|bf)\s*\{([^{}]*)\}|[$*_`{}()\[\]]|\\[(),!\]\[]"
@@ -18,6 +19,7 @@ _ALONE = re.compile(r"^[\s*_$(\[{`]*([A-Z])[\s*_$)\]}`.:]*$", re.MULTILINE)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@judges_answer
 def choice(reference: str, response: str, choices: Mapping[str, str] | None = None) -> Verdict:
   """1 if the response chooses the reference's letter, else 0; see `chosen_letter`.
 

@@ -18,6 +18,7 @@ from poise_jax.verifiers import fences
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.code_tests import read_tests
 from poise_jax.verifiers.sandbox import Sandbox
+from poise_jax.verifiers.thought import judges_answer
 
 _FOLDER = pathlib.Path(__file__).parent / "sandbox"
 _CALLS, _USUAL_IMPORTS = _FOLDER / "calls.py", _FOLDER / "usual_imports.py"
@@ -29,6 +30,7 @@ exec(compile(DATA, "main.py", "exec", dont_inherit=True))
 LONGEST = 100_000  # characters of a program
 
 
+@judges_answer
 def code(
   reference: Mapping[str, Any],
   response: str,

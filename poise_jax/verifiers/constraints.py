@@ -7,31 +7,40 @@ from typing import Any
 
 from poise_jax.errors import unknown_name
 from poise_jax.verifiers.base import UnusableError, Verdict
+from poise_jax.verifiers.thought import after_thought, takes_think_end, unfinished
 
 _FENCED = re.compile(r"^```[a-z]*\n(.*)\n```$", re.DOTALL)
 
 
+@takes_think_end
 def constraints(
-  reference: Sequence[Mapping[str, Any]], response: str, partial: bool = False
+  reference: Sequence[Mapping[str, Any]],
+  response: str,
+  partial: bool = False,
+  think_end: str = "",
 ) -> Verdict:
   """1 if every constraint holds, else 0; with `partial` the fraction of constraints that hold.
 
   Args:
     reference: constraints, each {"kind": a name in KINDS} and the arguments of that kind, such as
       {"kind": "words", "at_least": 10} or {"kind": "contains", "text": "tea", "at_most": 2}.
-    response: the text to judge, as a whole.
+    response: the text to judge, without its thought; "matches" judges the thought, too.
     partial: whether to score the fraction.
+    think_end: see thought.after_thought.
   """
   if not reference:
     raise UnusableError("the reference of verifier constraints needs at least one constraint")
-  broken = []
+  answer, broken = after_thought(response, think_end), []
   for constraint in reference:
     arguments = dict(constraint)
     kind = arguments.pop("kind", None)
     if kind not in KINDS:
       raise UnusableError(str(unknown_name("constraint", str(kind), KINDS)))
+    text = response if kind == "matches" else answer
+    if text is None:
+      return unfinished(think_end)
     try:
-      holds = KINDS[kind](response.strip(), **arguments)
+      holds = KINDS[kind](text.strip(), **arguments)
     except (TypeError, re.error) as error:
       raise UnusableError(f"constraint {constraint} is malformed: {error}") from error
     if not holds:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from poise_jax.verifiers.base import Verdict
 from poise_jax.verifiers.extract import answer_or_response
+from poise_jax.verifiers.thought import judges_answer
 
 _OPERATORS = {
   ast.Add: operator.add,
@@ -19,6 +20,7 @@ _LATEX = {r"\times": "*", r"\cdot": "*", r"\div": "/", r"\left": "", r"\right": 
 _PLAIN = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "[": "(", "]": ")", "$": " "})
 
 
+@judges_answer
 def countdown(
   reference: Mapping[str, int | Sequence[int]],
   response: str,

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import answer_or_response
+from poise_jax.verifiers.thought import judges_answer
 
 _NUMBER = re.compile(
   r"(?<![\w.])[-+\u2212]?[$€£]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3}(?!\d))?"
@@ -13,6 +14,7 @@ _NUMBER = re.compile(
 )
 
 
+@judges_answer
 def last_integer(reference: str, response: str) -> Verdict:
   """1 if the last whole number in the response is the reference, in plain digits; else 0."""
   integers = re.findall(r"(?<![\d.,])-?\d[\d,]*+(?!\.?\d)", response)
@@ -23,6 +25,7 @@ def last_integer(reference: str, response: str) -> Verdict:
   return Verdict(float(answer == reference), answer=answer)
 
 
+@judges_answer
 def exact(
   reference: str | Sequence[str],
   response: str,
@@ -65,6 +68,7 @@ def number(text: str) -> Fraction | None:
   return value / 100 if numbers[-1].endswith("%") else value
 
 
+@judges_answer
 def numeric(
   reference: str | float,
   response: str,

@@ -8,6 +8,7 @@ import reasoning_gym as library
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import answer_or_response
+from poise_jax.verifiers.thought import judges_answer
 
 # Generators whose scores pass the answer to Python's eval, some through sympy.parse_expr.
 EVALUATED = (
@@ -27,6 +28,7 @@ _FUNCTIONS = (
 ).split()
 
 
+@judges_answer
 def reasoning_gym(
   reference: Mapping[str, Any], response: str, extract: str = "answer_tag"
 ) -> Verdict:

@@ -8,6 +8,7 @@ import math_verify
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import LONGEST, last_box, last_line, last_tag
+from poise_jax.verifiers.thought import judges_answer
 
 # Silences warnings that math-verify's time limits are off: the pool's limit also stops C code.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -57,6 +58,7 @@ _UNITS = {
 }  # fmt: skip
 
 
+@judges_answer
 def math(reference: str, response: str) -> Verdict:
   """1 if the response's answer equals the reference mathematically, else 0.
 

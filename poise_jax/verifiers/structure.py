@@ -7,10 +7,12 @@ from typing import Any
 
 from poise_jax.verifiers.base import Verdict
 from poise_jax.verifiers.extract import last_box, last_tag
+from poise_jax.verifiers.thought import judges_answer
 
 _FENCED = re.compile(r"```(?:json|python)?\n(.*?)```", re.DOTALL)
 
 
+@judges_answer
 def structure(reference: Any, response: str) -> Verdict:
   """1 if the answer equals the reference as data, else 0.
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import LONGEST
+from poise_jax.verifiers.thought import judges_answer
 
 _TAGGED = re.compile(r"<tool_call>((?:(?!<tool_call>).)*?)</tool_call>", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|tool_call)?[ \t]*\n((?:(?!```).)*?)```", re.DOTALL)
 
 
+@judges_answer
 def tool_call(
   reference: Mapping[str, Any] | Sequence[Mapping[str, Any]], response: str, ordered: bool = False
 ) -> Verdict:

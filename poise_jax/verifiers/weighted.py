@@ -1,5 +1,6 @@
 """Weighted sums of checks."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from poise_jax import verifiers
@@ -30,6 +31,15 @@ def weighted(reference: Mapping[str, tuple[float, Check]], response: str) -> Ver
     answer=next(iter(verdicts.values())).answer,
     parts={name: verdict.score for name, verdict in verdicts.items()},
   )
+
+
+def with_think_end(check: Check, think_end: str) -> Check:
+  """The check, and those of its parts, for responses whose thought ends with that marker."""
+  reference = check.reference
+  if check.verifier == "weighted":
+    _check_mapping(reference)
+    reference = {k: (weight, with_think_end(c, think_end)) for k, (weight, c) in reference.items()}
+  return dataclasses.replace(check, reference=reference, think_end=think_end)
 
 
 def verifier_names(check: Check) -> list[str]:

@@ -107,7 +107,11 @@ class TaskConfig:
   template: str = "{question}"  # prompt text around {question}, or a name of templates.TEMPLATES
   chat: bool = False  # whether the prompt is the user turn of a chat
   system: str = ""  # system turn of the chat; empty: the chat template's default
-  think_end: str = ""  # end-of-thinking marker; empty: the whole response is reasoning
+  # arguments of the model's chat template, such as {"enable_thinking": False}
+  template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # end-of-thinking marker: what follows the last one is judged; empty: the whole response is
+  # reasoning, and the answer is what follows </think>, if there is a thought
+  think_end: str = ""
   max_prompt_length: int = 16  # Tp, tokens; a longer prompt is an error
   drop_long: bool = False  # leave longer prompts out and count them instead
   arithmetic: ArithmeticConfig = ArithmeticConfig()

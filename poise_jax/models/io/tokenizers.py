@@ -4,8 +4,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import sentencepiece
 import tokenizers
@@ -50,12 +51,14 @@ class Tokenizer:
 
   encode: Callable[[str], list[int]]  # text to ids, without adding special tokens
   decode: Callable[[Sequence[int]], str]  # ids to text, without special tokens
-  # Messages {"role", "content"} to ids, up to the start of the assistant's turn; raises UserError
-  # if there is no template.
-  apply_chat_template: Callable[[list[dict[str, str]]], list[int]]
+  # (messages {"role", "content"}, **arguments of the template) to ids, up to the start of the
+  # assistant's turn; raises UserError if there is no template, or none that reads an argument.
+  apply_chat_template: Callable[..., list[int]]
   eos_ids: tuple[int, ...]  # ids that end a turn
   pad_id: int  # id of padding
   vocab_size: int  # largest id plus one
+  # text of each special token, which `decode` leaves out -> its id
+  special_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
@@ -160,10 +163,15 @@ def _transformers():
 def _wrap(path, tokenizer, ends):
   """Wraps a transformers tokenizer; `ends` are ids, or None, that end a turn like its EOS."""
 
-  def apply_chat_template(messages):
+  def apply_chat_template(messages, **arguments):
     if not tokenizer.chat_template:
       raise UserError(f"the tokenizer of {path} has no chat template; encode a plain prompt")
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    for name in arguments:  # Jinja ignores what a template does not read
+      if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+        raise UserError(f"task.template_args.{name}: the chat template of {path} does not read it")
+    text = tokenizer.apply_chat_template(
+      messages, add_generation_prompt=True, tokenize=False, **arguments
+    )
     return encode(text)  # the template has written all special tokens
 
   def encode(text):
@@ -186,6 +194,7 @@ def _wrap(path, tokenizer, ends):
     eos_ids=eos_ids,
     pad_id=eos_ids[0] if pad is None else pad,
     vocab_size=max(tokenizer.get_vocab().values()) + 1,
+    special_ids={str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special},
   )
 
 
@@ -244,7 +253,7 @@ def _sentencepiece(path):
   except (OSError, RuntimeError) as error:
     raise UserError(f"{path} is truncated or not a sentencepiece model") from error
 
-  def apply_chat_template(messages):
+  def apply_chat_template(messages, **arguments):
     raise UserError(f"the sentencepiece model {path} has no chat template; encode a plain prompt")
 
   eos = pieces.eos_id()
