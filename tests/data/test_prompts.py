@@ -1,12 +1,15 @@
 """Prompts: templates, chat turns, length limit, left padding, no truncation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from poise_jax.data.prompts import PromptEncoder, limit_lengths
+from poise_jax.data.prompts import PromptEncoder, limit_lengths, mark_thoughts
 from poise_jax.data.tasks import Example, Task
+from poise_jax.errors import UserError
 from poise_jax.models import Tokenizer
-from poise_jax.verifiers import Check
+from poise_jax.verifiers import Check, verify
 
 PAD = 7
 
@@ -106,3 +109,103 @@ def test_a_domain_with_long_prompts_only_is_an_error():
   message = "every test prompt of domain x is longer than task.max_prompt_length=4"
   with pytest.raises(ValueError, match=message):
     limit_lengths(task, encoder(max_length=4), drop_long=True)
+
+
+# The end of the thought, and arguments of the chat template.
+
+
+def chat_tokenizer(end, special=()):
+  """One token a character and one a special token; a chat template with `end` behind the turns."""
+
+  def encode(text):
+    ids = []
+    while text:
+      marker = next((m for m in special if text.startswith(m)), text[0])
+      ids.append(1000 + special.index(marker) if marker in special else ord(marker))
+      text = text[len(marker) :]
+    return ids
+
+  def chat(turns, thinking=True):
+    return encode("".join(turn["content"] for turn in turns) + (end if thinking else "plain"))
+
+  return Tokenizer(
+    encode,
+    lambda ids: "".join(chr(i) for i in ids if i < 1000),
+    chat,
+    eos_ids=(PAD,),
+    pad_id=PAD,
+    vocab_size=0,
+    special_ids={marker: 1000 + i for i, marker in enumerate(special)},
+  )
+
+
+@pytest.mark.parametrize("special", [(), ("<think>", "</think>", "[/THINK]")])
+@pytest.mark.parametrize(
+  "end,configured,expected",
+  [
+    ("assistant:", "", ""),
+    ("assistant:", "</think>", "</think>"),
+    ("assistant:<think>", "", "</think>"),
+    ("assistant:<think>\n\n", "", "</think>"),
+    ("assistant:<think>\n", "[/THINK]", "[/THINK]"),
+    ("assistant:<think> no", "", ""),
+    ("<think>\n\n</think>\n\n", "", ""),
+    ("<think>\n\n</think>\n\n", "</think>", ""),  # the prompt has ended the thought
+    ("<think>\n\n</think>\n\n", "[/THINK]", "[/THINK]"),
+  ],
+)
+def test_the_marker_that_a_response_needs(end, configured, expected, special):
+  chat = PromptEncoder(chat_tokenizer(end, special), "{question}", True, "", 99, None, configured)
+  assert chat.think_end(example("Is <think> a tag? <think>")) == expected
+  plain = PromptEncoder(chat_tokenizer("", special), "Q{question}" + end, False, "", 99, None)
+  assert plain.think_end(example("1")) == ("</think>" if end.strip().endswith("<think>") else "")
+
+
+def test_a_question_may_open_the_thought():
+  plain = encoder("{question}", max_length=99)
+  assert [plain.think_end(example(q)) for q in ("2 + 2\n<think>\n", "2 + 2")] == ["</think>", ""]
+
+
+def test_a_response_keeps_the_markers_of_its_thought():
+  tokenizer = chat_tokenizer("", ("<think>", "</think>", "[/THINK]", "<|end|>"))
+  kept = PromptEncoder(tokenizer, "{question}", True, "", 99, None, "[/THINK]")
+  ids = tokenizer.encode("<think>a</think>b[/THINK]c<|end|>")
+  assert kept.response(ids) == "<think>a</think>b[/THINK]c"
+  unmarked = PromptEncoder(tokenizer, "{question}", True, "", 99)
+  assert unmarked.response(ids) == "<think>a</think>bc"
+  assert unmarked.response([]) == ""
+
+
+def test_a_marker_that_no_response_can_contain_is_an_error():
+  tokenizer = chat_tokenizer("")
+  tokenizer = dataclasses.replace(tokenizer, decode=lambda ids: "?" * len(ids))
+  with pytest.raises(UserError, match="task.think_end='</t>' occurs in no response"):
+    PromptEncoder(tokenizer, "{question}", False, "", 99, None, "</t>")
+
+
+def test_the_checks_of_a_task_know_the_marker():
+  weighted = Check("weighted", {"a": (1.0, Check("math", "5"))})
+  task = Task(
+    [example("1<think>"), dataclasses.replace(example("2<think>"), check=weighted)], [example("3")]
+  )
+  marked = mark_thoughts(task, encoder(max_length=99))
+  assert [e.check.think_end for e in (*marked.train, *marked.test)] == ["</think>"] * 2 + [""]
+  assert marked.train[1].check.reference["a"][1].think_end == "</think>"
+  assert verify(marked.train[0].check, "0").status == "unparsable"
+  assert verify(marked.train[0].check, "1</think>0").score == 1
+  assert verify(marked.train[1].check, "so 5").status == "unparsable"
+  assert verify(marked.test[0].check, "0").score == 1
+
+
+def test_arguments_of_the_chat_template():
+  for arguments, end in (
+    ({}, "thought:"),
+    ({"thinking": True}, "thought:"),
+    ({"thinking": 0}, "plain"),
+  ):
+    chat = PromptEncoder(chat_tokenizer("thought:"), "{question}", True, "", 99, arguments)
+    assert decode(chat.ids(example("5"))) == "5" + end
+  opens = chat_tokenizer("<think>")
+  assert PromptEncoder(opens, "{question}", True, "", 99, {"thinking": False}).think_end(None) == ""
+  with pytest.raises(UserError, match="template_args .*but task.chat is off"):
+    PromptEncoder(opens, "{question}", False, "", 99, {"thinking": False})

@@ -9,6 +9,7 @@ from poise_jax.data import tasks
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.evaluation.held_out import HELD_OUT, EvalSet, batch_by_length, make_sets
 from poise_jax.training import build
+from poise_jax.verifiers import verify
 
 CONFIG = quickstart.get_config()
 CONFIG.task.update(train=60, test=10, max_prompt_length=8)
@@ -51,6 +52,15 @@ def test_sets_change_the_fields_they_name(tokenizer):
   assert (first.encoder.template, second.encoder.template) == ("{question} :", "{question}")
   assert second.config["arithmetic"] == {"kinds": ("1-",), "careless": 0.35}
   assert second.config["train"] == 60
+
+
+def test_sets_know_how_a_thought_ends(tokenizer):
+  plain, marked = make_sets(with_tasks(a={"test": 3}, b={"test": 3, "think_end": "="}), tokenizer)
+  assert {e.check.think_end for e in plain.examples} == {""}
+  assert {e.check.think_end for e in marked.examples} == {"="}
+  check, sum_of = marked.examples[0].check, marked.examples[0].answer
+  assert verify(check, f"{sum_of}5 = {sum_of}").score == 1
+  assert verify(check, f"{sum_of}").status == "unparsable"
 
 
 def test_left_out_counts_held_out_prompts_only(tokenizer):

@@ -3,11 +3,15 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from tiny_run import PROMPTS, tiny
 
 from poise_jax.errors import UserError
-from poise_jax.training import build
+from poise_jax.evaluation.judge import Judge
+from poise_jax.training import build, step
+from poise_jax.types import Rollouts
+from poise_jax.verifiers.pool import Pool
 
 
 def test_an_experiment_is_immutable_and_needs_no_weights(monkeypatch):
@@ -91,3 +95,30 @@ def test_a_mixture_has_a_probe_per_domain():
 def test_a_value_that_cannot_work_is_named(changes, message):
   with pytest.raises((UserError, OSError), match=message):
     build.build(tiny(**changes))
+
+
+def test_the_rewards_of_training_do_not_see_the_thought():
+  experiment = build.build(tiny(task__think_end="=", warm_start__steps=0))
+  for examples in (experiment.task.train, experiment.held_out[0].examples):
+    assert {example.check.think_end for example in examples} == {"="}
+  encode, examples = experiment.encoder.tokenizer.encode, experiment.task.train[:2]
+  answers = [example.answer for example in examples]
+  texts = [[f"0 = {answers[0]}", f"{answers[0]} = 99"], [answers[1], f"= 9 = {answers[1]}"]]
+  tokens, mask = np.zeros((2, 2, 20), np.int32), np.zeros((2, 2, 20), bool)
+  for place in np.ndindex(2, 2):
+    ids = encode(texts[place[0]][place[1]])
+    tokens[place][: len(ids)], mask[place][: len(ids)] = ids, True
+  rollouts = Rollouts(
+    prompts=experiment.encoder(examples),
+    tokens=tokens,
+    mask=mask,
+    logprobs=np.zeros((2, 2, 20), np.float32),
+    entropies=np.zeros((2, 2, 20), np.float32),
+    truncated=np.zeros((2, 2), bool),
+    features=np.zeros((2, 2, 5), np.float32),
+  )
+  with Pool(1, 10.0) as pool:
+    judge = Judge(pool, experiment.verifier)
+    scores = step.score(experiment, judge, examples, rollouts)
+    assert judge.metrics()["verifier/unparsable"] == 1
+  assert scores.tolist() == [[1, 0], [0, 1]]

@@ -1,4 +1,4 @@
-"""No verifier sees the thought: every one of VERIFIERS, called directly, by a check and by parts."""
+"""No verifier sees the thought: each of VERIFIERS, called directly and by a check."""
 
 import importlib
 

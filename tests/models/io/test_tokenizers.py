@@ -130,6 +130,25 @@ def test_gguf_splits_as_the_original_does(pre, tmp_path):
   assert tokenizer.apply_chat_template(CHAT) == loaded.apply_chat_template(CHAT)
 
 
+def test_arguments_of_the_chat_template(tmp_path):
+  backend = train()
+  source = write_gguf(tmp_path / "t.gguf", backend)
+  tokenizer = load_tokenizer(source)
+  with pytest.raises(UserError, match="template_args.thinking: the chat template .* read it"):
+    tokenizer.apply_chat_template(CHAT, thinking=False)
+  folder = tmp_path / "folder"
+  reference = write_folder(folder, backend)
+  reference.chat_template += "{% if thinking is defined and not thinking %}</think>{% endif %}"
+  reference.save_pretrained(folder)
+  tokenizer = load_tokenizer(folder)
+  plain = tokenizer.apply_chat_template(CHAT)
+  assert tokenizer.apply_chat_template(CHAT, thinking=True) == plain
+  end = tokenizer.encode("</think>")
+  assert tokenizer.apply_chat_template(CHAT, thinking=False) == plain + end
+  assert tokenizer.special_ids["<|im_end|>"] in tokenizer.encode("<|im_end|>")
+  assert "<think>" not in tokenizer.special_ids
+
+
 def test_default_splits_as_llama_cpp_does():
   """Three digits a piece, punctuation apart: the chain of regular expressions of llama.cpp."""
   chain = pre_tokenizers.Sequence([split(regex) for regex in PRE_TOKENIZERS["default"]])
