@@ -55,3 +55,67 @@ def test_several_calls_and_no_call():
   assert verify(Check("tool_call", []), response).score == 0
   with pytest.raises(UnusableError, match="needs a name"):
     verify(Check("tool_call", {"arguments": {}}), response)
+
+
+@pytest.mark.parametrize(
+  "reference",
+  [
+    CALL,
+    [CALL],
+    {"name": "add", "arguments": '{"a": 1, "b": [2, {"c": null}]}'},
+    [{"name": "add", "arguments": '{"b": [2, {"c": null}], "a": 1}'}],
+    JSON,
+    f"[{JSON}]",
+    {"type": "function", "function": {"name": "add", "arguments": CALL["arguments"]}},
+    {"name": "add", "parameters": CALL["arguments"]},
+  ],
+)
+def test_a_reference_in_every_form_that_an_answer_may_have(reference):
+  assert verify(Check("tool_call", reference), JSON).score == 1
+  assert verify(Check("tool_call", reference), JSON.replace("1.0", "2")).score == 0
+
+
+@pytest.mark.parametrize("arguments", [{}, "", "{}", None])
+def test_calls_without_arguments(arguments):
+  check = Check("tool_call", {"name": "now", "arguments": arguments})
+  assert verify(check, '{"name": "now"}').score == 1
+  assert verify(check, '{"name": "now", "arguments": ""}').score == 1
+  assert verify(check, '{"name": "now", "arguments": {"x": 1}}').score == 0
+
+
+@pytest.mark.parametrize(
+  "reference",
+  [
+    {"name": "add", "arguments": '{"a": 1'},
+    {"name": "add", "arguments": "a=1"},
+    {"name": "add", "arguments": "[1]"},
+    {"name": "add", "arguments": [1]},
+    {"name": 5, "arguments": {}},
+    {"arguments": {"a": 1}},
+    [CALL, "add(1)"],
+    "add(1)",
+    "",
+    7,
+    {"name": "add", "arguments": {"a": {1, 2}}},
+  ],
+)
+def test_a_reference_that_no_call_equals_is_an_error(reference):
+  with pytest.raises(UnusableError, match="the reference of verifier tool_call is malformed"):
+    verify(Check("tool_call", reference), JSON)
+
+
+@pytest.mark.parametrize(
+  "response,score",
+  [
+    (f"```bash\ncurl x\n```\n```json\n{JSON}\n```", 1),
+    (f"```\nplan: add\n```\n```tool_call\n{JSON}\n```\n```text\n3\n```", 1),
+    (f"~~~json\n{JSON}\n~~~", 1),
+    (f"  ```JSON\r\n  {JSON}\r\n  ```\r\n", 1),
+    (f'```json title="call.json"\n{JSON}\n```', 1),
+    (f"```\n{JSON}\n```", 1),
+    (f"```bash\n{JSON}\n```", 0),
+    (f"```json\n{JSON}\n```\n```json\n{JSON}\n```", 0),
+  ],
+)
+def test_fenced_calls(response, score):
+  assert verify(Check("tool_call", CALL), response).score == score
