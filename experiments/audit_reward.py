@@ -7,6 +7,7 @@ of each kind earns on average, beside the reference answer, which must earn 1. N
 """
 
 import collections
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -55,15 +56,20 @@ def audit(config: ConfigDict, count: int) -> tuple[list[dict], float]:
   from poise_jax.evaluation import degenerate
   from poise_jax.evaluation.judge import Judge, VerifierConfig
   from poise_jax.verifiers.pool import Pool
+  from poise_jax.verifiers.weighted import with_think_end
 
   if count < 1:
     raise UserError(f"--examples must be at least 1, got {count}")
   task = tasks.make(config.task, config.seed)
   rng = np.random.default_rng(config.seed)
   chosen = rng.permutation(len(task.train))[:count]
-  examples = [task.train[i] for i in sorted(chosen)]
+  examples, think_end = [task.train[i] for i in sorted(chosen)], config.task.think_end
+  if think_end:
+    examples = [
+      dataclasses.replace(example, check=with_think_end(example.check, think_end))
+      for example in examples
+    ]
   verifier = VerifierConfig(**config.verifier)
-  think_end = config.task.think_end
   answers = []  # (kind, name, number of the example, text)
   for i, example in enumerate(examples):
     for kind, name, answer in degenerate.strategies(examples, think_end):
