@@ -1,7 +1,10 @@
 """Errors that a user can mend."""
 
+import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -17,3 +20,18 @@ def unknown_name(what: str, name: str, choices: Iterable[str]) -> UserError:
   nearest = difflib.get_close_matches(name, choices, 1)
   hint = f"did you mean {nearest[0]!r}? " if nearest else ""
   return UserError(f"unknown {what} {name!r}; {hint}choose from {', '.join(choices)}")
+
+
+def check_finite(section: str, options: Any):
+  """Raises UserError for a float field of a dataclass that is NaN or infinite.
+
+  Comparisons with bounds do not find NaN.
+
+  Args:
+    section: dotted name of the options in the config, for the message.
+    options: an instance of a dataclass.
+  """
+  for field in dataclasses.fields(options):
+    value = getattr(options, field.name)
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{section}.{field.name} must be a finite number, got {value}")

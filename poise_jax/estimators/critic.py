@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, check_finite
 from poise_jax.learner import update as learner
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig, Rows, hidden_states
@@ -32,6 +32,7 @@ class CriticConfig:
   whiten: bool = True  # scaling of advantages to mean 0 and deviation 1 over the batch's tokens
 
   def __post_init__(self):
+    check_finite("critic", self)
     for name in ("gamma", "lam", "value_lam"):
       if not 0 <= getattr(self, name) <= 1:
         raise UserError(f"critic.{name} must be in [0, 1], got {getattr(self, name)}")

@@ -9,14 +9,13 @@ A feature row is [prompt block, (F-S)/2 | response block, (F-S)/2 | S scalars (m
 
 import dataclasses
 import functools
-import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from poise_jax.errors import UserError, unknown_name
+from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.estimators.regressors import logistic, mlp
 from poise_jax.estimators.ridge import matmul, principal_components, ridge
 
@@ -42,8 +41,9 @@ class ProbeOptions:
   own_rollout: bool = False  # ablation: y_i's baseline comes from its own states, and is biased
 
   def __post_init__(self):
-    if not (math.isfinite(self.alpha) and self.alpha > 0):
-      raise UserError(f"probe.alpha must be positive and finite, got {self.alpha}")
+    check_finite("probe", self)
+    if not self.alpha > 0:
+      raise UserError(f"probe.alpha must be positive, got {self.alpha}")
     for name, least in (
       ("pca_prompt", 0),
       ("pca_response", 0),

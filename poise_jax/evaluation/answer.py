@@ -17,7 +17,7 @@ from jaxtyping import Float, PyTree
 
 from poise_jax import verifiers
 from poise_jax.distributed.sharding import fetch, put_rows
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, check_finite
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.evaluation.held_out import EvalSet
 from poise_jax.models import ModelConfig
@@ -42,6 +42,7 @@ class EvalConfig:
   tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    check_finite("eval", self)
     if not 1 <= self.n <= 1000:
       raise UserError(f"eval.n must be in [1, 1000], got {self.n}")
     for k in self.k:

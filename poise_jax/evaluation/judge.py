@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from poise_jax.distributed import processes
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, check_finite
 from poise_jax.verifiers.base import STATUSES, Check, Verdict
 from poise_jax.verifiers.pool import Pool
 
@@ -28,6 +28,7 @@ class VerifierConfig:
   function_weight: float = 1.0  # 1: replaces the task's check; less: is added to it in training
 
   def __post_init__(self):
+    check_finite("verifier", self)
     if self.workers < 0:
       raise UserError(f"verifier.workers must be at least 0, got {self.workers}")
     if not 0 < self.time_limit < 1e6:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.distributed.sharding import BATCH, batch_shards
-from poise_jax.errors import UserError, unknown_name
+from poise_jax.errors import UserError, check_finite, unknown_name
 
 AGGREGATIONS = (
   "token-mean",
@@ -45,6 +45,7 @@ class PolicyLossConfig:
   importance_level: str = "token"  # level of that ratio: one a "token" or one a "sequence"
 
   def __post_init__(self):
+    check_finite("train.loss", self)
     for name, choices in (
       ("aggregation", AGGREGATIONS),
       ("surrogate", SURROGATES),

@@ -6,14 +6,13 @@ response positions.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from poise_jax.errors import UserError, unknown_name
+from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.learner.batching import (
   Batch,
   accumulate,
@@ -62,6 +61,7 @@ class UpdateOptions:
   logprob_chunk: int = 0  # tokens whose logits a device holds at once; 0: as many as take 256 MiB
 
   def __post_init__(self):
+    check_finite("train", self)
     if self.old_logprobs not in OLD_LOGPROBS:
       raise unknown_name("train.old_logprobs", self.old_logprobs, OLD_LOGPROBS)
     if self.loss.importance_cap and self.old_logprobs == "sampler":
@@ -79,8 +79,8 @@ class UpdateOptions:
       "max_grad_norm",
       "logprob_chunk",
     ):
-      if not 0 <= getattr(self, name) < math.inf:
-        raise UserError(f"train.{name} must be finite and not negative, got {getattr(self, name)}")
+      if getattr(self, name) < 0:
+        raise UserError(f"train.{name} must not be negative, got {getattr(self, name)}")
     for name in ("adam_b1", "adam_b2"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.data.tasks import Example
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, check_finite
 from poise_jax.learner.batching import Batch, flat
 from poise_jax.learner.losses import token_weights
 from poise_jax.learner.update import UpdateConfig, response_logprobs
@@ -27,6 +27,7 @@ class WarmStartConfig:
   learning_rate: float = 3e-3  # peak of a cosine decay to a tenth, after a tenth of warm-up
 
   def __post_init__(self):
+    check_finite("warm_start", self)
     if self.steps < 0:
       raise UserError(f"warm_start.steps must not be negative, got {self.steps}")
     if self.batch_size < 1:

@@ -2,8 +2,10 @@
 
 import dataclasses
 
-from poise_jax.errors import UserError, unknown_name
+from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.models.kv_cache import CACHE_DTYPES
+
+MIN_TEMPERATURE = 1e-3  # logits divided by less may overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,15 @@ class RolloutOptions:
   prefill_chunk: int = 0  # prompt positions per prefill pass, to save memory; 0: all at once
 
   def __post_init__(self):
+    check_finite("rollout", self)
     for name in ("n", "max_new_tokens", "feature_window"):
       if getattr(self, name) < 1:
         raise UserError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
-    if self.temperature < 0:
-      raise UserError(f"rollout.temperature must not be negative, got {self.temperature}")
+    if self.temperature and self.temperature < MIN_TEMPERATURE:
+      raise UserError(
+        f"rollout.temperature must be 0 (the most likely token) or at least {MIN_TEMPERATURE}, got "
+        f"{self.temperature}"
+      )
     if not 0 < self.top_p <= 1:
       raise UserError(f"rollout.top_p must be in (0, 1], got {self.top_p}")
     if self.top_k < 0:

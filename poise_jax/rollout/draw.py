@@ -37,9 +37,15 @@ def keep_top(
 
 
 def pick(weights: Float[Array, "N R"], u: Float[Array, " R"]) -> Int[Array, " R"]:
-  """Index drawn with probability weight / sum, never one of weight 0; u is uniform in [0, 1)."""
-  cumulative = jnp.cumsum(weights, axis=0)
-  return jnp.sum(cumulative <= u * cumulative[-1], axis=0)
+  """Index drawn with probability weight / sum, never one of weight 0; u is uniform in [0, 1).
+
+  Each column has a positive weight.
+  """
+  cumulative, positive = jnp.cumsum(weights, axis=0), weights > 0
+  # Rounded sums need not increase, and u times the last one may be rounded up to it.
+  beyond = positive & (cumulative > u * cumulative[-1])
+  last = len(weights) - 1 - jnp.argmax(positive[::-1], axis=0)
+  return jnp.where(beyond.any(0), jnp.argmax(beyond, axis=0), last)
 
 
 def draw(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from poise_jax.distributed import sharding
-from poise_jax.errors import UserError
+from poise_jax.errors import UserError, check_finite
 from poise_jax.training import greso
 from poise_jax.types import Experience, Prompts, Rollouts
 
@@ -30,6 +30,7 @@ class CollectConfig:
   greso_target: float = 0.0  # share of groups without a gradient that GRESO aims at; 0: no GRESO
 
   def __post_init__(self):
+    check_finite("collect", self)
     if not 0 <= self.greso_target < 1:
       raise UserError(
         f"collect.greso_target must be at least 0 (off) and less than 1, got {self.greso_target}"

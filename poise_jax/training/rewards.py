@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from poise_jax.errors import UserError, unknown_name
+from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.learner.losses import KL_ESTIMATORS, kl_estimate
 
 
@@ -22,6 +22,7 @@ class RewardConfig:
   kl_estimator: str = "k1"  # "k1", "k2" or "k3", see losses.kl_estimate; k1 is unbiased in a reward
 
   def __post_init__(self):
+    check_finite("reward", self)
     for name in ("overlong_buffer", "overlong_penalty", "kl_coef"):
       if getattr(self, name) < 0:
         raise UserError(f"reward.{name} must be at least 0, got {getattr(self, name)}")

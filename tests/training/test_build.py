@@ -1,6 +1,7 @@
 """A config becomes an experiment, or an error that names the value that cannot work."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -122,3 +123,23 @@ def test_the_rewards_of_training_do_not_see_the_thought():
     scores = step.score(experiment, judge, examples, rollouts)
     assert judge.metrics()["verifier/unparsable"] == 1
   assert scores.tolist() == [[1, 0], [0, 1]]
+
+
+def _float_fields(config, prefix=""):
+  for name, value in config.items():
+    if hasattr(value, "items"):
+      yield from _float_fields(value, f"{prefix}{name}.")
+    elif isinstance(value, float):
+      yield prefix + name
+
+
+def test_every_float_that_is_not_finite_is_named():
+  """Comparisons with bounds do not find NaN."""
+  names = list(_float_fields(tiny()))
+  assert {"rollout.top_p", "train.loss.clip_high", "critic.gamma", "eval.temperature"} < set(names)
+  for name in names:
+    if name.startswith("model.shape."):
+      continue  # the numbers of a checkpoint
+    value = float("inf") if name.endswith("e") else float("nan")
+    with pytest.raises(ValueError, match=f"{re.escape(name)} must be .*got {value}"):
+      build.build(tiny(**{name.replace(".", "__"): value}))

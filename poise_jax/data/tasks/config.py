@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from poise_jax.errors import UserError, unknown_name
+from poise_jax.errors import UserError, check_finite, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class ArithmeticConfig:
   careless: float = 0.0
 
   def __post_init__(self):
+    check_finite("task.arithmetic", self)
     for kind in self.kinds:
       if not re.fullmatch(r"[1-4][+x-]", str(kind)):
         raise UserError(
