@@ -87,7 +87,13 @@ class ModelConfig:
       raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
     if hf.get("use_sliding_window") or "sliding_attention" in (hf.get("layer_types") or ()):
       raise UserError("sliding-window attention (use_sliding_window) is not supported")
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if quantization := hf.get("quantization_config"):
+      method = quantization.get("quant_method", "unknown")
+      raise UserError(f"quantised weights (quant_method {method!r}) are not supported")
+    # Where both are written, transformers reads rope_scaling.
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+      raise UserError(f"rotary embeddings by kind of layer ({', '.join(rope)}) are not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
       raise UserError(f"rope_type {kind!r} is not supported; only 'default' and 'llama3' are")

@@ -31,6 +31,7 @@ from poise_jax.models.io.tensors import (
 from poise_jax.models.transformer import abstract_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors, for weights that are not quantised
 
 
 def folder_config(folder: pathlib.Path) -> ModelConfig:
@@ -75,9 +76,28 @@ def open_folder(folder: pathlib.Path) -> ModelFiles:
         f"{file} is truncated or not a safetensors file ({error}); download or copy it again"
       ) from error
     for name in handle.keys():
-      shape = tuple(handle.get_slice(name).get_shape())
+      stored = handle.get_slice(name)
+      if stored.get_dtype() not in DTYPES:
+        raise UserError(
+          f"{file}: {name} has dtype {stored.get_dtype()}; quantised weights are not supported, "
+          f"save the model in one of {', '.join(DTYPES)}"
+        )
+      shape = tuple(stored.get_shape())
       tensors[name] = StoredTensor(file, shape, functools.partial(handle.get_tensor, name))
+  _check_tied(folder, config, tensors)
   return ModelFiles(config, tensors, HF)
+
+
+def _check_tied(folder, config, tensors):
+  """Raises UserError if the folder has an unembedding of its own and a config without one."""
+  pair = [tensors.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens")]
+  if not config.tie_word_embeddings or None in pair or pair[0].shape != pair[1].shape:
+    return
+  if not np.array_equal(*(tensor.read() for tensor in pair)):
+    raise UserError(
+      f"{folder} has an lm_head.weight that differs from its embedding, and transformers uses it, "
+      "but config.json has tie_word_embeddings=true; set that to false"
+    )
 
 
 def save_hf(

@@ -116,12 +116,15 @@ def parse_config(file: pathlib.Path, hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def parse_json(file: pathlib.Path) -> dict[str, Any]:
-  """The content of a JSON file.
+  """The object in a JSON file.
 
   Raises:
-    UserError: the file is broken.
+    UserError: the file is broken or holds something else.
   """
   try:
-    return json.loads(file.read_text())
+    content = json.loads(file.read_text())
   except ValueError as error:
     raise UserError(f"{file} is not valid JSON ({error}); download or copy it again") from error
+  if not isinstance(content, dict):
+    raise UserError(f"{file} holds a {type(content).__name__}, not an object; copy it again")
+  return content

@@ -17,6 +17,7 @@ from poise_jax.models.config import ModelConfig
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.io.gguf import read_header
 from poise_jax.models.io.sources import local_path
+from poise_jax.models.io.tensors import parse_json
 
 # Regular expressions that split a text into words before byte-level BPE, by tokenizer.ggml.pre.
 # They are those of the original tokenizer.json files; each splits the pieces of the one before it.
@@ -91,9 +92,19 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
   except Exception as error:  # transformers passes on the errors of several parsers
     reason = " ".join(str(error).split())
     raise UserError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
-  generation = path / "generation_config.json"
-  ends = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
-  return _wrap(path, tokenizer, ends if isinstance(ends, list) else [ends])
+  return _wrap(path, tokenizer, _end_ids(path))
+
+
+def _end_ids(folder):
+  """The ids that end a turn by generation_config.json and config.json."""
+  ids = []
+  for file in (folder / "generation_config.json", folder / "config.json"):
+    ends = parse_json(file).get("eos_token_id") if file.is_file() else None
+    ends = ends if isinstance(ends, list) else [ends]
+    if not all(end is None or isinstance(end, int) for end in ends):
+      raise UserError(f"{file}: eos_token_id must be an id or a list of ids, got {ends}")
+    ids += ends
+  return ids
 
 
 def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
@@ -117,6 +128,9 @@ def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None
     for name in (*TOKENIZER_FILES, *_OPTIONAL_FILES):
       if (path / name).is_file():
         shutil.copyfile(path / name, folder / name)
+    ends = [end for end in _end_ids(path) if end is not None]
+    if ends and not (path / "generation_config.json").is_file():  # they stand in config.json
+      (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
 
 
 def _local_path(source):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+import safetensors.torch
 import torch
 import transformers
 from jax.sharding import NamedSharding
@@ -235,6 +236,8 @@ def test_broken_and_unsupported_configs(tmp_path, error):
   assert str(file) in message and "'gemma3'" in message and "qwen3" in message
   file.write_text(file.read_text()[:20])
   assert "not valid JSON" in error(models.load, tmp_path)
+  file.write_text("[1]")
+  assert "holds a list" in error(models.load, tmp_path)
 
 
 def test_missing_and_unexpected_tensors(tmp_path, error):
@@ -246,6 +249,63 @@ def test_missing_and_unexpected_tensors(tmp_path, error):
   edit_tensors(file, lambda t: t.update({name: t[f"{name}_scale"]}))
   message = error(models.load, tmp_path)
   assert str(tmp_path) in message and f"{name}_scale" in message
+
+
+@pytest.mark.parametrize(
+  "dtype,name", [(torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")]
+)
+def test_quantised_weights_without_scales(dtype, name, tmp_path, error):
+  file = save_tiny(tmp_path) / "model.safetensors"
+  tensors = {k: torch.from_numpy(v) for k, v in safetensors.numpy.load_file(file).items()}
+  weight = "model.layers.1.mlp.up_proj.weight"
+  tensors[weight] = tensors[weight].to(dtype)
+  safetensors.torch.save_file(tensors, file)
+  message = error(models.load, tmp_path)
+  assert str(file) in message and weight in message and name in message
+
+
+def test_a_config_that_says_quantised(tmp_path, error):
+  file = save_tiny(tmp_path) / "config.json"
+  edit_json(file, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+  message = error(models.load, tmp_path)
+  assert str(file) in message and "'bitsandbytes'" in message
+
+
+def test_a_tied_config_with_an_unembedding_of_its_own(tmp_path, error):
+  """transformers uses the lm_head of the file; so do we, once the config says so."""
+  file = save_tiny(tmp_path, "qwen2") / "model.safetensors"
+  assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"]
+  embedding = "model.embed_tokens.weight"
+  edit_tensors(file, lambda t: t.update({"lm_head.weight": t[embedding].copy()}))
+  models.load(tmp_path)  # the same weights twice
+  edit_tensors(file, lambda t: t.update({"lm_head.weight": 1.5 * t[embedding][::-1]}))
+  message = error(models.load, tmp_path)
+  assert str(tmp_path) in message and "set that to false" in message
+  reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+  edit_json(tmp_path / "config.json", tie_word_embeddings=False)
+  config, params = models.load(tmp_path)
+  tokens, mask = batch()
+  with torch.no_grad():
+    expected = reference(torch.tensor(np.asarray(tokens)), torch.tensor(np.asarray(mask))).logits
+  actual = models.forward(config, params, tokens, mask).logits
+  np.testing.assert_allclose(actual[:, -1], expected[:, -1], atol=1e-4)
+
+
+def test_rope_scaling_comes_before_rope_parameters(tmp_path, error):
+  """As in transformers."""
+  file = save_tiny(tmp_path) / "config.json"
+  plain = {"rope_type": "default", "rope_theta": 5e5}
+  edit_json(file, rope_scaling=LLAMA3, rope_parameters=plain, rope_theta=777.0)
+  config = models.read_config(tmp_path)
+  theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+  assert (
+    config.rope_scaling.factor == theirs["factor"] and config.rope_theta == theirs["rope_theta"]
+  )
+  yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+  edit_json(file, rope_scaling=yarn)
+  assert "rope_type 'yarn' is not supported" in error(models.load, tmp_path)
+  edit_json(file, rope_scaling=None, rope_parameters={"full_attention": plain})
+  assert "by kind of layer (full_attention)" in error(models.load, tmp_path)
 
 
 def test_wrong_shape(tmp_path, error):
