@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from poise_jax.distributed import processes
 from poise_jax.errors import UserError, check_finite
-from poise_jax.verifiers.base import STATUSES, Check, Verdict
+from poise_jax.verifiers import STATUSES, Check, Verdict, require_usable
 from poise_jax.verifiers.pool import Pool
 
 
@@ -99,9 +99,13 @@ class Judge:
     self.crashed = ""  # note of the last crash
 
   def load(self, checks: Iterable[Check]):
-    """Loads what these checks need; raises UnusableError if something is missing."""
+    """Loads what these checks need; raises UnusableError if something is missing, or if one of the
+    checks cannot judge any response."""
+    checks = list(checks)
     kinds = {check.verifier: check for check in checks}.values()
     self.pool.load([self.config.check(c, training) for c in kinds for training in (True, False)])
+    for check in checks:
+      require_usable(self.config.check(check, training=True))
 
   def score(
     self, checks: Sequence[Check], responses: Sequence[str], training: bool = True

@@ -6,6 +6,7 @@ docs/verifiers.md lists the verifiers with their references and options.
 import dataclasses
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 
 from poise_jax.errors import UserError, unknown_name
@@ -101,9 +102,42 @@ def _verdict(name: str, result: Verdict | float) -> Verdict:
   return verdict
 
 
+_signature = functools.cache(inspect.signature)
+
+
+def require_usable(check: Check) -> None:
+  """Raises UnusableError if no response to a check can be right, as far as its verifier can tell.
+
+  Nothing is known about the references and options of a user's function.
+  """
+  if check.verifier not in VERIFIERS:
+    return
+  verifier = load(check.verifier)
+  try:
+    _signature(verifier).bind(check.reference, "", **check.options)
+  except TypeError as error:
+    raise UnusableError(f"the options of verifier {check.verifier}: {error}") from error
+  try:
+    if hasattr(verifier, "check_reference"):
+      verifier.check_reference(check.reference, **check.options)
+    if check.verifier == "weighted":
+      for _, part in check.reference.values():
+        require_usable(part)
+    else:
+      verifier(check.reference, "", **check.options)
+  except UnusableError:
+    raise
+  except Exception as error:  # it would crash on every response
+    reference = f"the reference of verifier {check.verifier}, {check.reference!r:.100},"
+    raise UnusableError(f"{reference} is malformed: {error!r}") from error
+
+
 def score(checks: Sequence[Check], responses: Sequence[str]) -> list[Verdict]:
   """Judges responses, one check each, in this process."""
   return [verify(check, response) for check, response in zip(checks, responses, strict=True)]
 
 
-__all__ = ["STATUSES", "VERIFIERS", "Check", "UnusableError", "Verdict", "load", "score", "verify"]
+__all__ = [
+  *("STATUSES", "VERIFIERS", "Check", "UnusableError", "Verdict"),
+  *("load", "require_usable", "score", "verify"),
+]

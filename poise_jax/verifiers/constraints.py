@@ -1,6 +1,7 @@
 """Does the response follow instructions on its form? IFEval-style checks (arXiv 2311.07911)."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def constraints(
       return unfinished(think_end)
     try:
       holds = KINDS[kind](text.strip(), **arguments)
-    except (TypeError, re.error) as error:
+    except (TypeError, AttributeError, re.error) as error:
       raise UnusableError(f"constraint {constraint} is malformed: {error}") from error
     if not holds:
       broken.append(kind)
@@ -56,6 +57,10 @@ def _counted(count):
   def check(response, *, at_least=None, at_most=None, exactly=None, **arguments):
     if at_least is None and at_most is None and exactly is None:
       raise TypeError("set at_least, at_most or exactly")
+    lowest = max(0 if x is None else x for x in (at_least, exactly))
+    highest = min(math.inf if x is None else x for x in (at_most, exactly))
+    if lowest > highest:
+      raise TypeError(f"no count is at least {lowest:g} and at most {highest:g}")
     n = count(response, **arguments)
     return (
       (at_least is None or n >= at_least)
@@ -120,12 +125,20 @@ def _case(response, case):
 
 
 def _json(response, keys=()):
+  if isinstance(keys, str):
+    raise TypeError("keys must be a list")
   fenced = _FENCED.match(response)
   try:
     value = json.loads(fenced.group(1) if fenced else response)
   except (ValueError, RecursionError):
     return False
   return isinstance(value, dict) and set(keys) <= set(value) if keys else True
+
+
+def _one_of(response, texts):
+  if isinstance(texts, str) or not texts:
+    raise TypeError("texts must be a list")
+  return response in texts
 
 
 def _quoted(response):
@@ -155,7 +168,7 @@ KINDS = {
   "quoted": _quoted,
   "title": lambda r: bool(re.search(r"<<[^<>\n]*\S[^<>\n]*>>", r)),  # <<a title>>
   "postscript": lambda r, mark="P.S.": bool(re.search(rf"(?im)^\s*{re.escape(mark)}\s*\S", r)),
-  "one_of": lambda r, texts: r in texts,
+  "one_of": _one_of,  # texts
   "repeats": lambda r, text: r.casefold().startswith(text.strip().casefold()) and r != text.strip(),
   "matches": lambda r, pattern: bool(re.fullmatch(pattern, r, re.DOTALL)),
   "finds": lambda r, pattern: bool(re.search(pattern, r, re.MULTILINE)),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from poise_jax.verifiers.base import Verdict
+from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import answer_or_response
 from poise_jax.verifiers.thought import judges_answer
 
@@ -54,6 +54,20 @@ def countdown(
   given, used = Counter(reference["numbers"]), Counter(numbers)
   allowed = used == given if all_numbers else used <= given
   return Verdict(float(allowed and value == reference["target"]), answer=answer)
+
+
+def _check_reference(reference, **_):
+  fields = isinstance(reference, Mapping) and {"numbers", "target"} <= set(reference)
+  numbers = reference["numbers"] if fields else ()
+  whole = isinstance(numbers, Sequence) and all(type(x) is int and x >= 0 for x in numbers)
+  if not numbers or not whole or not isinstance(reference["target"], int | float | Fraction):
+    raise UnusableError(
+      'the reference of verifier countdown must be {"numbers": [whole numbers], "target": number}, '
+      f"got {reference!r:.100}"
+    )
+
+
+countdown.check_reference = _check_reference
 
 
 def _value(node, numbers):

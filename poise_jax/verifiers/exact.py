@@ -15,14 +15,25 @@ _NUMBER = re.compile(
 
 
 @judges_answer
-def last_integer(reference: str, response: str) -> Verdict:
+def last_integer(reference: str | int, response: str) -> Verdict:
   """1 if the last whole number in the response is the reference, in plain digits; else 0."""
   integers = re.findall(r"(?<![\d.,])-?\d[\d,]*+(?!\.?\d)", response)
   digits = integers[-1].replace(",", "") if integers else ""
   if not 0 < len(digits) <= 4000:  # the longest text that int() reads
     return Verdict(0.0, "unparsable", "no whole number is in the response")
   answer = str(int(digits))
-  return Verdict(float(answer == reference), answer=answer)
+  return Verdict(float(answer == str(reference)), answer=answer)
+
+
+def _check_integer(reference, **_):
+  if not re.fullmatch(r"0|-?[1-9]\d{0,3999}", str(reference)):
+    raise UnusableError(
+      "the reference of verifier last_integer must be a whole number in plain digits, such as 12, "
+      f"got {reference!r:.100}"
+    )
+
+
+last_integer.check_reference = _check_integer
 
 
 @judges_answer
@@ -40,6 +51,12 @@ def exact(
     extract: see extract.find_answer; with "auto" a response in none of the forms counts as a whole.
     ignore_case: whether "Yes" equals "yes".
   """
+  references = [reference] if isinstance(reference, str) else reference
+  texts = isinstance(references, Sequence) and all(isinstance(text, str) for text in references)
+  if not texts or not any(text.strip() for text in references):
+    raise UnusableError(
+      f"the reference of verifier exact must be a text, or a list of texts, got {reference!r:.100}"
+    )
   answer = answer_or_response(response, extract)
   if answer is None:
     return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
@@ -48,7 +65,6 @@ def exact(
     text = " ".join(text.split())
     return text.casefold() if ignore_case else text
 
-  references = [reference] if isinstance(reference, str) else reference
   return Verdict(float(normal(answer) in map(normal, references)), answer=answer)
 
 
@@ -88,6 +104,10 @@ def numeric(
   expected = number(str(reference))
   if expected is None:
     raise UnusableError(f"the reference of verifier numeric must be a number, got {reference!r}")
+  if not (relative >= 0 and absolute >= 0):
+    raise UnusableError(
+      f"the tolerances of verifier numeric must be at least 0, got {relative=} and {absolute=}"
+    )
   answer = answer_or_response(response, extract)
   value = None if answer is None else number(answer)
   if value is None:

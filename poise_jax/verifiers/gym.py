@@ -42,13 +42,18 @@ def reasoning_gym(
     response: the text to judge.
     extract: see extract.find_answer; with "auto" a response in none of the forms counts as a whole.
   """
+  if not isinstance(reference, Mapping) or not {"dataset", "entry"} <= set(reference):
+    raise UnusableError(
+      "the reference of verifier reasoning_gym needs a dataset and an entry, got "
+      f"{reference!r:.100}"
+    )
   name, entry = reference["dataset"], reference["entry"]
   try:
     scorer = library.get_score_answer_fn(name)
   except ValueError as error:
     raise UnusableError(f"reasoning-gym has no generator {name!r}") from error
   answer = answer_or_response(response, extract)
-  if answer is None:
+  if answer is None or not answer and entry["answer"] != "":
     return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
   if name in EVALUATED and answer != entry["answer"] and not harmless(answer):
     return Verdict(0.0, "unparsable", "the answer is not evaluated: it could be a program")

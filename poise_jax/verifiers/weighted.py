@@ -56,3 +56,6 @@ def _check_mapping(reference):
       "the reference of verifier weighted maps the name of each part to (weight, Check), got "
       f"{reference!r}"
     )
+
+
+weighted.check_reference = _check_mapping

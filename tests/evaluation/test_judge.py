@@ -127,3 +127,41 @@ def test_parts_that_a_user_reports_are_metrics_too():
     judge = Judge(pool, VerifierConfig(function="user_rewards:vowels"))
     judge.score([FIVE, FIVE], ["aeon", "nothing"])
     assert _parts(judge.metrics()) == pytest.approx({"a": 0.05, "e": 0.05})
+
+
+@pytest.mark.parametrize(
+  "check,message",
+  [
+    (Check("last_integer", "12.0"), "last_integer must be a whole number in plain digits"),
+    (Check("math", ""), "verifier math is empty"),
+    (Check("math", 12), "verifier math, 12, is malformed"),
+    (Check("choice", 2), "verifier choice, 2, is malformed"),
+    (Check("exact", []), "must be a text, or a list of texts, got \\[\\]"),
+    (Check("exact", [" "]), "must be a text, or a list of texts"),
+    (Check("exact", 7), "must be a text, or a list of texts, got 7"),
+    (Check("numeric", 5, {"absolute": float("nan")}), "tolerances"),
+    (Check("numeric", "none"), "must be a number"),
+    (Check("countdown", {"numbers": [2, 3]}), "must be {"),
+    (Check("constraints", [{"kind": "words"}]), "set at_least, at_most or exactly"),
+    (Check("tool_call", {"name": "f", "arguments": "x"}), "tool_call is malformed"),
+    (Check("code", {"inputs": ["1"], "outputs": [None]}), "not text: None"),
+    (Check("structure", ""), "structure is empty"),
+    (Check("reasoning_gym", {}), "needs a dataset and an entry"),
+    (Check("exact", "a", {"ignore_cases": True}), "options of verifier exact: .*'ignore_cases'"),
+    (Check("weighted", {"a": (1.0, Check("exact", 7))}), "must be a text, or a list of texts"),
+    (Check("weighted", None), "maps the name of each part"),
+  ],
+)
+@pytest.mark.parametrize("config", [{}, FORMAT, ALL])
+def test_a_check_that_no_response_can_satisfy_is_refused_before_the_first_step(
+  config, check, message
+):
+  class NoPool:  # nothing is judged
+    load = staticmethod(lambda checks: None)
+
+  judge = Judge(NoPool(), VerifierConfig(**config))
+  judge.load([FIVE, Check("last_integer", 12), Check("exact", ["a", ""])])
+  with pytest.raises(UnusableError, match=message):
+    judge.load([FIVE, check])
+  instead = VerifierConfig(function="user_rewards:half")  # whose references may be anything
+  Judge(NoPool(), instead).load([FIVE, check])

@@ -7,19 +7,24 @@ rows left out are stored with the data, beside the checksums of the files.
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 
 import tensorflow_datasets as tfds
 
 from poise_jax.data.sources import readers
 from poise_jax.data.sources.catalog import SOURCES, Source
 from poise_jax.errors import UserError, unknown_name
+from poise_jax.verifiers import Check, require_usable
 
 TEXTS = ("question", "answer", "worked", "domain", "difficulty", "reference")
-# verifiers whose reference is data, not text
-STRUCTURED = ("code", "structure", "constraints", "tool_call", "reasoning_gym", "countdown")
+READING = 2  # how rows become examples; files on this machine are read again where it has changed
+# Verifiers by their references: text, where a number becomes text; data, which text spells as JSON.
+TEXTUAL = ("math", "choice", "exact", "numeric", "last_integer")
+STRUCTURED = ("code", "constraints", "tool_call", "reasoning_gym", "countdown")
 
 
 class ProblemsConfig(tfds.core.BuilderConfig):
@@ -35,7 +40,7 @@ class ProblemsConfig(tfds.core.BuilderConfig):
     name = source.name
     if paths:
       columns = {k: c if isinstance(c, str) else c[0] for k, c in source.columns.items()}
-      parts = [columns, source.domain, source.verifier, source.files, self.checksums]
+      parts = [READING, columns, source.domain, source.verifier, source.files, self.checksums]
       name += "-" + hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     super().__init__(name=name, description=f"{source.name}: {source.citation}")
 
@@ -181,26 +186,20 @@ def _example(source, location, row):
       f"{location}: the question in column {_column(source, 'question')!r} must be text, got "
       f"{question!r:.60}"
     )
-  if answer is None or (isinstance(answer, str) and not answer.strip()):
-    raise UserError(f"{location}: the answer in column {_column(source, 'answer')!r} is missing")
   if not question.strip():
     raise UserError(f"{location}: the question in column {_column(source, 'question')!r} is empty")
-  if source.verifier not in STRUCTURED:
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-      raise UserError(
-        f"{location}: the answer in column {_column(source, 'answer')!r} must be text or a number "
-        f"for verifier {source.verifier!r}, got {answer!r:.60}"
-      )
-    answer = f"{answer:.0f}" if isinstance(answer, float) and answer.is_integer() else str(answer)
-  answer_text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+  reference = _reference(source, location, answer)
+  answer_text = (
+    reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+  )
   difficulty = get("difficulty")
   example = {
     "question": question.strip(),
-    "answer": answer_text.strip(),
-    "worked": get("worked") or answer_text.strip(),
+    "answer": answer_text,
+    "worked": get("worked") or answer_text,
     "domain": get("domain") or source.domain,
     "difficulty": source.name + (f"/{difficulty}" if difficulty not in (None, "") else ""),
-    "reference": json.dumps(answer.strip() if isinstance(answer, str) else answer),
+    "reference": json.dumps(reference),
   }
   for name in ("worked", "domain"):
     if not isinstance(example[name], str):
@@ -208,7 +207,65 @@ def _example(source, location, row):
         f"{location}: the {name} in column {_column(source, name)!r} must be text, got "
         f"{example[name]!r:.60}"
       )
+  for name, text in example.items():
+    if (half := readers.surrogate(text)) and name != "reference":
+      raise UserError(
+        f"{location}: the {name} contains {half}, half of a character; was it cut in the middle?"
+      )
   return example, get("id")
+
+
+def _reference(source, location, answer):
+  """The reference in the form that the verifier expects: text or data.
+
+  Raises:
+    UserError: it is missing, has another form, or no response to it can be right.
+  """
+  where = f"{location}: the answer in column {_column(source, 'answer')!r}"
+  if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
+    if not (answer == [] and source.verifier not in TEXTUAL):  # no constraints, or no tool calls
+      raise UserError(f"{where} is missing")
+  try:
+    if source.verifier == "structure":
+      reference = _data(answer)
+    elif source.verifier in STRUCTURED:
+      reference = _data(json.loads(answer) if isinstance(answer, str) else answer)
+    elif isinstance(answer, str | int | float | Decimal) and not isinstance(answer, bool):
+      reference = _text(answer)
+    elif source.verifier == "exact" and isinstance(answer, list):
+      reference = [_text(text) for text in answer]  # all of them are right
+    elif source.verifier in TEXTUAL:
+      raise TypeError("must be text or a number")
+    else:
+      reference = _data(answer)
+    require_usable(Check(source.verifier, reference, source.options))
+  except TypeError as error:
+    raise UserError(
+      f"{where} {error} for verifier {source.verifier!r}, got {answer!r:.60}"
+    ) from None
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{where} cannot be used: {error}") from error
+  return reference
+
+
+def _text(answer):
+  """An answer as text, numbers in their shortest form."""
+  if isinstance(answer, bool) or not isinstance(answer, str | int | float | Decimal):
+    raise TypeError("must be text or a number")
+  if isinstance(answer, float | Decimal) and answer == int(answer):
+    answer = int(answer)
+  return f"{answer.normalize():f}" if isinstance(answer, Decimal) else str(answer).strip()
+
+
+def _data(answer):
+  """An answer as the data that JSON reads back."""
+
+  def number(value):
+    if not isinstance(value, Decimal):
+      raise TypeError("must be text, a number or JSON data")
+    return int(value) if value == int(value) else float(value)
+
+  return json.loads(json.dumps(answer, default=number))
 
 
 def _column(source, name):
@@ -231,6 +288,8 @@ def _field(source, location, row, name):
         f"{location} has no column {column!r} for the {name}; choose from {', '.join(row)}"
       )
   convert = source.columns[name]
+  if isinstance(value, float | Decimal) and not math.isfinite(value):
+    return None  # libraries write a missing value as NaN
   if isinstance(convert, str) or value is None:
     return value
   try:

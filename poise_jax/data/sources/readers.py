@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,25 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def surrogate(text: str) -> str:
+  """The first half of a surrogate pair in a text, as JSON escapes it; "" if there is none.
+
+  Such a code is no character and has no UTF-8, but JSON can spell it and Python's strings hold it.
+  """
+  half = re.search("[\ud800-\udfff]", text)
+  return f"\\u{ord(half[0]):04x}" if half else ""
+
+
+def _parsed(text, location):
+  """The data of a JSON text, except for mistakes in its syntax."""
+  try:
+    return json.loads(text)
+  except (json.JSONDecodeError, UnicodeDecodeError):
+    raise
+  except (ValueError, RecursionError) as error:  # too many digits, or levels
+    raise UserError(f"{location} cannot be read: {error}") from error
+
+
 def _jsonl(path):
   with path.open("rb") as file:
     for number, line in enumerate(file, 1):
@@ -53,7 +73,7 @@ def _jsonl(path):
         continue
       location = f"{path}, line {number}"
       try:
-        yield location, json.loads(line)
+        yield location, _parsed(line, location)
       except UnicodeDecodeError as error:
         raise UserError(f"{location} is not UTF-8 ({error.reason})") from error
       except json.JSONDecodeError as error:
@@ -71,7 +91,7 @@ def _text(path):
 
 def _json(path):
   try:
-    content = json.loads(_text(path))
+    content = _parsed(_text(path), path)
   except json.JSONDecodeError as error:
     location = f"{path}, line {error.lineno}, column {error.colno}"
     hint = "; a file with one object a line must end in .jsonl" if error.msg == "Extra data" else ""
@@ -99,12 +119,35 @@ def _csv(path):
 
 def _parquet(path):
   try:
-    number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
-      for batch in file.iter_batches(1024):
-        for row in batch.to_pylist():
-          number += 1
-          yield f"{path}, row {number}", row
+      types = {field.name: field.type for field in file.schema_arrow}
+      short = {name: kind for name, kind in types.items() if _has_short_floats(kind)}
+      rows = (batch.slice(i, 1) for batch in file.iter_batches(1024) for i in range(batch.num_rows))
+      for number, row in enumerate(rows, 1):
+        (row,) = row.to_pylist()
+        row |= {name: _shortest(row[name], kind) for name, kind in short.items()}
+        yield f"{path}, row {number}", row
   except pyarrow.ArrowException as error:
     reason = " ".join(str(error).split())
     raise UserError(f"{path} is damaged or not a parquet file: {reason}") from error
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}, row {number} is not UTF-8 ({error.reason})") from error
+
+
+def _has_short_floats(kind):
+  """Whether a type of parquet has floats of 32 or 16 bits in it."""
+  inside = [kind.field(i).type for i in range(kind.num_fields)]
+  return kind in (pyarrow.float32(), pyarrow.float16()) or any(map(_has_short_floats, inside))
+
+
+def _shortest(value, kind):
+  """A value of such a type, where floats are as they were written: 0.1, not 0.10000000149."""
+  if value is None:
+    return None
+  if isinstance(value, float) and kind in (pyarrow.float32(), pyarrow.float16()):
+    return float(str(kind.to_pandas_dtype()(value)))
+  if isinstance(value, dict):
+    return {name: _shortest(x, kind.field(name).type) for name, x in value.items()}
+  if isinstance(value, list) and pyarrow.types.is_map(kind):
+    return [(_shortest(k, kind.key_type), _shortest(x, kind.item_type)) for k, x in value]
+  return [_shortest(x, kind.value_type) for x in value] if isinstance(value, list) else value
