@@ -23,6 +23,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.text import Text
 
+from experiments import overrides
+from experiments.overrides import UsageError, flat
 from poise_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +41,6 @@ TYPES = {  # absl's name of a flag type -> its description in an error
   "tuple": "a tuple",
 }
 INTERRUPTED = 130  # the shell's exit code for SIGINT
-
-
-class UsageError(UserError):
-  """A command line or a config file that cannot be used."""
 
 
 def define_config() -> flags.FlagHolder:
@@ -99,13 +97,21 @@ def parse(argv: list[str], passed_on: str = "") -> list[str]:
       sys.exit()
     if any(a.startswith("--config.") for a in argv) and not _names_config(argv):
       raise UsageError("--config.FIELD=VALUE needs --config=FILE.py in front of it")
-    return [*flags.FLAGS(argv), *others]
+    return [*_read_flags(argv), *others]
   except (Exception, KeyboardInterrupt) as error:
     if "--debug" in argv:
       raise
     if isinstance(error, KeyboardInterrupt):
       sys.exit(INTERRUPTED)
     sys.exit(f"error: {sentence(error)}")
+
+
+def _read_flags(argv):
+  """Reads the flags; returns the other arguments."""
+  others = flags.FLAGS(argv)
+  if "config" in flags.FLAGS and isinstance(flags.FLAGS["config"].value, ConfigDict):
+    overrides.restore(flags.FLAGS["config"].value, sys.argv)
+  return others
 
 
 def sentence(error: Exception) -> str:
@@ -154,7 +160,7 @@ def show_help(argv: list[str]):
   _show(console, "ALGORITHM", ((name, f"{a.meaning} ({a.source})") for name, a in algorithms))
   config = common.default(next(iter(common.ALGORITHMS)))
   if _names_config(argv) and isinstance(flags.FLAGS["config"].parser, _ConfigParser):
-    flags.FLAGS(argv)
+    _read_flags(argv)
     config = flags.FLAGS.config
   show_config(config, console)
 
@@ -236,23 +242,14 @@ def show_plan(console: rich.console.Console, report: "memory.MemoryReport"):
   )
 
 
-def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-  """{dotted name: value}, without empty sections."""
-  fields = {}
-  for name, value in config.items():
-    section = isinstance(value, ConfigDict)
-    fields |= flat(value, f"{prefix}{name}.") if section else {prefix + name: value}
-  return fields
-
-
 class _ConfigParser(flags.ArgumentParser):
   """Loads FILE.py[:NAME]; raises UsageError if the file or a --config.FIELD is wrong."""
 
   def parse(self, argument):
     """The config, after a check that every overridden field exists."""
     config = load_config(argument)
-    for name in overrides(sys.argv):
-      check_field(config, name)
+    overrides.check(config, sys.argv)
+    overrides.prepare(config, sys.argv)
     return config
 
   def flag_type(self):
@@ -297,36 +294,6 @@ def load_config(argument: str) -> ConfigDict:
   if not isinstance(config, ConfigDict):
     raise UsageError(f"get_config of {file} returned {type(config).__name__}, not a ConfigDict")
   return config
-
-
-def check_field(config: ConfigDict, name: str):
-  """Raises UsageError if `config` has no field of that dotted name; suggests the nearest one."""
-  fields = flat(config)
-  plain = name.partition("[")[0]  # --config.task.kinds[0] is a field, too
-  if plain in fields:
-    return
-  inside = [field for field in fields if field.startswith(f"{name}.")]
-  if inside:
-    raise UsageError(
-      f"--config.{name} is a section; set its fields, such as --config.{inside[0]}=VALUE"
-    )
-  leaf = name.rpartition(".")[2]
-  nearest = [field for field in fields if field.rpartition(".")[2] == leaf]
-  if not nearest:
-    nearest = difflib.get_close_matches(name, fields, 1, 0.7)
-  if not nearest:
-    leaves = {field.rpartition(".")[2]: field for field in fields}
-    nearest = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1)]
-  meant = " or ".join(f"--config.{field}" for field in nearest)
-  raise UsageError(
-    f"--config.{name}: the config has no such field; "
-    + (f"did you mean {meant}?" if nearest else "--help lists all fields")
-  )
-
-
-def overrides(argv: list[str]) -> list[str]:
-  """The dotted names that --config.NAME=VALUE sets."""
-  return [m[1] for a in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
 
 
 def _place(error: Exception) -> str:

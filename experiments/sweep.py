@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, overrides
 from poise_jax.reports import comparison
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py")
@@ -58,8 +58,7 @@ def check(options: list[str]):
       raise cli.UsageError(f"--seeds must be whole numbers of at least 0, got {seed!r}")
   for algorithm in ALGORITHMS.value:
     config = cli.load_config(f"{CONFIG.value}:{algorithm}")
-    for name in cli.overrides(options):
-      cli.check_field(config, name)
+    overrides.check(config, options)
 
 
 def run(program: str, config: str, folder: pathlib.Path, seed: str, options: list[str]):
