@@ -10,7 +10,7 @@ from poise_jax.errors import unknown_name
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.thought import after_thought, takes_think_end, unfinished
 
-_FENCED = re.compile(r"^```[a-z]*\n(.*)\n```$", re.DOTALL)
+_FENCED = re.compile(r"(```+|~~~+)[^\n`]*\n(.*)\n[ \t]*\1", re.DOTALL)
 
 
 @takes_think_end
@@ -127,9 +127,9 @@ def _case(response, case):
 def _json(response, keys=()):
   if isinstance(keys, str):
     raise TypeError("keys must be a list")
-  fenced = _FENCED.match(response)
+  fenced = _FENCED.fullmatch(response.replace("\r\n", "\n"))
   try:
-    value = json.loads(fenced.group(1) if fenced else response)
+    value = json.loads(fenced.group(2) if fenced else response)
   except (ValueError, RecursionError):
     return False
   return isinstance(value, dict) and set(keys) <= set(value) if keys else True

@@ -32,6 +32,7 @@ from poise_jax.verifiers.constraints import KINDS
     ("case", {"case": "title"}, "A Good Day", "A good Day"),
     ("no_commas", {}, "a b", "a, b"),
     ("json", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
+    ("json", {}, '~~~JSON title="a"\r\n{"a": 1}\r\n~~~', '```json\n{"a": 1}\n~~~'),
     ("json", {"keys": ["a"]}, '{"a": 1}', '{"b": 1}'),
     ("quoted", {}, '"hello"', 'he said "hello"'),
     ("title", {}, "<<A title>>\ntext", "<< >>"),
