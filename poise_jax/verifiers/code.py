@@ -32,7 +32,7 @@ LONGEST = 100_000  # characters of a program
 
 @judges_answer
 def code(
-  reference: Mapping[str, Any],
+  reference: Mapping[str, Any] | str,
   response: str,
   partial: bool = False,
   time_limit: float = 5.0,
