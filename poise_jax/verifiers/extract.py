@@ -7,15 +7,29 @@ from poise_jax.verifiers.base import UnusableError
 
 LONGEST = 20_000  # characters of a response that are read, counted from its end
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+# A box without braces, which TeX ends after one character, and writers after the number.
+_BARE_BOX = re.compile(
+  r"\\(?:boxed|fbox)\s*([-+]?\d[\d.,]*(?<![.,])|[A-Za-z](?<=\s.))(?=[.,;:!?]?\s*(?:\$|\\[)\]]|\n|$))"
+)
+_NAME = r"(?:(?:the|my|our|so|thus|hence|therefore|final|correct)[ ,]+){0,3}answer|(?:最终)?答案"
+_DECORATION = r"[^\w\n\\$]{0,12}"  # of a line's beginning: list marks, headings, bold face, emoji
+_VALUE = (  # behind the colon, or in the next line that is not empty; a formula may be displayed
+  r"(?:\n[ \t]*){0,3}(?:\$\$(?P<dollars>[^$]{1,2000})\$\$"
+  r"|\\\[(?P<brackets>(?:(?!\\\]).){1,2000})\\\]|(?P<line>\S[^\n]*))"
+)
 _LINE = re.compile(
-  r"^[ \t>*_#-]{0,8}(?:the +)?(?:final +)?answer[*_]{0,2} *:[*_]{0,2}[ \t]*(\S.*)$",
-  re.IGNORECASE | re.MULTILINE,
+  rf"(?:^{_DECORATION}|(?<=[.,;!?] ))(?:{_NAME})[*_ \t]{{0,4}}[:：][*_]{{0,3}}[ \t]*{_VALUE}",
+  re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+_HEADING = re.compile(
+  rf"^(?=[^\w\n]){_DECORATION}(?:final[ ]+)?answer[*_ \t]*\n[ \t]*{_VALUE}",
+  re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
 
 
 def last_box(text: str) -> tuple[int, str] | None:
-  """Start and contents of the last \\boxed{...} with balanced braces."""
+  r"""Start and contents of the last \boxed{...} with balanced braces, or \boxed 12 without any."""
   last, open_braces = None, []  # (start, start of the contents) of a box, None for another brace
   for match in _BRACE.finditer(text):
     token = match.group()
@@ -25,13 +39,19 @@ def last_box(text: str) -> tuple[int, str] | None:
         last = box[0], text[box[1] : match.start()].strip()
     elif token[-1] == "{" and token != r"\{":
       open_braces.append(None if token == "{" else (match.start(), match.end()))
-  return last
+  bare = [(m.start(), m.group(1)) for m in list(_BARE_BOX.finditer(text))[-1:]]
+  return max([last, *bare] if last else bare, default=None)
 
 
 def last_line(text: str) -> tuple[int, str] | None:
-  """Start of the last line "Answer: ...", and the text behind its colon."""
-  lines = list(_LINE.finditer(text))
-  return (lines[-1].start(), lines[-1].group(1).strip(" \t*_")) if lines else None
+  """Start of the last line "Answer: ...", and what it gives as the answer.
+
+  The answer stands behind the colon or in the next line, also if "Answer" is a heading there.
+  """
+  lines = [list(pattern.finditer(text))[-1:] for pattern in (_LINE, _HEADING)]
+  places = [(m.start(), m["dollars"] or m["brackets"] or m["line"]) for ms in lines for m in ms]
+  start, answer = max(places, default=(0, ""))
+  return (start, answer.strip(" \t\n*_")) if places else None
 
 
 def last_tag(text: str) -> tuple[int, str] | None:

@@ -1,97 +1,79 @@
-"""Mathematical answers, compared as numbers, as text, or by math-verify (sympy)."""
+"""Mathematical answers, compared as text, as exact numbers with units, or by sympy."""
 
-import logging
 import re
-from fractions import Fraction
 
-import math_verify
-
+from poise_jax.errors import unknown_name
+from poise_jax.verifiers import algebra
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import LONGEST, last_box, last_line, last_tag
+from poise_jax.verifiers.notation import clean
+from poise_jax.verifiers.quantities import parse_quantity
 from poise_jax.verifiers.thought import judges_answer
+from poise_jax.verifiers.units import parse_unit
 
-# Silences warnings that math-verify's time limits are off: the pool's limit also stops C code.
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
-
-LONGEST_ANSWER = 400  # characters of an answer that is passed to sympy
-LARGEST_EXPONENT = 100_000  # in an answer that is passed to sympy
+STRICT = ("", "dapo")
+_DAPO = re.compile(r"Answer\s*:\s*([^\n]+)", re.IGNORECASE)
+_DAPO_LONGEST = 300  # characters
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
   r"\b(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s+(?:is|equals|=)\s*:?[ \t]*([^\n]+)",
   re.IGNORECASE,
 )
+_ASIDE = re.compile(r"\.\s|\s+(?:because|since|so|which|as)\s|\s+\((?=[a-z]{2,}[ ,])[^()]*\)\W*$")
 _TEXT = re.compile(
   r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}"
 )
-_SPACE = re.compile(
-  r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![a-zA-Z])"
+_CHOICE = re.compile(r"\(([A-H])\)\s*\S.*|\(?([A-H])\)?")
+_NO_SOLUTION = re.compile(r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set", re.I)
+_CONDITION = re.compile(
+  r"(.+?)[\s,;:(]*\b(?:if|when|whenever|for|where|unless|provided)(?![a-zA-Z])\s*(.+?)\)?", re.I
 )
-_PLAIN_NUMBER = re.compile(
-  r"(?P<sign>[-+]?)(?P<whole>\d{1,3}(?:(?:,|\{,\})\d{3})+|\d*)(?P<decimal>\.\d*)?"
-  r"(?:(?:e|\*10\^|\\times10\^|\\cdot10\^)\{?(?P<power>[-+]?\d{1,4})\}?)?(?P<percent>\\?%)?"
+_CONGRUENCE = re.compile(
+  r"(?:(.+?)\s*(?:\\equiv|\\cong|=)\s*)?(.+?)\s*\(?\s*(?:\\[pb]?mod|\bmod(?:ulo)?)(?![a-zA-Z])"
+  r"\s*\{?\s*([^{}()]+?)\s*\}?\s*\)?"
 )
-_FRACTION = re.compile(
-  r"(?P<sign>[-+]?)(?P<whole>\d{1,9})?(?:\\[dtc]?frac\{?(-?\d{1,30})\}?\{?(-?\d{1,30})\}?|(?<!\d)(-?\d{1,30})/(\d{1,30}))"
-  r"(?P<percent>\\?%)?"
+_BASE = re.compile(r"(\w*\d\w*?)_\s*\{?\s*(\d{1,2}|[a-z]+)\s*\}?", re.I)
+_BASE_NAMES = (
+  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+  "sixteen"
+).split()
+_UNIT_BEHIND = re.compile(
+  r"(.*?[\d}!)a-zA-Z])\s*(\\(?:text|mathrm|mbox)\s?\{.*|\^\s?\{?\\circ.*|(?<=\s)[a-zA-Z]{2,}.*)"
 )
-_WITH_UNIT = re.compile(
-  r"(.*?[\d.}%])\s*"
-  r"(\^?\s*\{?\\circ\}?|°"
-  r"|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?"
-  r"|(?<![a-zA-Z\\^_{])[a-zA-Z]{2,}\.?(?: [a-zA-Z]+)*(?:\^\{?[23]\}?)?"
-  r"|(?<=\s)[a-zA-Z]{1,2}(?:\^\{?[23]\}?)?)"
-)
-_INEQUALITY = re.compile(r"[<>]|\\[lg]eq?(?![a-zA-Z])")
-_ASIDE = re.compile(r"\.\s|\s+(?:because|since|so|which|as)\s")
-_REPEATING = re.compile(
-  r"(?P<sign>[-+]?)(?P<whole>\d{0,9})\.(?P<decimal>\d{0,9})\\(?:overline|bar)\{?(?P<period>\d{1,20})\}?"
-  r"(?P<percent>)"
-)
-_UNITS = {
-  "": "", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm",
-  "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "inch": "in", "inche": "in",
-  "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "gram": "g", "kilogram": "kg",
-  "liter": "l", "litre": "l", "milliliter": "ml", "second": "s", "sec": "s", "minute": "min",
-  "hour": "h", "hr": "h", "degree": "deg", "circ": "deg", "°": "deg", "dollar": "$", "usd": "$",
-  "cent": "cent", "euro": "€", "pound": "lb", "percent": "%",
-}  # fmt: skip
 
 
 @judges_answer
-def math(reference: str, response: str) -> Verdict:
-  """1 if the response's answer equals the reference mathematically, else 0.
+def math(reference: str, response: str, strict: str = "") -> Verdict:
+  r"""1 if the response's answer equals the reference mathematically, else 0.
 
-  The answer is the last balanced \\boxed{...}, "Answer: ..." line, <answer> tag or "#### ..." line,
+  The answer is the last balanced \boxed{...}, "Answer: ..." line, <answer> tag or "#### ..." line,
   whichever comes last; without any of them, what follows the last "the answer is".
 
   Args:
-    reference: LaTeX or plain text, with or without $ and \\boxed.
+    reference: LaTeX or plain text, with or without $ and \boxed.
     response: only its last extract.LONGEST characters are read.
+    strict: "dapo" reads what follows the last "Answer:" in the last 300 characters, and nothing
+      else, as the grader of DAPO (arXiv 2503.14476) does. It compares as this verifier always does.
   """
+  if strict not in STRICT:
+    raise UnusableError(str(unknown_name("strict", strict, STRICT)))
   gold = clean(reference)
   if not gold:
     raise UnusableError(f"the reference of verifier math is empty: {reference!r}")
-  answer = clean(final_answer(response[-LONGEST:]) or "")
+  found = _dapo_answer(response) if strict else final_answer(response[-LONGEST:])
+  answer = clean(found or "")
   if not answer:
     return Verdict(0.0, "unparsable", "no answer is in the response")
-  equal = _equal_without_sympy(gold, answer)
-  if equal is not None:
-    return Verdict(float(equal), answer=answer)
-  if reason := too_large(answer):
-    return Verdict(0.0, "unparsable", f"the answer {reason}")
-  if too_large(gold):
-    return Verdict(0.0, answer=answer)  # only the same text as the reference's is right
-  limits = {"parsing_timeout": None}
-  parsed = math_verify.parse(f"${answer}$", fallback_mode="no_fallback", **limits)
-  if not parsed:
-    return Verdict(0.0, "unparsable", f"math-verify cannot read {answer!r}")
-  expected = math_verify.parse(f"${gold}$", fallback_mode="no_fallback", **limits)
-  equal = math_verify.verify(expected, parsed, timeout_seconds=None)
-  if not equal and _INEQUALITY.search(answer) and not _INEQUALITY.search(gold):
-    # math-verify understands x < 3 only as the first argument.
-    equal = math_verify.verify(parsed, expected, timeout_seconds=None)
-  return Verdict(float(equal), answer=answer)
+  try:
+    return Verdict(float(equal(gold, answer)), answer=answer)
+  except algebra.UnreadableError as error:
+    return Verdict(0.0, "unparsable", str(error))
+
+
+def _dapo_answer(response):
+  """What follows the last "Answer:" in the last 300 characters, None without it."""
+  answers = _DAPO.findall(response[-_DAPO_LONGEST:])
+  return answers[-1].strip(" \t*_") if answers else None
 
 
 def final_answer(text: str) -> str | None:
@@ -102,122 +84,118 @@ def final_answer(text: str) -> str | None:
   places += [(m.start(), m.group(1)) for m in hashes[-1:]]
   answers = [place for place in places if place]
   if not answers:
-    answers = [(m.start(), m.group(1)) for m in list(_PHRASE.finditer(text))[-1:]]
+    answers = _phrases(text)
   if not answers:
     return None
   answer = max(answers)[1]
-  inner = last_box(answer)  # a box in a line, in a tag or in another box
-  return inner[1] if inner else answer if max(answers) == boxed else _ASIDE.split(answer)[0]
+  if inner := last_box(answer):  # a box in a line, in a tag or in another box
+    return inner[1]
+  if max(answers) == boxed:
+    return answer
+  phrases = _phrases(answer)  # "Answer: The answer is 5."
+  return _ASIDE.split(phrases[-1][1] if phrases else answer)[0]
 
 
-def clean(text: str) -> str:
-  """An answer without what does not matter: boxes, dollar signs, spacing, a full stop."""
-  while (box := last_box(text)) is not None:
-    text = box[1]
-  text = text.replace("−", "-").replace("–", "-").replace("\\$", "$").replace("$", " ")
-  text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text).replace(r"\varnothing", r"\emptyset")
-  text = re.sub(r"\\dfrac|\\tfrac|\\cfrac", r"\\frac", _SPACE.sub(" ", text))
-  text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)
-  return re.sub(r"\s+", " ", text).strip().rstrip(".,;:").strip()
+def _phrases(text):
+  return [(m.start(), m.group(1)) for m in list(_PHRASE.finditer(text))[-1:]]
 
 
-def _equal_without_sympy(gold: str, answer: str) -> bool | None:
-  """Whether two cleaned answers are equal, None if it takes algebra to decide."""
+def equal(gold: str, answer: str) -> bool:
+  """Whether two cleaned answers are equal.
+
+  Raises:
+    algebra.UnreadableError: that takes algebra, for which the answer is unfit.
+  """
   if _text(gold) == _text(answer):
     return True
+  gold, answer = (r"\emptyset" if _NO_SOLUTION.fullmatch(_text(t)) else t for t in (gold, answer))
+  for compare in (_equal_choices, _equal_statements, _equal_bases, _equal_numbers):
+    verdict = compare(gold, answer)
+    if verdict is not None:
+      return verdict
+  (gold, unit), (answer, other) = (_without_unit(text) for text in (gold, answer))
+  if unit and other and unit.ratio(other) != 1:
+    return False
+  return algebra.equal(gold, answer)
+
+
+def _text(text):
+  r"""An answer for comparison as text: without \text and spaces, words in lower case."""
+  text = _TEXT.sub(lambda m: m.group(1), text).strip(" .")
+  words = re.fullmatch(r"\(?[A-Za-z][A-Za-z' -]+\)?|\([A-Za-z]\)|[A-Z]\.", text)
+  if words:
+    return " ".join(re.sub(r"[().]", "", text).split()).lower()
+  return re.sub(r"\s+", "", text)
+
+
+def _equal_choices(gold, answer):
+  r"""Whether a letter and "(B) 12" choose the same, None if they are no choices."""
+  sides = [_CHOICE.fullmatch(_TEXT.sub(lambda m: m.group(1), x).strip()) for x in (gold, answer)]
+  if not all(sides) or all(side[1] for side in sides):
+    return None
+  first, second = (side[1] or side[2] for side in sides)
+  return first == second
+
+
+def _equal_statements(gold, answer):
+  """Whether congruences, or values under a condition, are the same; None if neither is one.
+
+  A value alone is another statement: neither "5 if n is even" nor "x ≡ 5 (mod 8)" equals 5.
+  """
+  plain = [" ".join(_TEXT.sub(r" \1 ", text).split()) for text in (gold, answer)]
+  sides = [_CONGRUENCE.fullmatch(text) for text in plain]
+  if all(sides):
+    (name, value, modulus), (other, second, another) = (side.groups() for side in sides)
+    if name and other and _text(name) != _text(other) or not equal(modulus, another):
+      return False
+    numbers = [re.fullmatch(r"-?\d{1,30}", text) for text in (value, second, modulus)]
+    if all(numbers):
+      a, b, m = (int(number[0]) for number in numbers)
+      return m != 0 and (a - b) % m == 0
+    return equal(value, second)
+  conditions = [None if side else _CONDITION.fullmatch(x) for side, x in zip(sides, plain)]
+  if all(conditions):
+    said = [re.sub(r"\b(?:is|are)\b|\W", "", side[2]) for side in conditions]
+    return said[0] == said[1] and equal(*(side[1].rstrip(" ,") for side in conditions))
+  return False if any(sides) or any(conditions) else None
+
+
+def _equal_bases(gold, answer):
+  """Whether numerals such as 101_2 are the same, None if neither has a base.
+
+  A base that is missing is taken for the other's; a numeral in another base is another answer.
+  """
+  plain = [_TEXT.sub(r"\1", text).replace(" ", "") for text in (gold, answer)]
+  sides = [_BASE.fullmatch(text) for text in plain]
+  if not any(sides):
+    return None
+  digits = [side[1] if side else text for side, text in zip(sides, plain)]
+  bases = [side[2].lower() for side in sides if side]
+  if not all(re.fullmatch(r"\w+", d) for d in digits):
+    return None
+  bases = {_BASE_NAMES.index(b) if b in _BASE_NAMES else b for b in bases}
+  return digits[0].lower() == digits[1].lower() and len({str(b) for b in bases}) == 1
+
+
+def _equal_numbers(gold, answer):
+  """Whether two numbers, or a word and anything, are the same; None if it takes algebra."""
   sides = [re.fullmatch(r"([a-zA-Z](?:_\d)?)\s*=\s*([^=]+)", x) for x in (gold, answer)]
   if all(sides) and sides[0][1] != sides[1][1]:
     return False  # the values of two different variables
-  numbers = _number(sides[0][2] if sides[0] else gold), _number(sides[1][2] if sides[1] else answer)
+  numbers = [
+    parse_quantity(side[2] if side else text) for side, text in zip(sides, (gold, answer))
+  ]
   if None not in numbers:
-    (a, unit_a), (b, unit_b) = numbers
-    if "%" in (unit_a, unit_b) and unit_a != unit_b:  # 50% equals both 0.5 and 50
-      percent, other = (a, b) if unit_a == "%" else (b, a)
-      return other in (percent, 100 * percent)
-    return a == b and (unit_a == unit_b or not unit_a or not unit_b)
+    return numbers[0].equals(numbers[1])
   words = [re.fullmatch(r"[a-z][a-z' -]+", _text(x)) for x in (gold, answer)]
-  if all(words) or any(words) and not all(numbers) and any(n is not None for n in numbers):
+  if all(words) or any(words) and any(n is not None for n in numbers):
     return False  # two different words, or a word and a number
   return None
 
 
-def _text(text):
-  """An answer for comparison as text: without \\text and spaces, words in lower case."""
-  text = _TEXT.sub(lambda m: m.group(1), text).strip(" .")
-  plain = re.sub(r"\s+", "", text)
-  words = re.fullmatch(r"\(?[A-Za-z][A-Za-z' -]+\)?|\([A-Za-z]\)|[A-Z]\.", text)
-  return re.sub(r"[().]", "", text).strip().lower() if words else plain
-
-
-def _number(text: str) -> tuple[Fraction, str] | None:
-  """A plain number and its unit ("" for none), None if the text is anything else."""
-  text = re.sub(r"^(?:\\text\{)?\s*(?:approximately|about|\\approx)\s*\}?", "", text)
-  unit = ""
-  if m := re.match(r"[-+]?\s*([€£])\s*(?=[\d.])", text):
-    unit, text = m.group(1), text.replace(m.group(1), "", 1)
-  m = _WITH_UNIT.fullmatch(text)
-  if m:
-    word = re.sub(r"\\(?:text|mathrm|mbox)|[{}^\\.]", "", m.group(2)).strip().lower()
-    text, unit = m.group(1).strip(), _UNITS.get(word, _UNITS.get(word.removesuffix("s"), word))
-    if unit == "%":
-      text, unit = text + "%", ""
-  text = text.strip()
-  mixed = re.fullmatch(r"([-+]?)(\d{1,9})\s+(?=\d+/\d+|\\frac)(.*)", text)
-  bare = re.sub(r"\s+", "", text if not mixed else mixed.group(1) + mixed.group(3))
-  if m := _FRACTION.fullmatch(bare):
-    numerator, denominator = m.group(3, 4) if m.group(3) else m.group(5, 6)
-    if not int(denominator):
-      return None
-    value = Fraction(int(numerator), int(denominator))
-    value += int(mixed.group(2) if mixed else m["whole"] or 0)
-  elif m := _REPEATING.fullmatch(bare):
-    digits, period = m["decimal"], m["period"]
-    value = Fraction(int((m["whole"] or "0") + digits), 10 ** len(digits))
-    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits))
-  else:
-    m = _PLAIN_NUMBER.fullmatch(bare)
-    if mixed or not m or not re.search(r"\d", (m["whole"] or "") + (m["decimal"] or "")):
-      return None
-    digits = re.sub(r"[{},]", "", m["whole"] or "0") + (m["decimal"] or "")
-    if len(digits) > 1000:
-      return None
-    value = Fraction(digits.rstrip(".") or "0") * Fraction(10) ** int(m["power"] or 0)
-  if m["percent"]:
-    unit, value = "%", value / 100
-  return (-value if m["sign"] == "-" else value), unit
-
-
-def too_large(text: str) -> str:
-  """Why sympy would take forever on an answer, "" if it would not."""
-  if len(text) > LONGEST_ANSWER:
-    return f"is longer than {LONGEST_ANSWER} characters"
-  depth = deepest = 0
-  for character in text:
-    depth += {"{": 1, "(": 1, "[": 1, "}": -1, ")": -1, "]": -1}.get(character, 0)
-    deepest = max(deepest, depth)
-  if deepest > 12:
-    return "is nested too deeply"
-  power = text.replace("**", "^").replace(" ", "")
-  for m in re.finditer(r"\^[{(]*[-+]?(\d+)(?:[})]*\^[{(]*[-+]?(\d+))?(?P<more>[})]*\^)?", power):
-    exponent, tower = m.group(1), m.group(2)
-    if m["more"] and tower:
-      return "has a tower of powers"
-    if (
-      len(exponent) > 9
-      or tower
-      and (len(tower) > 2 or int(exponent) ** int(tower) > LARGEST_EXPONENT)
-    ):
-      return "has a tower of powers"
-    if not tower and int(exponent) > LARGEST_EXPONENT:
-      return f"has an exponent above {LARGEST_EXPONENT}"
-  if re.search(r"\^[{(]*[^{}]*\d(?:!|\\cdot|\*|\\times)\d*", power) and re.search(r"\d{4}", power):
-    return "has a product or factorial in an exponent"
-  if any(int(m) > 5000 for m in re.findall(r"(\d{1,9})\d*\}?!", power)) or re.search(
-    r"!\)*!", power
-  ):
-    return "has the factorial of a large number"
-  if any(len(m) > 5 for m in re.findall(r"\\[dt]?binom\{?(\d+)", power)):
-    return "has a binomial of a large number"
-  if len(max(re.findall(r"\d+", text), key=len, default="")) > 300:
-    return "has a number of more than 300 digits"
-  return ""
+def _without_unit(text):
+  r"""An expression without the unit behind it, and that unit: "2\pi" of "2\pi\text{ cm}"."""
+  if m := _UNIT_BEHIND.fullmatch(text):
+    if unit := parse_unit(m[2]):
+      return m[1].strip(), unit
+  return text, None

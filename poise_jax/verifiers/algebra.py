@@ -1,0 +1,168 @@
+"""Answers that need algebra: parsed by math-verify, worked out and compared by sympy."""
+
+import logging
+import re
+
+import math_verify
+import sympy
+from latex2sympy2_extended import NormalizationConfig
+from latex2sympy2_extended.logic import And
+
+from poise_jax.verifiers.size_limits import too_large, too_long
+
+# Silences warnings that math-verify's time limits are off: the pool's limit also stops C code.
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
+
+# LaTeX only: math-verify's other extractor takes any number for the answer of a text that it cannot
+# read. Units stay: it would drop letters and whole \text{...} behind a value.
+_LATEX = math_verify.LatexExtractionConfig(
+  normalization_config=NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+  )
+)
+_INEQUALITY = re.compile(r"[<>]|\\(?:[lg](?:eq?|t)|[lg]eqslant)(?![a-zA-Z])")
+_OR = re.compile(r"\s*(?:\\text\s*\{\s*or\s*\}|\\lor(?![a-zA-Z])|\\vee|\bor\b)\s*")
+_AND = re.compile(r"\s*(?:\\text\s*\{\s*and\s*\}|\\land(?![a-zA-Z])|\\wedge|\band\b)\s*")
+_BUILDER = re.compile(r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|:|\|)(.*)\\\}")
+_UNREADABLE = re.compile(r"\\(?:approx|sim|simeq|equiv|pmod|bmod|to|rightarrow|Rightarrow)(?![a-z])")
+_CLOSE = 0.05  # how far a ≈ b may be apart, as a fraction
+_PRECISION = 40  # digits to which irrational numbers are compared
+
+
+class UnreadableError(Exception):
+  """An answer that cannot be parsed, or that would take too long to work out."""
+
+
+def parse(text: str) -> sympy.Basic | sympy.MatrixBase:
+  """A cleaned answer as a sympy expression, not worked out.
+
+  Raises:
+    UnreadableError: why it is none.
+  """
+  if reason := too_long(text):
+    raise UnreadableError(f"the answer {reason}")
+  if builder := _BUILDER.fullmatch(text):
+    text = builder[2].strip()
+  if _INEQUALITY.search(text) and (combined := _combined(text)) is not None:
+    return combined
+  # The parser drops what follows an approximation, and multiplies numbers with a space between.
+  if _UNREADABLE.search(text) or re.search(r"(?<![_^\d.])\d+ \d", text):
+    raise UnreadableError(f"{text!r} is no expression")
+  found = math_verify.parse(
+    f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None
+  )
+  if not found:
+    raise UnreadableError(f"math-verify cannot read {text!r}")
+  if reason := too_large(found[0]):
+    raise UnreadableError(f"the answer {reason}")
+  imaginary = {s: sympy.I for s in found[0].free_symbols if s.name == "i"}
+  return found[0].xreplace(imaginary) if imaginary else found[0]
+
+
+def _combined(text):
+  r"""The set of "x < 1 or x > 2", "x < 2 \text{ and } x > 1"; None for anything else."""
+  for pattern, combine in ((_OR, sympy.Union), (_AND, sympy.Intersection)):
+    parts = pattern.split(text)
+    if len(parts) > 1 and all(_INEQUALITY.search(part) for part in parts):
+      sets = [_as_set(parse(part)) for part in parts]
+      return None if None in sets else combine(*sets)
+  return None
+
+
+def _as_set(relation):
+  """The set that a relation in one variable describes, None if it describes none."""
+  if isinstance(relation, sympy.Set):
+    return relation
+  try:
+    relations = relation.args if isinstance(relation, And) else [relation]
+    return sympy.Intersection(*(r.as_set() for r in relations))
+  except Exception:  # sympy solves only some inequalities
+    return None
+
+
+def equal(gold: str, answer: str) -> bool:
+  """Whether two cleaned answers are equal as mathematics.
+
+  Raises:
+    UnreadableError: the answer cannot be parsed.
+  """
+  values = _values(answer)
+  try:
+    expected = _values(gold)
+  except UnreadableError:
+    return False  # only the same text is right, which has been compared before
+  primes = gold.count("'") == answer.count("'")  # the parser drops those of f'(x)
+  return primes and any(same(a, b) for a in expected for b in values)
+
+
+def _values(text):
+  r"""The expressions that an answer is: one, or both sides of "\sqrt{2} \approx 1.41"."""
+  sides = re.split(r"\\(?:approx|simeq)(?![a-zA-Z])", text)
+  if len(sides) != 2 or not all(side.strip() for side in sides):
+    return [parse(text)]
+  values = [parse(side.strip()) for side in sides]
+  numbers = [value.rhs if isinstance(value, sympy.Eq) else value for value in values]
+  if not all(map(_is_number, numbers)):
+    raise UnreadableError(f"{text!r} is no number")
+  a, b = (number.evalf(20) for number in numbers)
+  if not abs(a - b) <= _CLOSE * abs(a):
+    raise UnreadableError(f"{text!r} is no approximation")
+  return values
+
+
+def same(gold: sympy.Basic, answer: sympy.Basic) -> bool:
+  """Whether two parsed answers are equal: numbers exactly, everything else by math-verify."""
+  if isinstance(answer, sympy.Eq) and not isinstance(gold, sympy.Eq | And):
+    if _is_number(answer.lhs) and _is_number(answer.rhs) and not same(answer.lhs, answer.rhs):
+      return False  # "5 = 6" is neither
+    answer = answer.rhs
+  if isinstance(gold, sympy.Eq) and gold.lhs.is_Symbol and not isinstance(answer, sympy.Eq | And):
+    gold = gold.rhs
+  if _is_number(gold) and _is_number(answer):
+    return _same_number(gold, answer)
+  if isinstance(gold, sympy.Interval) and isinstance(answer, sympy.Interval):
+    sides = (gold.left_open, gold.right_open) == (answer.left_open, answer.right_open)
+    return bool(sides) and same(gold.start, answer.start) and same(gold.end, answer.end)
+  a, b = _elements(gold), _elements(answer)
+  if a is None or b is None or type(gold) is not type(answer):
+    return _by_math_verify(gold, answer)
+  if isinstance(gold, sympy.FiniteSet):
+    matched = all(any(_same_number(x, y) for y in b) for x in a)
+    return matched and all(any(_same_number(x, y) for x in a) for y in b)
+  return len(a) == len(b) and all(_same_number(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _is_number(value):
+  return isinstance(value, sympy.Expr) and not value.free_symbols and bool(value.is_number)
+
+
+def _elements(value):
+  """The elements of a set, tuple or matrix of numbers, None for anything else."""
+  if isinstance(value, sympy.MatrixBase):
+    elements = [*map(sympy.Integer, value.shape), *value]
+  elif isinstance(value, sympy.FiniteSet | sympy.Tuple):
+    elements = list(value.args)
+  else:
+    return None
+  return elements if all(map(_is_number, elements)) else None
+
+
+def _same_number(a, b):
+  """Whether two numbers are equal: rational ones exactly, others to _PRECISION digits."""
+  a, b = (value.doit() for value in (a, b))
+  if a.is_Rational and b.is_Rational:
+    return a == b
+  if not (a.is_finite and b.is_finite):
+    return a == b
+  a, b = (value.evalf(2 * _PRECISION) for value in (a, b))
+  size = max(abs(a), abs(b)) if a and b else 1  # nothing is close to zero but zero
+  return bool(abs(a - b) <= sympy.Float(10) ** -_PRECISION * size)
+
+
+def _by_math_verify(gold, answer):
+  limits = dict(numeric_precision=_PRECISION, timeout_seconds=None)
+  if math_verify.verify(gold, answer, **limits):
+    return True
+  # math-verify understands x < 3 as an interval only as the first argument.
+  return isinstance(answer, sympy.Rel | And) and math_verify.verify(answer, gold, **limits)
