@@ -9,6 +9,7 @@ from latex2sympy2_extended import NormalizationConfig
 from latex2sympy2_extended.logic import And
 
 from poise_jax.verifiers.size_limits import too_large, too_long
+from poise_jax.verifiers.values import close, proportion, same_value
 
 # Silences warnings that math-verify's time limits are off: the pool's limit also stops C code.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -25,9 +26,12 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:[lg](?:eq?|t)|[lg]eqslant)(?![a-zA-Z])")
 _OR = re.compile(r"\s*(?:\\text\s*\{\s*or\s*\}|\\lor(?![a-zA-Z])|\\vee|\bor\b)\s*")
 _AND = re.compile(r"\s*(?:\\text\s*\{\s*and\s*\}|\\land(?![a-zA-Z])|\\wedge|\band\b)\s*")
 _BUILDER = re.compile(r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|:|\|)(.*)\\\}")
-_UNREADABLE = re.compile(r"\\(?:approx|sim|simeq|equiv|pmod|bmod|to|rightarrow|Rightarrow)(?![a-z])")
+_UNREADABLE = re.compile(
+  r"\\(?:approx|sim|simeq|equiv|pmod|bmod|to|rightarrow|Rightarrow)(?![a-z])"
+)
 _CLOSE = 0.05  # how far a ≈ b may be apart, as a fraction
-_PRECISION = 40  # digits to which irrational numbers are compared
+_PRECISION = 40  # digits to which math-verify compares numbers
+_MOST_OPERATIONS = 40  # in what math-verify compares
 
 
 class UnreadableError(Exception):
@@ -85,15 +89,19 @@ def equal(gold: str, answer: str) -> bool:
   """Whether two cleaned answers are equal as mathematics.
 
   Raises:
-    UnreadableError: the answer cannot be parsed.
+    UnreadableError: the answer cannot be parsed, or sympy fails on it.
   """
   values = _values(answer)
   try:
     expected = _values(gold)
   except UnreadableError:
     return False  # only the same text is right, which has been compared before
-  primes = gold.count("'") == answer.count("'")  # the parser drops those of f'(x)
-  return primes and any(same(a, b) for a in expected for b in values)
+  if gold.count("'") != answer.count("'"):  # the parser drops those of f'(x)
+    return False
+  try:
+    return any(same(a, b) for a in expected for b in values)
+  except Exception as error:  # of any kind, from sympy
+    raise UnreadableError(f"sympy cannot compare {answer!r}: {error!r}"[:200]) from error
 
 
 def _values(text):
@@ -103,64 +111,85 @@ def _values(text):
     return [parse(text)]
   values = [parse(side.strip()) for side in sides]
   numbers = [value.rhs if isinstance(value, sympy.Eq) else value for value in values]
-  if not all(map(_is_number, numbers)):
-    raise UnreadableError(f"{text!r} is no number")
-  a, b = (number.evalf(20) for number in numbers)
-  if not abs(a - b) <= _CLOSE * abs(a):
+  if not close(*numbers, _CLOSE):
     raise UnreadableError(f"{text!r} is no approximation")
   return values
 
 
 def same(gold: sympy.Basic, answer: sympy.Basic) -> bool:
-  """Whether two parsed answers are equal: numbers exactly, everything else by math-verify."""
-  if isinstance(answer, sympy.Eq) and not isinstance(gold, sympy.Eq | And):
-    if _is_number(answer.lhs) and _is_number(answer.rhs) and not same(answer.lhs, answer.rhs):
-      return False  # "5 = 6" is neither
-    answer = answer.rhs
-  if isinstance(gold, sympy.Eq) and gold.lhs.is_Symbol and not isinstance(answer, sympy.Eq | And):
-    gold = gold.rhs
-  if _is_number(gold) and _is_number(answer):
-    return _same_number(gold, answer)
+  """Whether two parsed answers are equal.
+
+  Expressions are compared by their values (see values.py), sets and tuples element by element,
+  equations and inequalities up to a factor, and what is left by math-verify.
+  """
+  gold, answer = _named_alike(_unchained(gold), _unchained(answer))
+  kinds = [isinstance(value, sympy.Expr) for value in (gold, answer)]
+  if any(kinds):
+    return all(kinds) and same_value(gold, answer)
+  if isinstance(gold, sympy.Rel) and isinstance(answer, sympy.Rel) and _same_relation(gold, answer):
+    return True
   if isinstance(gold, sympy.Interval) and isinstance(answer, sympy.Interval):
     sides = (gold.left_open, gold.right_open) == (answer.left_open, answer.right_open)
     return bool(sides) and same(gold.start, answer.start) and same(gold.end, answer.end)
   a, b = _elements(gold), _elements(answer)
-  if a is None or b is None or type(gold) is not type(answer):
+  ordered = [not isinstance(value, sympy.FiniteSet) for value in (gold, answer)]
+  if a is None or b is None or ordered[0] != ordered[1]:
     return _by_math_verify(gold, answer)
-  if isinstance(gold, sympy.FiniteSet):
-    matched = all(any(_same_number(x, y) for y in b) for x in a)
-    return matched and all(any(_same_number(x, y) for x in a) for y in b)
-  return len(a) == len(b) and all(_same_number(x, y) for x, y in zip(a, b, strict=True))
+  if len(a) != len(b) or ordered[0]:
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+  for x in a:
+    match = next((i for i, y in enumerate(b) if same(x, y)), None)
+    if match is None:
+      return False
+    b.pop(match)
+  return True
 
 
-def _is_number(value):
-  return isinstance(value, sympy.Expr) and not value.free_symbols and bool(value.is_number)
+def _unchained(value):
+  """The first and the last side of "x = 2 * 3 = 6"."""
+  if isinstance(value, And) and all(isinstance(part, sympy.Eq) for part in value._unsorted_args):
+    parts = value._unsorted_args
+    return sympy.Eq(parts[0].lhs, parts[-1].rhs, evaluate=False)
+  return value
+
+
+def _named_alike(gold, answer):
+  """Drops "x =" where only one of two answers has it, and the braces around a single element."""
+  if isinstance(answer, sympy.Eq) and not isinstance(gold, sympy.Rel | And):
+    if answer.lhs.free_symbols or same(answer.lhs, answer.rhs):  # "5 = 6" is neither
+      answer = answer.rhs
+  if isinstance(gold, sympy.Eq) and gold.lhs.is_Symbol and not isinstance(answer, sympy.Rel | And):
+    gold = gold.rhs
+  if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.FiniteSet) and len(answer) == 1:
+    answer = answer.args[0]
+  return gold, answer
+
+
+def _same_relation(gold, answer):
+  """Whether one relation is a positive multiple of the other, an equation any multiple."""
+  difference, other = (value.lhs - value.rhs for value in (gold, answer))
+  factor = proportion(difference, other)
+  if not factor:
+    return False
+  flipped = gold.func if factor > 0 else gold.reversed.func
+  return (
+    isinstance(answer, flipped)
+    or isinstance(answer, sympy.Eq | sympy.Ne)
+    and (answer.func is gold.func)
+  )
 
 
 def _elements(value):
-  """The elements of a set, tuple or matrix of numbers, None for anything else."""
+  """The elements of a set, tuple or matrix, with a matrix's shape; None for anything else."""
   if isinstance(value, sympy.MatrixBase):
-    elements = [*map(sympy.Integer, value.shape), *value]
-  elif isinstance(value, sympy.FiniteSet | sympy.Tuple):
-    elements = list(value.args)
-  else:
-    return None
-  return elements if all(map(_is_number, elements)) else None
-
-
-def _same_number(a, b):
-  """Whether two numbers are equal: rational ones exactly, others to _PRECISION digits."""
-  a, b = (value.doit() for value in (a, b))
-  if a.is_Rational and b.is_Rational:
-    return a == b
-  if not (a.is_finite and b.is_finite):
-    return a == b
-  a, b = (value.evalf(2 * _PRECISION) for value in (a, b))
-  size = max(abs(a), abs(b)) if a and b else 1  # nothing is close to zero but zero
-  return bool(abs(a - b) <= sympy.Float(10) ** -_PRECISION * size)
+    return [*map(sympy.Integer, value.shape), *value]
+  return list(value.args) if isinstance(value, sympy.FiniteSet | sympy.Tuple) else None
 
 
 def _by_math_verify(gold, answer):
+  """math-verify's judgement of small sets and relations; large ones may take it minutes."""
+  if any(isinstance(v, sympy.Basic) and v.count_ops() > _MOST_OPERATIONS for v in (gold, answer)):
+    return False
   limits = dict(numeric_precision=_PRECISION, timeout_seconds=None)
   if math_verify.verify(gold, answer, **limits):
     return True

@@ -125,7 +125,7 @@ def _text(text):
   words = re.fullmatch(r"\(?[A-Za-z][A-Za-z' -]+\)?|\([A-Za-z]\)|[A-Z]\.", text)
   if words:
     return " ".join(re.sub(r"[().]", "", text).split()).lower()
-  return re.sub(r"\s+", "", text)
+  return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # 2 3 is not 23
 
 
 def _equal_choices(gold, answer):
@@ -153,7 +153,9 @@ def _equal_statements(gold, answer):
       a, b, m = (int(number[0]) for number in numbers)
       return m != 0 and (a - b) % m == 0
     return equal(value, second)
-  conditions = [None if side else _CONDITION.fullmatch(x) for side, x in zip(sides, plain)]
+  conditions = [
+    None if side else _CONDITION.fullmatch(x) for side, x in zip(sides, plain, strict=True)
+  ]
   if all(conditions):
     said = [re.sub(r"\b(?:is|are)\b|\W", "", side[2]) for side in conditions]
     return said[0] == said[1] and equal(*(side[1].rstrip(" ,") for side in conditions))
@@ -169,7 +171,7 @@ def _equal_bases(gold, answer):
   sides = [_BASE.fullmatch(text) for text in plain]
   if not any(sides):
     return None
-  digits = [side[1] if side else text for side, text in zip(sides, plain)]
+  digits = [side[1] if side else text for side, text in zip(sides, plain, strict=True)]
   bases = [side[2].lower() for side in sides if side]
   if not all(re.fullmatch(r"\w+", d) for d in digits):
     return None
@@ -182,9 +184,8 @@ def _equal_numbers(gold, answer):
   sides = [re.fullmatch(r"([a-zA-Z](?:_\d)?)\s*=\s*([^=]+)", x) for x in (gold, answer)]
   if all(sides) and sides[0][1] != sides[1][1]:
     return False  # the values of two different variables
-  numbers = [
-    parse_quantity(side[2] if side else text) for side, text in zip(sides, (gold, answer))
-  ]
+  texts = [side[2] if side else x for side, x in zip(sides, (gold, answer), strict=True)]
+  numbers = [parse_quantity(text) for text in texts]
   if None not in numbers:
     return numbers[0].equals(numbers[1])
   words = [re.fullmatch(r"[a-z][a-z' -]+", _text(x)) for x in (gold, answer)]

@@ -1,4 +1,4 @@
-"""One notation for mathematical answers: LaTeX without boxes, Unicode mathematics and decoration."""
+"""Brings mathematical answers into one notation: LaTeX without boxes, Unicode and decoration."""
 
 import itertools
 import re
@@ -25,13 +25,15 @@ _COMMANDS = {
 }  # fmt: skip
 _SYMBOLS = {c: f"\\{name} " for c, name in (_GREEK | _COMMANDS).items()} | {
   "−": "-", "–": "-", "‐": "-", "‒": "-", "÷": "/", "∕": "/", "∶": ":", "。": ".", "、": ",",
-  "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+  "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "′": "'", "’": "'", "‘": "'",
+  "“": '"', "”": '"',
 }  # fmt: skip
 _WIDTHS = ("wide", "narrow", "small", "noBreak")  # tags of characters that differ in width only
 _RADICAL = re.compile(r"([√∛∜])\s*(?:(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-zA-Z]+)|(?=[({]))")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _SPACE = re.compile(
-  r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|middle|displaystyle|big|Big|bigl|bigr)(?![a-zA-Z])"
+  r"(?<!\\)\\[,;:! ]|\\q?quad\b|~"
+  r"|\\(?:left|right|middle|displaystyle|big|Big|bigl|bigr)(?![a-zA-Z])"
 )
 _ROMAN = re.compile(
   r"\\(?:mathrm|mathit|mathbf|mathsf|text|rm)(?:\s*\{\s*([ei])\s*\}|\s+([ei])(?![a-zA-Z]))"

@@ -21,7 +21,9 @@ _NUMBER = re.compile(
   )(?P<percent>\s?\\?%)?""",
   re.VERBOSE,
 )
-_ABOUT = re.compile(r"^(?:\\(?:text|mathrm)\s?\{)?\s*(?:approximately|about|roughly|\\approx)\s*\}?\s*")
+_ABOUT = re.compile(
+  r"^(?:\\(?:text|mathrm)\s?\{)?\s*(?:approximately|about|roughly|\\approx)\s*\}?\s*"
+)
 _CURRENCY = re.compile(r"([-+]?)\s*(\\\$|US\\\$|USD|EUR|GBP|Rs\.?|[€£¥₹])\s*([-+]?)(?=[\d.])")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
 _PERCENT = re.compile(r"(?:percent|per cent|percentage)", re.IGNORECASE)
@@ -30,7 +32,9 @@ _MULTIPLES = {
   "dozen": 12,
 }  # fmt: skip
 _MULTIPLE = re.compile(rf"({'|'.join(_MULTIPLES)})(?![a-zA-Z])\s*(.*)", re.IGNORECASE)
-_PART = re.compile(r"(?<=[a-zA-Z}])\.?\s*,?\s*(?:and\s+)?(?=\d)")  # between "3 hours" and "20 minutes"
+_PART = re.compile(
+  r"(?<=[a-zA-Z}])\.?\s*,?\s*(?:and\s+)?(?=\d)"
+)  # between "3 hours" and "20 minutes"
 # Words that make something else than a count of things of the words behind a number.
 _NO_NOUN = frozenset(
   "a all am an and any are as at but by can cannot cos does double else equals except fails false "
@@ -68,10 +72,10 @@ class Quantity:
 def parse_quantity(text: str) -> Quantity | None:
   r"""The number that a cleaned answer is, None if it is anything else.
 
-  Behind the number may stand a percent sign, a multiple (million, dozen), a unit of units.py, or the
-  things counted: words of three or more letters, of which one is a plural ("18 brown eggs";
-  behind 1 also a singular). Nothing else may: "6 x", "12xy", "4 is wrong" and "5\mathrm{i}" are no
-  numbers, and words such as if, or, not and than are no things.
+  Behind the number may stand a percent sign, a multiple (million, dozen), a unit of units.py, or
+  the things counted: words of three or more letters, of which one is a plural ("18 brown eggs";
+  behind 1 also a singular). Nothing else may: "6 x", "12xy", "4 is wrong" and "5\mathrm{i}" are
+  no numbers, and words such as if, or, not and than are no things.
   """
   text = _ABOUT.sub("", text)
   pieces = _PART.split(text)
