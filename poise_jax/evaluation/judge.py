@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from poise_jax.distributed import processes
-from poise_jax.errors import UserError, check_finite
+from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.verifiers import STATUSES, Check, Verdict, require_usable
 from poise_jax.verifiers.pool import Pool
 
@@ -24,6 +24,7 @@ class VerifierConfig:
   time_limit: float = 10.0  # wall-clock seconds per response; beyond, it scores 0 as timed_out
   format: str = ""  # regular expression that the whole response should match (. is any character)
   format_weight: float = 0.0  # weight of the format in training; evaluation ignores the format
+  strict: str = ""  # "dapo": the verifier math reads answers only where DAPO's grader does
   function: str = ""  # reward of your own, "package.module:function"; see docs/verifiers.md
   function_weight: float = 1.0  # 1: replaces the task's check; less: is added to it in training
 
@@ -34,6 +35,13 @@ class VerifierConfig:
     if not 0 < self.time_limit < 1e6:
       raise UserError(
         f"verifier.time_limit must be between 0 and 1,000,000 seconds, got {self.time_limit}"
+      )
+    if self.strict not in ("", "dapo"):
+      raise unknown_name("verifier.strict", self.strict, ["dapo"])
+    if self.strict and self._function_weight == 1:
+      raise UserError(
+        f"verifier.strict={self.strict} has no effect where verifier.function replaces the task's "
+        "check; set verifier.function_weight below 1, or leave verifier.strict empty"
       )
     try:
       re.compile(self.format)
@@ -65,6 +73,8 @@ class VerifierConfig:
     function without its module (in full where the short name is taken).
     """
     function = Check(self.function, check.reference, check.options, check.think_end)
+    if self.strict and check.verifier == "math":
+      check = dataclasses.replace(check, options={**check.options, "strict": self.strict})
     if not training:
       return function if self._function_weight == 1 else check
     form = Check("constraints", [{"kind": "matches", "pattern": self.format}])
@@ -99,11 +109,21 @@ class Judge:
     self.crashed = ""  # note of the last crash
 
   def load(self, checks: Iterable[Check]):
-    """Loads what these checks need; raises UnusableError if something is missing, or if one of the
-    checks cannot judge any response."""
+    """Loads what these checks need.
+
+    Raises:
+      UnusableError: something is missing, or a check cannot judge any response.
+      UserError: the config has strict, and no check reads it.
+    """
     checks = list(checks)
-    kinds = {check.verifier: check for check in checks}.values()
-    self.pool.load([self.config.check(c, training) for c in kinds for training in (True, False)])
+    kinds = {check.verifier: check for check in checks}
+    if self.config.strict and "math" not in kinds:
+      raise UserError(
+        f"verifier.strict={self.config.strict} is read by the verifier math only; the task's is "
+        f"{', '.join(sorted(kinds))}, so leave verifier.strict empty"
+      )
+    modes = (True, False)
+    self.pool.load([self.config.check(c, mode) for c in kinds.values() for mode in modes])
     for check in checks:
       require_usable(self.config.check(check, training=True))
 

@@ -31,7 +31,7 @@ _UNREADABLE = re.compile(
 )
 _CLOSE = 0.05  # how far a ≈ b may be apart, as a fraction
 _PRECISION = 40  # digits to which math-verify compares numbers
-_MOST_OPERATIONS = 40  # in what math-verify compares
+_MOST_NODES = 30  # of the expressions that math-verify compares
 
 
 class UnreadableError(Exception):
@@ -126,8 +126,8 @@ def same(gold: sympy.Basic, answer: sympy.Basic) -> bool:
   kinds = [isinstance(value, sympy.Expr) for value in (gold, answer)]
   if any(kinds):
     return all(kinds) and same_value(gold, answer)
-  if isinstance(gold, sympy.Rel) and isinstance(answer, sympy.Rel) and _same_relation(gold, answer):
-    return True
+  if isinstance(gold, sympy.Rel) and isinstance(answer, sympy.Rel):
+    return _same_relation(gold, answer)
   if isinstance(gold, sympy.Interval) and isinstance(answer, sympy.Interval):
     sides = (gold.left_open, gold.right_open) == (answer.left_open, answer.right_open)
     return bool(sides) and same(gold.start, answer.start) and same(gold.end, answer.end)
@@ -188,7 +188,7 @@ def _elements(value):
 
 def _by_math_verify(gold, answer):
   """math-verify's judgement of small sets and relations; large ones may take it minutes."""
-  if any(isinstance(v, sympy.Basic) and v.count_ops() > _MOST_OPERATIONS for v in (gold, answer)):
+  if any(sum(1 for _ in sympy.preorder_traversal(v)) > _MOST_NODES for v in (gold, answer)):
     return False
   limits = dict(numeric_precision=_PRECISION, timeout_seconds=None)
   if math_verify.verify(gold, answer, **limits):

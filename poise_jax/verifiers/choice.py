@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import EXTRACTORS, LONGEST
+from poise_jax.verifiers.notation import plain_width
 from poise_jax.verifiers.thought import judges_answer
 
 _WRAP = re.compile(
@@ -52,7 +53,7 @@ def chosen_letter(response: str, choices: Mapping[str, str] | None = None) -> st
       no other letter is a choice.
   """
   letters = "".join(choices) if choices else LETTERS
-  text = response[-LONGEST:]
+  text = plain_width(response[-LONGEST:])
   answers = [answer for extractor in EXTRACTORS.values() if (answer := extractor(text))]
   if answers:
     return _letter(max(answers)[1], letters, choices)

@@ -10,6 +10,13 @@ from poise_jax.errors import unknown_name
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.thought import after_thought, takes_think_end, unfinished
 
+_ABBREVIATION = re.compile(
+  r"\b(?:(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Mt|No|Nos|Fig|Gen|Sen|Rep|vs|approx|cf)\.(?=\s)"
+  r"|(?:Inc|Ltd|Co|Corp|etc|al|(?:[A-Za-z]\.)*[A-Za-z])\.(?=,|\s+(?!(?:"
+  r"A|After|Also|An|And|As|At|Before|But|For|From|He|Her|His|However|I|If|In|It|Its|My|No|Not|Now|"
+  r"On|Our|She|So|Some|That|The|Their|Then|There|These|They|This|Those|To|We|What|When|Yes|You|Your"
+  r")\b)))"
+)
 _FENCED = re.compile(r"(```+|~~~+)[^\n`]*\n(.*)\n[ \t]*\1", re.DOTALL)
 
 
@@ -76,8 +83,14 @@ def _words(response):
 
 
 def _sentences(response):
-  text = re.sub(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|e\.g|i\.e|vs|etc)\.(?=\s)", "", response)
-  return len([s for s in re.split(r"(?<=[.!?…])[\"')\]]*\s+|\n+", text) if re.search(r"\w", s)])
+  """Sentences end at . ! ? or … before white space, at 。！？ anywhere, and at the end of a line.
+
+  The full stops of list numbers ("1. Tea"), abbreviations and initials end none, unless one of
+  the words follows that often begin a sentence ("in the U.S. He left").
+  """
+  text = re.sub(r"(?m)^\s*(?:\d+|[a-zA-Z])[.)]\s+", "", response)
+  text = _ABBREVIATION.sub("", re.sub(r"([。！？][」』”）]*)", r"\1\n", text))
+  return len([s for s in re.split(r"(?<=[.!?…])[\"')\]”’]*\s+|\n+", text) if re.search(r"\w", s)])
 
 
 def _paragraphs(response, separator=r"\n\s*\n"):

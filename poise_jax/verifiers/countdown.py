@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import answer_or_response
+from poise_jax.verifiers.notation import plain_width
 from poise_jax.verifiers.thought import judges_answer
 
 _OPERATORS = {
@@ -38,7 +39,7 @@ def countdown(
   answer = answer_or_response(response, extract)
   if answer is None:
     return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
-  expression = answer
+  expression = plain_width(answer)
   for latex, plain in _LATEX.items():
     expression = expression.replace(latex, plain)
   numbers = []

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.extract import answer_or_response
+from poise_jax.verifiers.notation import plain_width
 from poise_jax.verifiers.thought import judges_answer
 
 _NUMBER = re.compile(
@@ -73,7 +74,7 @@ def number(text: str) -> Fraction | None:
 
   Reads signs, thousands separators, decimals, powers of ten (1.5e3), fractions (3/4) and percent.
   """
-  numbers = _NUMBER.findall(text[-2000:])
+  numbers = _NUMBER.findall(plain_width(text[-2000:]))
   if not numbers:
     return None
   digits = re.sub(r"[,$€£\s\\%+]", "", numbers[-1].replace("\u2212", "-"))

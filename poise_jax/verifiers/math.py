@@ -11,7 +11,6 @@ from poise_jax.verifiers.quantities import parse_quantity
 from poise_jax.verifiers.thought import judges_answer
 from poise_jax.verifiers.units import parse_unit
 
-STRICT = ("", "dapo")
 _DAPO = re.compile(r"Answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _DAPO_LONGEST = 300  # characters
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
@@ -54,9 +53,12 @@ def math(reference: str, response: str, strict: str = "") -> Verdict:
     response: only its last extract.LONGEST characters are read.
     strict: "dapo" reads what follows the last "Answer:" in the last 300 characters, and nothing
       else, as the grader of DAPO (arXiv 2503.14476) does. It compares as this verifier always does.
+
+  Raises:
+    UnusableError: the reference is empty, or `strict` is unknown.
   """
-  if strict not in STRICT:
-    raise UnusableError(str(unknown_name("strict", strict, STRICT)))
+  if strict not in ("", "dapo"):
+    raise UnusableError(str(unknown_name("strict", strict, ["dapo"])))
   gold = clean(reference)
   if not gold:
     raise UnusableError(f"the reference of verifier math is empty: {reference!r}")

@@ -49,7 +49,8 @@ _REWRITES = [
   (re.compile(r"\\langle"), "("),
   (re.compile(r"\\rangle"), ")"),
   (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])"), r"^\\circ "),
-  (re.compile(r"\*\*(.+?)\*\*"), r"\1"),
+  (re.compile(r"(?<![\w)}])\*\*(.+?)\*\*(?![\w({])"), r"\1"),
+  (re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({\\-])"), "^"),
   (re.compile(r"(?<=\d)\s*\b([ap])\.?m\b\.?", re.I), lambda m: f" {m[1].upper()}M"),
   (re.compile(r"(?<=\d)\s*\b([ap])\.\s?m\.?(?!\w)", re.I), lambda m: f" {m[1].upper()}M"),
 ]

@@ -35,6 +35,8 @@ def test_scores_in_training_and_evaluation(config, training, evaluation):
     (dict(time_limit=0), "time_limit must be between 0 and 1,000,000 seconds, got 0"),
     (dict(workers=-1), "workers must be at least 0, got -1"),
     (dict(format="(", format_weight=0.1), "must be a regular expression, got '\\('"),
+    (dict(strict="dabo"), "unknown verifier.strict 'dabo'; did you mean 'dapo'"),
+    (dict(strict="dapo", function="a:b"), "has no effect where verifier.function replaces"),
     (dict(format="x"), "set verifier.format and verifier.format_weight together"),
     (dict(format_weight=0.1), "set verifier.format and verifier.format_weight together"),
     (dict(format="x", format_weight=0.1, function="a:b"), "must be at most 1, got 1.1"),
@@ -44,6 +46,23 @@ def test_scores_in_training_and_evaluation(config, training, evaluation):
 def test_invalid_configs(fields, message):
   with pytest.raises(UserError, match=message):
     VerifierConfig(**fields)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_strict_reaches_the_verifier_math_only(training):
+  config = VerifierConfig(strict="dapo", **FORMAT)
+  scores = [
+    verify(config.check(check, training), "a \\boxed{5}").score
+    for check in (Check("math", "5"), Check("exact", "a \\boxed{5}", {"extract": "all"}))
+  ]
+  assert scores == ([0.0, 0.8] if training else [0.0, 1.0])
+
+
+def test_strict_is_refused_where_no_check_reads_it():
+  with Pool(1) as pool:
+    with pytest.raises(UserError, match="read by the verifier math only; the task's is last_integ"):
+      Judge(pool, VerifierConfig(strict="dapo")).load([FIVE])
+    Judge(pool, VerifierConfig(strict="dapo")).load([FIVE, Check("math", "5")])
 
 
 def test_a_weighted_sum_keeps_the_first_failure_and_checks_its_weights():

@@ -22,6 +22,9 @@ CITIES = {"A": "Rome", "B": "Paris", "C": "Bern"}
     "Answer: B. Paris",
     "Answer: Paris",
     r"\boxed{\textbf{B}}",
+    "**Final Answer**\n\nB",
+    "✅ Answer: **B**",
+    "Answer：（Ｂ）",
   ],
 )
 def test_the_right_letter_is_chosen(response):

@@ -75,3 +75,26 @@ def test_partial_scores_the_fraction():
 def test_malformed_constraints(reference, message):
   with pytest.raises(UnusableError, match=message):
     verify(Check("constraints", reference), "a b")
+
+
+@pytest.mark.parametrize(
+  "text,sentences",
+  [
+    ("He moved to the U.S. army base. He stayed.", 2),
+    ("They live in the U.K. They like it.", 2),
+    ("J. R. Brown wrote it at 5 p.m. on Monday.", 1),
+    ("Bring cups, plates, etc. and e.g. Mr. Lee's knives vs. forks!", 1),
+    ("1. Boil water.\n2. Add tea.\n3) Wait", 3),
+    ("She came in at number 1. Then we left.", 2),
+    ("It costs 3.50 in all. Right?", 2),
+    ("我喜欢茶。你呢？好！", 3),
+    ('"Stop." He did. (Really!) Then… nothing', 5),
+    ("Plan B. We tried it.", 2),
+    ("no full stop", 1),
+    ("", 0),
+  ],
+)
+def test_full_stops_that_end_a_sentence(text, sentences):
+  for count, score in ((sentences, 1), (sentences + 1, 0)):
+    check = Check("constraints", [{"kind": "sentences", "exactly": count}])
+    assert verify(check, text).score == score

@@ -12,6 +12,8 @@ from poise_jax.verifiers import Check, verify
     (r"\boxed{(25-5)\times 3 = 60}", 1, "ok"),
     ("Answer: 3 × (25 − 5)", 1, "ok"),
     ("(25-5)*3", 1, "ok"),
+    ("Answer：（２５－５）×３", 1, "ok"),
+    ("25² - 5 * 3", 0, "unparsable"),
     ("<answer>60</answer>", 0, "ok"),  # not an expression of the numbers
     ("<answer>25 + 5 * 7</answer>", 0, "ok"),
     ("<answer>25 * 3 - 5 - 5 - 5</answer>", 0, "ok"),  # uses a number more than once

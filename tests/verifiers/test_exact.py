@@ -74,6 +74,8 @@ def test_an_answer_in_another_form_than_extract_is_unparsable():
     ("50%", "0.5", {}, 1),
     (1500, r"\boxed{1.5e3}", {}, 1),
     (-3, "The result is −3", {}, 1),
+    (1234.5, "Answer：１，２３４．５", {}, 1),
+    (7, "### Final Answer\n\n7", {}, 1),
     (3, "12-3", {}, 1),
     (3.14159, "3.14", {}, 0),
     (3.14159, "3.14", {"absolute": 0.01}, 1),
