@@ -1,7 +1,7 @@
 """Answers to mathematical questions, labelled as a teacher would grade them.
 
-Written by hand for this project. FIRST was written beside the verifier, SECOND before it was run on
-them; ANSWERS is both. A row is (kind, reference, response, whether it is right).
+Written by hand for this project. FIRST was written beside the verifier, SECOND and
+THIRD before it was run on them; ANSWERS is all. A row is (kind, reference, response, whether it is right).
 Short answers stand boxed in a sentence, as most prompts ask for.
 """
 
@@ -586,7 +586,145 @@ _SECOND_WHOLE = [
   ("unfinished", "5", "**Final Answer**\n\nWe found 5 and 6, of which", False),
 ]
 
-FIRST, SECOND = (
+# The third set: written and labelled after the verifier was corrected with the second, before it was
+# run on these. Its first run is in docs/results/verifiers/README.md.
+_THIRD = {
+  "units of measure": [
+    (
+      "75",
+      ["75 kg", r"75\ \text{cm}^3", "75 m/s", r"75\%", "75 kWh", "75 N·m"],
+      ["75 q", "75 + 5 kg"],
+    ),
+    (
+      r"4.2\times10^{3}\text{ J}",
+      ["4200 J", "4.2 kJ", r"4.2\cdot10^3\,\mathrm{J}"],
+      ["4200 kJ", "42 J"],
+    ),
+    ("2 days", ["48 hours", r"2\text{ days}"], ["2 weeks", "48"]),
+    (
+      r"\frac{5}{2}\text{ feet}",
+      ["2.5 ft", "30 inches", "2 feet 6 inches"],
+      ["2.5 inches", "25 ft"],
+    ),
+    (
+      "120^\\circ",
+      [r"120\text{ degrees}", "120", r"120^{\circ}"],
+      [r"60^\circ", r"\frac{120}{\pi}"],
+    ),
+  ],
+  "word problems": [
+    (
+      "64",
+      ["64 cookies in total", r"\text{64 cookies}", "64 tickets"],
+      ["64 fewer", "about 60", "6.4"],
+    ),
+    ("3", ["three", "3 times", r"3 \text{ boys}"], ["third", "3 or more", "3 out of 5"]),
+    (r"\frac{3}{5}", ["3 out of 5", "60%", "0.6"], ["3", "2/5"]),
+    ("1250", [r"\$1,250", "1,250 USD", "1250 dollars and 0 cents"], ["$12.50", "1,250 thousand"]),
+    ("8:30 AM", ["8:30 am", "8:30 a.m."], ["8:30 PM", "8.5"]),
+    ("2024", ["the year 2024", "2024"], ["2023", "2,025"]),
+  ],
+  "competition answers": [
+    ("204", ["m+n=204", r"m+n = 101+103 = 204", r"\textbf{204}", "0204"], ["m+n=205", "101+104"]),
+    (
+      r"\frac{2\sqrt{3}-1}{4}",
+      [r"\frac{\sqrt3}{2}-\frac14", r"\frac{-1+2\sqrt{3}}{4}"],
+      [r"\frac{2\sqrt3+1}{4}"],
+    ),
+    (r"2^{10}\cdot 3^5", [r"3^5\cdot 2^{10}", "248832"], [r"2^{5}\cdot3^{10}", "6^{15}"]),
+    ("n=3k", [r"n = 3k", "3k"], ["n=3k+1", "3"]),
+    (r"\text{all odd primes}", ["all odd primes"], ["all primes", "odd"]),
+    (r"f(x)=x+1", ["f(x) = x + 1", "x+1"], ["f(x)=x-1", "f(x)=1"]),
+    (r"f(x)=0 \text{ and } f(x)=x", [r"f(x)=x\text{ and }f(x)=0"], [r"f(x)=0", r"f(x)=x"]),
+    (
+      "(2,3),(3,2)",
+      ["(3,2),(2,3)", r"\{(2,3),(3,2)\}", r"(2,3) \text{ and } (3,2)"],
+      ["(2,3)", "(2,2),(3,3)"],
+    ),
+    (r"\left\lceil \frac{n}{3} \right\rceil", [r"\lceil n/3\rceil"], [r"\lfloor n/3 \rfloor"]),
+    (
+      r"\binom{2n}{n}",
+      [r"\frac{(2n)!}{(n!)^2}", r"\frac{(2n)!}{n!\,n!}"],
+      [r"\binom{n}{2}", r"\binom{2n}{n-1}"],
+    ),
+    (r"(n-1)!", [r"\frac{n!}{n}", r"(n-1)!"], ["n!-1", "n-1"]),
+    ("-1/2", [r"-\frac12", "-0.5", r"\frac{-1}{2}", r"\frac{1}{-2}"], ["1/2", "-2"]),
+    (r"\cos 20^\circ", [r"\cos(20^\circ)", r"\sin 70^\circ"], [r"\cos 20", r"\sin 20^\circ"]),
+    (
+      r"e^{i\pi/3}",
+      [r"\frac12+\frac{\sqrt3}{2}i", r"\cos\frac{\pi}{3}+i\sin\frac{\pi}{3}"],
+      [r"e^{-i\pi/3}"],
+    ),
+    (r"\frac{\pi^2}{6}-1", [r"\frac{\pi^2-6}{6}"], [r"\frac{\pi^2}{6}", "0.64"]),
+    ("abc", [r"a b c", r"a\cdot b\cdot c"], ["a+b+c", "ab"]),
+    (r"\overline{AB}", [r"\overline{AB}", "AB"], [r"\overline{BC}"]),
+    (r"\log_{10} 2", [r"\frac{\ln 2}{\ln 10}", r"\lg 2"], [r"\ln 2", r"\log_2 10"]),
+    (
+      r"x=\frac{\pi}{4}+k\pi",
+      [r"\frac{\pi}{4}+k\pi", r"x = k\pi + \frac{\pi}{4}, k \in \mathbb{Z}"],
+      [r"\frac{\pi}{4}"],
+    ),
+  ],
+  "structures": [
+    (
+      r"[-1,1]\cup[2,3]",
+      [r"[2,3]\cup[-1,1]", r"-1\le x\le1 \text{ or } 2\le x\le3"],
+      ["[-1,3]", "(-1,1)∪(2,3)"],
+    ),
+    (r"\{x \mid x \neq 0\}", [r"x \neq 0", r"(-\infty,0)\cup(0,\infty)"], ["x=0", r"\mathbb{R}"]),
+    (
+      r"\mathbb{R}",
+      [r"(-\infty,\infty)", r"\mathbb{R}", "all real numbers"],
+      [r"(0,\infty)", r"\mathbb{Z}"],
+    ),
+    (r"a\ge 2", [r"a\geq2", r"2\le a", r"[2,\infty)"], ["a>2", r"a \le 2"]),
+    (r"(1, 2, 3)", ["(1,2,3)", "x=1, y=2, z=3"], ["(3,2,1)", "6"]),
+    ("1, 2 and 4", ["1,2,4", r"\{1,2,4\}", "4, 2, 1"], ["1,2", "124"]),
+    (
+      r"\begin{pmatrix}2\\-1\end{pmatrix}",
+      [r"\begin{bmatrix}2\\-1\end{bmatrix}"],
+      [r"\begin{pmatrix}-1\\2\end{pmatrix}"],
+    ),
+    ("2x - 3y + 5 = 0", ["2x-3y=-5", r"y=\frac{2x+5}{3}", "4x-6y+10=0"], ["2x-3y=5", "2x-3y+5"]),
+    (
+      "(x-1)^2+(y+2)^2=25",
+      ["x^2-2x+y^2+4y-20=0", "(y+2)^2+(x-1)^2=5^2"],
+      ["(x-1)^2+(y+2)^2=5", "(x+1)^2+(y-2)^2=25"],
+    ),
+  ],
+}
+_THIRD_WHOLE = [
+  ("placement", "36", "### Solution\n6*6=36\n\n### Answer\n\n36", True),
+  ("placement", "36", "**Step 1** 6·6 = 36\n\n**Answer: $\\boxed{36}$**", True),
+  ("placement", "36", "Therefore, the final answer is:\n\n$$\\boxed{36}$$", True),
+  ("placement", "36", "The final answer is:\n\n36", True),
+  ("placement", "36", "So the final answer is $\\mathbf{36}$.", True),
+  ("placement", "36", "The correct answer is 36.", True),
+  ("placement", "36", "Final Answer → 36", True),
+  ("placement", "36", "The value of x is \\( \\boxed{ 36 } \\).", True),
+  ("placement", "36", "Answer: The total is 36", True),
+  ("placement", "36", "Answer: 6 × 6 = 36", True),
+  ("placement", "36", "Answer: $36.00$", True),
+  ("placement", "36", "answer: thirty-six (36)", True),
+  ("placement", "36", "\\boxed{36} is wrong. I get \\boxed{35}", False),
+  ("placement", "36", "\\boxed{\\text{The answer is } 36}", True),
+  ("placement", "36", "\\boxed{x = 36 \\text{ units}}", True),
+  ("placement", "36", "\\boxed{36}\n\\boxed{36}", True),
+  ("placement", "36", "The answer is $36$, which is $6^2$.", True),
+  ("placement", "36", "The answer is 36 or 37.", False),
+  ("placement", "36", "The answer is less than 36.", False),
+  ("placement", "36", "Answer: 36 is too large, so 35", False),
+  ("placement", "36", "Answer:\nLet me check. 6*6=36, 35+1=36.", False),
+  ("placement", "36", "<answer>$36$</answer> <answer></answer>", False),
+  ("placement", "36", "**Final Answer:** The product is **36**.", True),
+  ("placement", "1/3", "Answer: $\\frac{1}{3}$ (approximately 0.333)", True),
+  ("placement", "1/3", "Answer: $\\frac{1}{3} \\approx 0.333$", True),
+  ("placement", "A", "Answer: A", True),
+  ("placement", "A", "Answer: (A) 12 cm", True),
+  ("placement", "A", "Answer: a triangle", False),
+]
+
+FIRST, SECOND, THIRD = (
   [
     (kind, reference, _boxed(answer), right)
     for kind, rows in boxes.items()
@@ -595,6 +733,6 @@ FIRST, SECOND = (
     for answer in written
   ]
   + whole
-  for boxes, whole in ((_IN_BOXES, _WHOLE), (_SECOND, _SECOND_WHOLE))
+  for boxes, whole in ((_IN_BOXES, _WHOLE), (_SECOND, _SECOND_WHOLE), (_THIRD, _THIRD_WHOLE))
 )
-ANSWERS = FIRST + SECOND
+ANSWERS = FIRST + SECOND + THIRD
