@@ -20,7 +20,7 @@ FAILURES = ("timed_out", "crashed")  # statuses without a judgement
 LABELLED = pathlib.Path(__file__).parents[1] / "tests/verifiers/labelled_answers.py"
 WORKERS = flags.DEFINE_integer("workers", 0, "processes that judge; 0: one per core")
 TIME_LIMIT = flags.DEFINE_float("time_limit", 10.0, "seconds per answer")
-TIMED = flags.DEFINE_integer("timed", 10_000, "answers in each throughput measurement")
+TIMED = flags.DEFINE_integer("timed", 10_000, "answers in each throughput measurement; 0: none")
 
 
 def bare(reference: str, response: str) -> Verdict:
@@ -32,12 +32,12 @@ def bare(reference: str, response: str) -> Verdict:
   return Verdict(float(math_verify.verify(gold, parsed, timeout_seconds=None)))
 
 
-def labelled() -> list[tuple[str, str, str, bool]]:
-  """(kind, reference, response, whether it is right) of every labelled answer."""
+def labelled() -> dict[str, list[tuple[str, str, str, bool]]]:
+  """(kind, reference, response, whether it is right) of the labelled answers, by set."""
   spec = importlib.util.spec_from_file_location("labelled_answers", LABELLED)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.ANSWERS
+  return {"first set": module.FIRST, "second set": module.SECOND, "third set": module.THIRD}
 
 
 def cell(text: str) -> str:
@@ -48,15 +48,24 @@ def cell(text: str) -> str:
   return f"`{text}`".replace("|", "\\|") if text else "(nothing)"
 
 
-def agreement(answers, verdicts: dict[str, list[Verdict]]) -> str:
+def agreement(sets, verdicts: dict[str, list[Verdict]]) -> str:
   """Tables of how often each verifier agrees with the labels, and of every disagreement."""
-  kinds = list(dict.fromkeys(kind for kind, *_ in answers))
-  lines = ["| answers | labelled right | " + " | ".join(verdicts) + " |", "|---" * 4 + "|"]
-  for kind in [*kinds, "all"]:
-    rows = [i for i, answer in enumerate(answers) if kind in (answer[0], "all")]
-    agree = [sum(v[i].score == answers[i][3] for i in rows) for v in verdicts.values()]
+  answers = [answer for rows in sets.values() for answer in rows]
+  groups = {kind: [] for kind, *_ in answers} | {name: [] for name in sets} | {"all": []}
+  places = iter(range(len(answers)))
+  for name, rows in sets.items():
+    for i in [next(places) for _ in rows]:
+      for group in (answers[i][0], name, "all"):
+        groups[group].append(i)
+  names = " | ".join(f"{name} | wrong taken" for name in verdicts)
+  lines = [f"| answers | labelled right | {names} |", "|---" * (2 + 2 * len(verdicts)) + "|"]
+  for group, rows in groups.items():
+    counts = []
+    for judged in verdicts.values():
+      counts.append(sum(judged[i].score == answers[i][3] for i in rows))
+      counts.append(sum(judged[i].score > answers[i][3] for i in rows))
     right = sum(answers[i][3] for i in rows)
-    lines.append(f"| {kind}: {len(rows)} | {right} | {' | '.join(map(str, agree))} |")
+    lines.append(f"| {group}: {len(rows)} | {right} | {' | '.join(map(str, counts))} |")
   for name, judged in verdicts.items():
     failures = collections.Counter(v.status for v in judged if v.status in FAILURES)
     mistakes = [i for i, v in enumerate(judged) if v.score != answers[i][3]]
@@ -94,17 +103,19 @@ def throughput(pool: Pool, count: int) -> str:
 
 def main(_):
   """Prints the tables."""
-  answers = labelled()
+  sets = labelled()
+  answers = [answer for rows in sets.values() for answer in rows]
   responses = [response for _, _, response, _ in answers]
   names = {"poise_jax": "math", "math-verify alone": "experiments.verifier_agreement:bare"}
   with Pool(WORKERS.value, TIME_LIMIT.value) as pool:
-    print(throughput(pool, TIMED.value), flush=True)
+    if TIMED.value:
+      print(throughput(pool, TIMED.value), flush=True)
     verdicts = {
       name: pool.score([Check(verifier, reference) for _, reference, _, _ in answers], responses)
       for name, verifier in names.items()
     }
   print()
-  print(agreement(answers, verdicts))
+  print(agreement(sets, verdicts))
 
 
 if __name__ == "__main__":

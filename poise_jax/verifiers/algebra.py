@@ -7,6 +7,7 @@ import math_verify
 import sympy
 from latex2sympy2_extended import NormalizationConfig
 from latex2sympy2_extended.logic import And
+from sympy.core.function import AppliedUndef
 
 from poise_jax.verifiers.size_limits import too_large, too_long
 from poise_jax.verifiers.values import close, proportion, same_value
@@ -29,6 +30,8 @@ _BUILDER = re.compile(r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid
 _UNREADABLE = re.compile(
   r"\\(?:approx|sim|simeq|equiv|pmod|bmod|to|rightarrow|Rightarrow)(?![a-z])"
 )
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ(?![a-z])|\{\s*\\circ\s*\})")
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _CLOSE = 0.05  # how far a ≈ b may be apart, as a fraction
 _PRECISION = 40  # digits to which math-verify compares numbers
 _MOST_NODES = 30  # of the expressions that math-verify compares
@@ -53,6 +56,8 @@ def parse(text: str) -> sympy.Basic | sympy.MatrixBase:
   # The parser drops what follows an approximation, and multiplies numbers with a space between.
   if _UNREADABLE.search(text) or re.search(r"(?<![_^\d.])\d+ \d", text):
     raise UnreadableError(f"{text!r} is no expression")
+  in_radians = r"(\1\\cdot\\pi/180)" if TRIGONOMETRY.search(text) else r"\1"
+  text = _DEGREES.sub(in_radians, text)  # the parser drops the sign
   found = math_verify.parse(
     f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None
   )
@@ -158,11 +163,15 @@ def _named_alike(gold, answer):
   if isinstance(answer, sympy.Eq) and not isinstance(gold, sympy.Rel | And):
     if answer.lhs.free_symbols or same(answer.lhs, answer.rhs):  # "5 = 6" is neither
       answer = answer.rhs
-  if isinstance(gold, sympy.Eq) and gold.lhs.is_Symbol and not isinstance(answer, sympy.Rel | And):
+  if isinstance(gold, sympy.Eq) and _is_name(gold.lhs) and not isinstance(answer, sympy.Rel | And):
     gold = gold.rhs
   if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.FiniteSet) and len(answer) == 1:
     answer = answer.args[0]
   return gold, answer
+
+
+def _is_name(side):
+  return isinstance(side, sympy.Symbol | AppliedUndef)
 
 
 def _same_relation(gold, answer):

@@ -13,16 +13,17 @@ _BARE_BOX = re.compile(
 )
 _NAME = r"(?:(?:the|my|our|so|thus|hence|therefore|final|correct)[ ,]+){0,3}answer|(?:最终)?答案"
 _DECORATION = r"[^\w\n\\$]{0,12}"  # of a line's beginning: list marks, headings, bold face, emoji
-_VALUE = (  # behind the colon, or in the next line that is not empty; a formula may be displayed
+# Behind the colon, or in the next line that is not empty, where it may be a displayed formula.
+VALUE = (
   r"(?:\n[ \t]*){0,3}(?:\$\$(?P<dollars>[^$]{1,2000})\$\$"
   r"|\\\[(?P<brackets>(?:(?!\\\]).){1,2000})\\\]|(?P<line>\S[^\n]*))"
 )
 _LINE = re.compile(
-  rf"(?:^{_DECORATION}|(?<=[.,;!?] ))(?:{_NAME})[*_ \t]{{0,4}}[:：][*_]{{0,3}}[ \t]*{_VALUE}",
+  rf"(?:^{_DECORATION}|(?<=[.,;!?] ))(?:{_NAME})[*_ \t]{{0,4}}[:：=→][*_]{{0,3}}[ \t]*{VALUE}",
   re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _HEADING = re.compile(
-  rf"^(?=[^\w\n]){_DECORATION}(?:final[ ]+)?answer[*_ \t]*\n[ \t]*{_VALUE}",
+  rf"^(?=[^\w\n]){_DECORATION}(?:final[ ]+)?answer[*_ \t]*\n[ \t]*{VALUE}",
   re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
@@ -48,10 +49,15 @@ def last_line(text: str) -> tuple[int, str] | None:
 
   The answer stands behind the colon or in the next line, also if "Answer" is a heading there.
   """
-  lines = [list(pattern.finditer(text))[-1:] for pattern in (_LINE, _HEADING)]
-  places = [(m.start(), m["dollars"] or m["brackets"] or m["line"]) for ms in lines for m in ms]
-  start, answer = max(places, default=(0, ""))
-  return (start, answer.strip(" \t\n*_")) if places else None
+  return max(last_values(_LINE, text) + last_values(_HEADING, text), default=None)
+
+
+def last_values(pattern: re.Pattern, text: str) -> list[tuple[int, str]]:
+  """Start and VALUE of a pattern's last match, if there is one."""
+  return [
+    (m.start(), (m["dollars"] or m["brackets"] or m["line"]).strip(" \t\n*_"))
+    for m in list(pattern.finditer(text))[-1:]
+  ]
 
 
 def last_tag(text: str) -> tuple[int, str] | None:

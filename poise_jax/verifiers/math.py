@@ -5,8 +5,15 @@ import re
 from poise_jax.errors import unknown_name
 from poise_jax.verifiers import algebra
 from poise_jax.verifiers.base import UnusableError, Verdict
-from poise_jax.verifiers.extract import LONGEST, last_box, last_line, last_tag
-from poise_jax.verifiers.notation import clean
+from poise_jax.verifiers.extract import (
+  LONGEST,
+  VALUE,
+  last_box,
+  last_line,
+  last_tag,
+  last_values,
+)
+from poise_jax.verifiers.notation import LONGEST_FORMULA, clean
 from poise_jax.verifiers.quantities import parse_quantity
 from poise_jax.verifiers.thought import judges_answer
 from poise_jax.verifiers.units import parse_unit
@@ -15,15 +22,25 @@ _DAPO = re.compile(r"Answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _DAPO_LONGEST = 300  # characters
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
-  r"\b(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s+(?:is|equals|=)\s*:?[ \t]*([^\n]+)",
-  re.IGNORECASE,
+  r"\b(?:the\s+)?(?:final\s+)?(?:answer|result|solution)\s+(?:is|equals|=)"
+  rf"(?:\s*:(?=[\s\S])|(?=[^\n]))[ \t]*{VALUE}",
+  re.IGNORECASE | re.DOTALL,
 )
+_SENTENCE = re.compile(
+  r"(?:[A-Z][a-z]+|[a-z])(?:[ ,][a-z]+)* (?:is|are|equals)\s+(.+)"
+)  # "The sum is 5"
+_NEGATION = re.compile(r"\b(?:no|not|none|neither|never|nothing)\b", re.IGNORECASE)
 _ASIDE = re.compile(r"\.\s|\s+(?:because|since|so|which|as)\s|\s+\((?=[a-z]{2,}[ ,])[^()]*\)\W*$")
 _TEXT = re.compile(
   r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}"
 )
 _CHOICE = re.compile(r"\(([A-H])\)\s*\S.*|\(?([A-H])\)?")
-_NO_SOLUTION = re.compile(r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set", re.I)
+_NAMED_SETS = {
+  r"\emptyset": re.compile(
+    r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set", re.I
+  ),
+  r"\mathbb{R}": re.compile(r"all (?:real numbers|reals)|(?:the )?real numbers", re.I),
+}
 _CONDITION = re.compile(
   r"(.+?)[\s,;:(]*\b(?:if|when|whenever|for|where|unless|provided)(?![a-zA-Z])\s*(.+?)\)?", re.I
 )
@@ -86,7 +103,7 @@ def final_answer(text: str) -> str | None:
   places += [(m.start(), m.group(1)) for m in hashes[-1:]]
   answers = [place for place in places if place]
   if not answers:
-    answers = _phrases(text)
+    answers = last_values(_PHRASE, text)
   if not answers:
     return None
   answer = max(answers)[1]
@@ -94,12 +111,8 @@ def final_answer(text: str) -> str | None:
     return inner[1]
   if max(answers) == boxed:
     return answer
-  phrases = _phrases(answer)  # "Answer: The answer is 5."
+  phrases = last_values(_PHRASE, answer)  # "Answer: The answer is 5."
   return _ASIDE.split(phrases[-1][1] if phrases else answer)[0]
-
-
-def _phrases(text):
-  return [(m.start(), m.group(1)) for m in list(_PHRASE.finditer(text))[-1:]]
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -110,7 +123,11 @@ def equal(gold: str, answer: str) -> bool:
   """
   if _text(gold) == _text(answer):
     return True
-  gold, answer = (r"\emptyset" if _NO_SOLUTION.fullmatch(_text(t)) else t for t in (gold, answer))
+  if len(answer) > LONGEST_FORMULA:
+    raise algebra.UnreadableError(f"the answer is longer than {LONGEST_FORMULA} characters")
+  gold, answer = (_in_symbols(text) for text in (gold, answer))
+  if _text(gold) == _text(answer):
+    return True
   for compare in (_equal_choices, _equal_statements, _equal_bases, _equal_numbers):
     verdict = compare(gold, answer)
     if verdict is not None:
@@ -119,6 +136,16 @@ def equal(gold: str, answer: str) -> bool:
   if unit and other and unit.ratio(other) != 1:
     return False
   return algebra.equal(gold, answer)
+
+
+def _in_symbols(text):
+  """The value that a short sentence gives, and the symbol of a set that words name."""
+  plain = " ".join(_TEXT.sub(r" \1 ", text).split())
+  sentence = _SENTENCE.fullmatch(plain)
+  if sentence and not _NEGATION.search(plain[: sentence.start(1)]):
+    text = plain = sentence[1].strip()
+  named = [symbol for symbol, words in _NAMED_SETS.items() if words.fullmatch(plain)]
+  return named[0] if named else text
 
 
 def _text(text):
@@ -199,6 +226,7 @@ def _equal_numbers(gold, answer):
 def _without_unit(text):
   r"""An expression without the unit behind it, and that unit: "2\pi" of "2\pi\text{ cm}"."""
   if m := _UNIT_BEHIND.fullmatch(text):
-    if unit := parse_unit(m[2]):
+    unit = parse_unit(m[2])
+    if unit and not ("circ" in m[2] and algebra.TRIGONOMETRY.search(text)):  # cos 20°
       return m[1].strip(), unit
   return text, None

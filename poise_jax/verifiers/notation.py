@@ -6,6 +6,7 @@ import unicodedata
 
 from poise_jax.verifiers.extract import last_box
 
+LONGEST_FORMULA = 1200  # characters of an answer that is more than a text
 _GREEK = dict(
   zip(
     "αβγδεζηθικλμνξπρστυφχψωϕΓΔΘΛΞΠΣΦΨΩ",
@@ -32,7 +33,7 @@ _WIDTHS = ("wide", "narrow", "small", "noBreak")  # tags of characters that diff
 _RADICAL = re.compile(r"([√∛∜])\s*(?:(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-zA-Z]+)|(?=[({]))")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _SPACE = re.compile(
-  r"(?<!\\)\\[,;:! ]|\\q?quad\b|~"
+  r"(?<!\\)\\[,;:! ()\[\]]|\\q?quad\b|~"
   r"|\\(?:left|right|middle|displaystyle|big|Big|bigl|bigr)(?![a-zA-Z])"
 )
 _ROMAN = re.compile(
@@ -41,16 +42,18 @@ _ROMAN = re.compile(
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d|\s*/|\s*\\frac)")
 _EXPONENT = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,4})(?!\w)")
 _REWRITES = [
-  (re.compile(r"(?<!\\)\\[()\[\]]"), " "),  # math delimiters
   (re.compile(r"\\[dtc]frac"), r"\\frac"),
   (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
   (re.compile(r"\\varnothing"), r"\\emptyset"),
   (re.compile(r"\\log_\s*(?:\{\s*e\s*\}|e)"), r"\\ln "),
+  (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10} "),
   (re.compile(r"\\langle"), "("),
   (re.compile(r"\\rangle"), ")"),
   (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])"), r"^\\circ "),
   (re.compile(r"(?<![\w)}])\*\*(.+?)\*\*(?![\w({])"), r"\1"),
   (re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({\\-])"), "^"),
+  # Which integers a letter stands for: "x = k\pi, k \in \mathbb{Z}".
+  (re.compile(r"\s*[,;(]\s*[a-z]\s*\\in\s*\\(?:mathbb\s*\{?)?[ZN]\}?\s*\)?\s*$"), ""),
   (re.compile(r"(?<=\d)\s*\b([ap])\.?m\b\.?", re.I), lambda m: f" {m[1].upper()}M"),
   (re.compile(r"(?<=\d)\s*\b([ap])\.\s?m\.?(?!\w)", re.I), lambda m: f" {m[1].upper()}M"),
 ]
@@ -66,10 +69,13 @@ def clean(text: str) -> str:
   if not text.isascii():
     text = _from_unicode(text)
   text = re.sub(r"(?<!\\)\$", " ", text)
-  text = _ROMAN.sub(lambda m: " " + (m[1] or m[2]), _SPACE.sub(" ", text))
+  text = " ".join(_SPACE.sub(" ", text).split())
+  text = _ROMAN.sub(lambda m: " " + (m[1] or m[2]), text)
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
-  text = _EXPONENT.sub(r"\1 \\times 10^{\2}", _braced_roots(text))
+  text = _EXPONENT.sub(
+    r"\1 \\times 10^{\2}", _braced_roots(text) if len(text) < LONGEST_FORMULA else text
+  )
   text = re.sub(r"\s+", " ", text).strip().rstrip(".,;:* ")
   text = _GROUPED.sub(lambda m: m[0].replace(" ", ""), text)
   quoted = re.fullmatch(r"([`'\"])([^`'\"]*)\1", text)

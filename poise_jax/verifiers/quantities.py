@@ -38,11 +38,12 @@ _PART = re.compile(
 # Words that make something else than a count of things of the words behind a number.
 _NO_NOUN = frozenset(
   "a all am an and any are as at but by can cannot cos does double else equals except fails false "
-  "for from half half-life has have if in incorrect invalid is isn't less log max maybe min minus "
+  "for from half half-life has have if incorrect invalid is isn't less log max maybe min minus "
   "mod modulo more most never no none not on only or otherwise over perhaps plus possible quarter "
-  "sin squared sometimes tan than that then third times to twice unless until was were when where "
+  "sin squared sometimes tan than that then third to twice unless until was were when where "
   "which with without wrong works yes".split()
 )
+_SMALL = frozenset(("of", "the", "in"))  # "8 boxes of tea in total"
 _IRREGULAR = frozenset("children feet fish geese men mice people sheep teeth women".split())
 
 
@@ -139,8 +140,8 @@ def _value(m):
 def _things(text, number):
   """The things that are counted, None if the text names none."""
   words = text.lower().replace("-", " ").split()
-  long = all(re.fullmatch(r"[a-z']{3,}", word) or word in ("of", "the") for word in words)
+  long = all(re.fullmatch(r"[a-z']{3,}", word) or word in _SMALL for word in words)
   plural = any(w in _IRREGULAR or w[-1] == "s" and w[-2:] not in ("ss", "us", "is") for w in words)
   if not long or _NO_NOUN.intersection(words) or not (plural or abs(number) == 1):
     return None
-  return Unit(noun=frozenset(words) - {"of", "the"})
+  return Unit(noun=frozenset(words) - _SMALL)

@@ -30,7 +30,7 @@ _TABLE = {
   "frequency": {"1": "Hz hertz"},
   "rotation": {"1": "rpm"},
   "force": {"1": "N newton"},
-  "energy": {"1": "J joule", "4.184": "cal calorie", "4184": "kcal"},
+  "energy": {"1": "J joule", "4.184": "cal calorie", "4184": "kcal", "3600000": "kWh"},
   "power": {"1": "W watt"},
   "voltage": {"1": "V volt"},
   "current": {"1": "amp ampere"},

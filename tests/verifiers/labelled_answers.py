@@ -1,7 +1,7 @@
 """Answers to mathematical questions, labelled as a teacher would grade them.
 
-Written by hand for this project. FIRST was written beside the verifier, SECOND and
-THIRD before it was run on them; ANSWERS is all. A row is (kind, reference, response, whether it is right).
+Written by hand for this project. FIRST was written beside the verifier, SECOND and THIRD before it
+was run on them; ANSWERS is all. A row is (kind, reference, response, whether it is right).
 Short answers stand boxed in a sentence, as most prompts ask for.
 """
 
@@ -586,8 +586,8 @@ _SECOND_WHOLE = [
   ("unfinished", "5", "**Final Answer**\n\nWe found 5 and 6, of which", False),
 ]
 
-# The third set: written and labelled after the verifier was corrected with the second, before it was
-# run on these. Its first run is in docs/results/verifiers/README.md.
+# The third set: written and labelled after the verifier was corrected with the second, before it
+# was run on these. Its first run is in docs/results/verifiers/README.md.
 _THIRD = {
   "units of measure": [
     (

@@ -21,6 +21,8 @@ from poise_jax.verifiers.extract import find_answer
     ("It follows. Answer: 31", "31"),
     ("Answer：31", "31"),
     ("答案：31", "31"),
+    ("Final Answer → 31", "31"),
+    ("Answer = 31", "31"),
     ("Answer:\n\n31\n\nI hope that helps.", "31"),
     ("**Answer:**\n$$\n31\n$$\nDone.", "31"),
     ("Answer:\n\\[ x =\n31 \\]", "x =\n31"),

@@ -10,7 +10,17 @@ from poise_jax.verifiers.extract import find_answer
 from poise_jax.verifiers.pool import Pool
 
 # (reference, answer) judged wrongly, see docs/results/verifiers/README.md. A fix removes its row.
-KNOWN_MISTAKES = {("ab", "ba")}
+KNOWN_MISTAKES = {
+  ("ab", "ba"),
+  ("abc", "a b c"),
+  (r"4.2\times10^{3}\text{ J}", "4200 J"),
+  ("3", "three"),
+  (r"\frac{3}{5}", "3 out of 5"),
+  ("1250", "1250 dollars and 0 cents"),
+  ("2024", "the year 2024"),
+  (r"\overline{AB}", "AB"),
+  ("36", "thirty-six (36)"),
+}
 
 
 def judge(reference, answer):
@@ -18,7 +28,7 @@ def judge(reference, answer):
 
 
 def test_verdicts_agree_with_the_labels():
-  assert len(ANSWERS) >= 900
+  assert len(ANSWERS) >= 1100
   with Pool(2, time_limit=20) as pool:
     checks = [Check("math", reference) for _, reference, _, _ in ANSWERS]
     verdicts = pool.score(checks, [response for _, _, response, _ in ANSWERS])
@@ -79,6 +89,17 @@ def test_verdicts_agree_with_the_labels():
     ("3^8", ["3**8", "**3^8**", "6561"], ["38", "3**7"]),
     ("10^{100}", [], ["10^10^10", "10**10**10"]),
     (r"\sqrt{x^2}", ["|x|"], ["x", "-x"]),
+    (r"\sin 40^\circ", [r"\sin(40^\circ)", r"\cos 50^\circ"], [r"\sin 40", r"\sin 50^\circ"]),
+    (r"60^\circ, 30^\circ", ["30, 60", r"60^{\circ}, 30^{\circ}"], ["60, 40"]),
+    ("g(x)=2x", ["g(x)=2x", "2x"], ["g(x)=3x", "x"]),
+    (
+      "Friday",
+      ["The day is Friday", r"\text{It is Friday}"],
+      ["The day is Sunday", "Not on Friday"],
+    ),
+    ("14", ["The sum is 14", r"\text{The sum is } 14"], ["None is 14", "The sum is not 14"]),
+    (r"x=k\pi, k \in \mathbb{Z}", [r"k\pi", r"x=\pi k"], ["k"]),
+    (r"\mathbb{R}", ["all real numbers", r"(-\infty,\infty)"], ["all integers"]),
     (r"\ln(x^3)", [r"3\ln x"], [r"\ln(3x)"]),
   ],
 )
@@ -209,3 +230,11 @@ def test_without_a_readable_answer_a_response_is_unparsable(response):
 def test_an_empty_reference_is_an_error():
   with pytest.raises(UnusableError, match="is empty"):
     verify(Check("math", "$ $"), "5")
+
+
+@pytest.mark.parametrize("piece", ["$$", "~", r"\[", r"\sqrt(", "if ", "answer:\n", "1 ", "√"])
+@pytest.mark.parametrize("form", ["%s", r"\boxed{%s}", r"\boxed{5 %s}", "Answer: %s"])
+def test_long_responses_take_no_time(piece, form):
+  start = time.process_time()
+  verify(Check("math", "5"), form % (piece * 9000)[:19_900])
+  assert time.process_time() - start < 2  # usually 0.1
