@@ -58,6 +58,11 @@ def test_strict_reaches_the_verifier_math_only(training):
   assert scores == ([0.0, 0.8] if training else [0.0, 1.0])
 
 
+def test_strict_is_no_option_of_a_users_function():
+  config = VerifierConfig(strict="dapo", function="user_rewards:half", function_weight=0.5)
+  assert verify(config.check(Check("math", "5"), training=True), "Answer: 5").score == 0.75
+
+
 def test_strict_is_refused_where_no_check_reads_it():
   with Pool(1) as pool:
     with pytest.raises(UserError, match="read by the verifier math only; the task's is last_integ"):
