@@ -47,8 +47,9 @@ class DecodeState:
   logprobs: Float[Array, "P n U"]  # float32, nats
   entropies: Float[Array, "P n U"]  # float32, nats
   caches: list[kv_cache.KVCache]  # responses' keys and values per layer, R rows
-  thinking: Bool[Array, "P n"]  # whether the token at t belongs to the reasoning
-  window: Float[Array, "layers P n k D"]  # ring buffer of the last reasoning states
+  window: Float[Array, "layers P n k D"]  # ring buffer of the last k states
+  # Sum of the window where the last end-of-thinking marker ended, float32; () without a marker.
+  at_marker: Float[Array, "layers P n D"] | tuple[()]
 
 
 def inputs(
@@ -90,8 +91,8 @@ def start(
     logprobs=zeros,
     entropies=zeros,
     caches=[kv_cache.store(no_keys, no_keys, cache_dtype)] * config.num_hidden_layers,
-    thinking=jnp.ones((p, n), bool),
     window=jnp.zeros(window, dtype),
+    at_marker=jnp.zeros((*window[:3], window[-1]), jnp.float32) if rollout.think_end else (),
   )
   drawn = _draw_next(jnp.repeat(hidden, n, axis=0).T, 0, inputs, config, rollout)
   return _write(state, 0, jnp.ones((p, n), bool), drawn, rollout.pad_id)
@@ -114,12 +115,13 @@ def step(
   """Feeds the tokens at position t, pools their states and draws the tokens at t + 1."""
   t, tokens, alive = state.t, _at(state.tokens, state.t), _at(state.mask, state.t)
   x, caches, states = _run_layers(state, tokens, inputs, config, rollout.feature_layers)
-  window, thinking = state.window, state.thinking
+  window, at_marker = state.window, state.at_marker
   if states:
-    window = _push(window, states, t, alive, thinking)
-  if rollout.think_end:
-    thinking &= ~_ends_with(state.tokens, t, rollout.think_end)
-  state = state.replace(caches=caches, window=window, thinking=thinking)
+    window = _push(window, states, t, alive)
+    if rollout.think_end:
+      ends = alive & _ends_with(state.tokens, t, rollout.think_end)
+      at_marker = jnp.where(ends[..., None], total(window), at_marker)
+  state = state.replace(caches=caches, window=window, at_marker=at_marker)
   alive &= ~is_eos(tokens, rollout)
   return _write(state, t + 1, alive, _draw_next(x, t + 1, inputs, config, rollout), rollout.pad_id)
 
@@ -185,11 +187,17 @@ def _write(state, t, alive, drawn, pad_id):
 
 
 @jax.named_scope("features")
-def _push(window, states, t, alive, thinking):
-  """Writes the states of position t to the ring buffer, for the rows that are reasoning there."""
+def total(window: Float[Array, "layers P n k D"]) -> Float[Array, "layers P n D"]:
+  """Sum over a ring buffer, float32."""
+  return window.astype(jnp.float32).sum(3)
+
+
+@jax.named_scope("features")
+def _push(window, states, t, alive):
+  """Writes the states of position t to the ring buffer, for the rows that are alive there."""
   slot = t % window.shape[3]
   old = jax.lax.dynamic_index_in_dim(window, slot, axis=3, keepdims=False)
-  new = jnp.where((alive & thinking)[..., None], jnp.stack(states), old)
+  new = jnp.where(alive[..., None], jnp.stack(states), old)
   return jax.lax.dynamic_update_index_in_dim(window, new, slot, axis=3)
 
 

@@ -3,8 +3,13 @@
 A feature row φ is [prompt part | reasoning part | three entropies] (POISE, arXiv 2605.07579,
 section 3.1). A part is the mean of the last k states of its span, for each feature layer; a state
 is the residual stream after the layer, before the final norm. The entropies are means over the
-whole response, its reasoning and its answer (0 for an empty span). Reasoning ends with the first
-end-of-thinking marker, which belongs to it, or with the response if there is none.
+whole response, its reasoning and its answer (0 for an empty span).
+
+Reasoning includes its end-of-thinking marker. As in the released code, the span of the states ends
+with the last marker and that of the entropies with the first one; a marker counts whether or not
+the response opens the thought, which a prompt may have done. Without a marker both are the whole
+response: the entropy of the reasoning is then that of the response, and that of the answer is 0
+(the released code has 0 for both).
 """
 
 import jax
@@ -35,18 +40,31 @@ def check_layers(config: ModelConfig, rollout: RolloutConfig) -> None:
       )
 
 
-def reasoning_mask(
+def marker_ends(
   tokens: Int[Array, "*rows T"], mask: Bool[Array, "*rows T"], think_end: tuple[int, ...]
 ) -> Bool[Array, "*rows T"]:
-  """Which response positions are reasoning."""
-  if not think_end:
-    return mask
-  ends_here = jnp.ones_like(mask)
+  """At which response positions an end-of-thinking marker ends."""
+  ends = mask if think_end else jnp.zeros_like(mask)
   for back, token in enumerate(reversed(think_end)):
     shifted = jnp.pad(tokens, [(0, 0)] * (tokens.ndim - 1) + [(back, 0)], constant_values=-1)
-    ends_here &= shifted[..., : tokens.shape[-1]] == token
-  ended_before = jnp.cumsum(ends_here & mask, axis=-1) - (ends_here & mask) > 0
+    ends &= shifted[..., : tokens.shape[-1]] == token
+  return ends
+
+
+def until_first(
+  ends: Bool[Array, "*rows T"], mask: Bool[Array, "*rows T"]
+) -> Bool[Array, "*rows T"]:
+  """The response's positions up to its first marker; all of them without one."""
+  ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
   return mask & ~ended_before
+
+
+def until_last(
+  ends: Bool[Array, "*rows T"], mask: Bool[Array, "*rows T"]
+) -> Bool[Array, "*rows T"]:
+  """The response's positions up to its last marker; all of them without one."""
+  ends_later = jnp.cumsum(ends[..., ::-1], axis=-1)[..., ::-1] > 0
+  return mask & (ends_later | ~ends.any(-1, keepdims=True))
 
 
 def last_k(mask: Bool[Array, "*rows T"], k: int) -> Float[Array, "*rows T"]:
@@ -116,7 +134,8 @@ def features_of(
     prompt=prompts.tokens.shape[1],
     responses=n,
   )
-  reasoning = reasoning_mask(rollouts.tokens, rollouts.mask, rollout.think_end)
+  ends = marker_ends(rollouts.tokens, rollouts.mask, rollout.think_end)
+  reasoning = until_last(ends, rollouts.mask)
   spans = [  # [P n, Tp + T] each
     rows.split(row(prompts.mask, jnp.zeros_like(reasoning))),
     rows.split(row(jnp.zeros_like(prompts.mask), reasoning)),
@@ -130,5 +149,6 @@ def features_of(
   _, pooled = hidden_states(config, params, rows, collect=pool)
   pooled = pooled[jnp.array(rollout.feature_layers)]  # [layers, 2, P * n, D]
   pooled = pooled.reshape(len(rollout.feature_layers), 2, p, n, -1)
-  entropies = mean_entropies(rollouts.entropies, rollouts.mask, reasoning)
+  thought = until_first(ends, rollouts.mask)
+  entropies = mean_entropies(rollouts.entropies, rollouts.mask, thought)
   return assemble(pooled[:, 0, :, 0], pooled[:, 1], entropies)

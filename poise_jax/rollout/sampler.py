@@ -1,7 +1,7 @@
 """The sampler: prefill, decode and pooled features in one jitted program.
 
 A prompt is prefilled once and its cache is shared by its n samples. The decode loop carries, beside
-the caches, only the last k states of each row's reasoning: O(P·n·k·D), never [P, n, T, D]. It runs
+the caches, only the last k states of each row: O(P·n·k·D), never [P, n, T, D]. It runs
 in stages over growing caches, because each token reads all of them, filled or not.
 """
 
@@ -18,8 +18,10 @@ from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.features import (
   assemble,
   check_layers,
+  marker_ends,
   mean_entropies,
-  reasoning_mask,
+  until_first,
+  until_last,
 )
 from poise_jax.rollout.prefill import prefill
 from poise_jax.types import Prompts, Rollouts
@@ -110,10 +112,12 @@ def _rollouts(prompts, prompt_features, state, rollout) -> Rollouts:
   features = jnp.zeros((*tokens.shape[:2], 0), jnp.float32)
   if rollout.feature_layers:
     with jax.named_scope("features"):
-      reasoning = reasoning_mask(tokens, mask, rollout.think_end)
-      count = jnp.clip(reasoning.sum(-1), 1, rollout.feature_window)
-      pooled = state.window.astype(jnp.float32).sum(3) / count[..., None]
-      features = assemble(prompt_features, pooled, mean_entropies(entropies, mask, reasoning))
+      ends, total = marker_ends(tokens, mask, rollout.think_end), decode.total(state.window)
+      if rollout.think_end:
+        total = jnp.where(ends.any(-1, keepdims=True), state.at_marker, total)
+      count = jnp.clip(until_last(ends, mask).sum(-1), 1, rollout.feature_window)
+      pooled_entropies = mean_entropies(entropies, mask, until_first(ends, mask))
+      features = assemble(prompt_features, total / count[..., None], pooled_entropies)
   return Rollouts(
     prompts=prompts,
     tokens=tokens,

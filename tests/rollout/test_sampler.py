@@ -1,5 +1,6 @@
 """The sampler against a teacher-forced pass; ends of responses, masks, draws and named scopes."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -11,7 +12,7 @@ import pytest
 
 from poise_jax import models, rollout
 from poise_jax.rollout import RolloutConfig
-from poise_jax.rollout.features import reasoning_mask
+from poise_jax.rollout.features import marker_ends, until_first, until_last
 from poise_jax.types import Prompts
 
 CONFIG = models.ModelConfig(
@@ -108,44 +109,60 @@ def test_features_equal_a_teacher_forced_pass(params, rollouts):
 
 
 def test_features_are_means_over_the_right_states(params, prompts):
-  """Means of a loop over rows, with a marker that occurs in the middle of a response."""
-  plain = rollout.sample(
-    CONFIG, params, prompts, jax.random.key(2), dataclasses.replace(BASE, think_end=())
-  )
+  """Means of a loop over rows, with markers in the middle and, repeated, in a response."""
+  options = dataclasses.replace(BASE, think_end=(), top_k=4, max_new_tokens=14)
+  plain = rollout.sample(CONFIG, params, prompts, jax.random.key(2), options)
   lengths = np.asarray(plain.mask.sum(-1))
-  p, i = np.unravel_index(lengths.argmax(), lengths.shape)
-  marker = tuple(int(x) for x in plain.tokens[p, i, 3:5])
-  config = dataclasses.replace(BASE, think_end=marker)
+  tokens = np.asarray(plain.tokens)
+  row = np.unravel_index(lengths.argmax(), lengths.shape)
+  counts = collections.Counter(tokens[row][: lengths[row] - 1].tolist())
+  marker = (counts.most_common(1)[0][0],)  # occurs several times in this response
+  config = dataclasses.replace(options, think_end=marker)
   out = rollout.sample(CONFIG, params, prompts, jax.random.key(2), config)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   k, forward = BASE.feature_window, jax.jit(functools.partial(models.forward, CONFIG))
+  several, size = 0, prompts.tokens.shape[1] + options.max_new_tokens
   for row in np.ndindex(lengths.shape):
     tokens = [int(x) for x in out.tokens[row][out.mask[row]]]
-    ends = [t for t in range(1, len(tokens)) if tuple(tokens[t - 1 : t + 1]) == marker]
-    thinking = ends[0] + 1 if ends else len(tokens)
+    ends = [t for t, token in enumerate(tokens) if token == marker[0]]
+    several += len(ends) > 1
+    first, last = (ends[i] + 1 if ends else len(tokens) for i in (0, -1))
     prompt = [int(x) for x in prompts.tokens[row[0]][prompts.mask[row[0]]]]
     start, length = len(prompt), len(prompt) + len(tokens)
-    text = jnp.array([prompt + tokens + [0] * (19 - length)])  # one shape, compiled once
-    layers = forward(params, text, jnp.arange(19)[None] < length).layers[:, 0]
+    text = jnp.array([prompt + tokens + [0] * (size - length)])  # one shape, compiled once
+    layers = forward(params, text, jnp.arange(size)[None] < length).layers[:, 0]
     states = np.asarray(layers)[list(BASE.feature_layers)]
     entropies = np.asarray(out.entropies[row])[: len(tokens)]
-    answer = entropies[thinking:]
+    answer = entropies[first:]
     expected = np.concatenate(
       [
         states[:, max(start - k, 0) : start].mean(1).reshape(-1),
-        states[:, max(start, start + thinking - k) : start + thinking].mean(1).reshape(-1),
-        [entropies.mean(), entropies[:thinking].mean(), answer.mean() if len(answer) else 0.0],
+        states[:, max(start, start + last - k) : start + last].mean(1).reshape(-1),
+        [entropies.mean(), entropies[:first].mean(), answer.mean() if len(answer) else 0.0],
       ]
     )
     np.testing.assert_allclose(out.features[row], expected, atol=1e-4)
-  assert (reasoning_mask(out.tokens, out.mask, marker) != out.mask).any()
+  assert several
+  forced = rollout.features_of(CONFIG, params, out, config)
+  np.testing.assert_allclose(out.features, forced, atol=1e-4)
 
 
-def test_only_the_first_marker_ends_reasoning():
-  tokens = jnp.array([[7, 1, 2, 3, 1, 2, 9], [1, 3, 2, 1, 1, 2, 4], [2, 5, 5, 5, 5, 5, 1]])
-  mask = jnp.ones_like(tokens, bool).at[0, 6].set(False)
-  ends = reasoning_mask(tokens, mask, (1, 2)).sum(-1)
-  assert ends.tolist() == [3, 6, 7]
+def test_reasoning_ends_with_the_first_or_the_last_marker():
+  """Two markers; one, behind a part of one; none; one at the very end; one cut off by the mask."""
+  tokens = jnp.array(
+    [
+      [7, 1, 2, 3, 1, 2, 9],
+      [1, 3, 2, 1, 1, 2, 4],
+      [2, 5, 5, 5, 5, 5, 1],
+      [5, 5, 5, 5, 5, 1, 2],
+      [5, 1, 2, 5, 5, 1, 2],
+    ]
+  )
+  mask = jnp.ones_like(tokens, bool).at[0, 6].set(False).at[4, 6].set(False)
+  ends = marker_ends(tokens, mask, (1, 2))
+  assert until_first(ends, mask).sum(-1).tolist() == [3, 6, 7, 7, 3]
+  assert until_last(ends, mask).sum(-1).tolist() == [6, 6, 7, 7, 3]
+  assert (until_last(marker_ends(tokens, mask, ()), mask) == mask).all()
 
 
 def test_masks_include_the_eos_and_nothing_after_it(rollouts):
