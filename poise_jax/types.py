@@ -51,6 +51,11 @@ class Experience:
     """Reward of each response."""
     return self.token_rewards.sum(-1)
 
+  @property
+  def real_groups(self) -> Bool[Array, " P"]:
+    """Which groups are not padding: a sampled response has at least one token."""
+    return self.rollouts.mask.any((1, 2))
+
 
 @flax.struct.dataclass
 class Estimate:

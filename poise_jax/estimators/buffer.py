@@ -1,12 +1,15 @@
 """The probe's training data: the last groups of every domain.
 
-Letters: P prompts, n samples a prompt, F features, K domains, G groups that a domain's ring holds
+Letters: P prompts, n samples a prompt, F features, K domains, G groups that the largest ring holds
 (a group is the n rollouts of one prompt).
 """
+
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from poise_jax.errors import UserError
@@ -14,18 +17,26 @@ from poise_jax.errors import UserError
 
 @flax.struct.dataclass
 class Buffer:
-  """The last G groups of every domain, a ring: the domain's j-th group is in slot j mod G."""
+  """The last groups of every domain, in rings: the j-th group of a domain whose ring has c slots is
+  in slot j mod c."""
 
   features: Float[Array, "*K G n F"]
-  targets: Float[Array, "*K G n"]  # leave-one-out rewards
+  targets: Float[Array, "*K G n"]  # what the probe is to predict, see poise.targets_of
   count: Int[Array, "*K"]  # groups ever inserted
+  capacity: Int[Array, "*K"]  # slots of the domain's ring, at most G
+
+  @property
+  def filled(self) -> Int[Array, "*K"]:
+    """Groups that the ring holds."""
+    return jnp.minimum(self.count, self.capacity)
 
 
-def empty(rows: int, n: int, num_features: int, num_domains: int) -> Buffer:
+def empty(rows: int | Sequence[int], n: int, num_features: int, num_domains: int) -> Buffer:
   """A buffer without a group.
 
   Args:
-    rows: rollouts that a domain's ring holds, rounded down to whole groups.
+    rows: rollouts that a domain's ring holds, rounded down to whole groups: one number for all
+      domains, or one each.
     n: samples a prompt.
     num_features: F.
     num_domains: K; domains are the integers 0 .. K-1.
@@ -33,13 +44,18 @@ def empty(rows: int, n: int, num_features: int, num_domains: int) -> Buffer:
   Raises:
     UserError: the ring is smaller than one group.
   """
-  groups = rows // n
-  if groups < 1:
-    raise UserError(f"probe.buffer_rows must be at least rollout.n={n}, one group, got {rows}")
+  rows = np.broadcast_to(rows, num_domains)
+  capacity = rows // n
+  if capacity.min() < 1:
+    raise UserError(
+      f"probe.buffer_rows must be at least rollout.n={n}, one group, got {rows.min()}"
+    )
+  shape = num_domains, int(capacity.max()), n
   return Buffer(
-    features=jnp.zeros((num_domains, groups, n, num_features), jnp.float32),
-    targets=jnp.zeros((num_domains, groups, n), jnp.float32),
+    features=jnp.zeros((*shape, num_features), jnp.float32),
+    targets=jnp.zeros(shape, jnp.float32),
     count=jnp.zeros(num_domains, jnp.int32),
+    capacity=jnp.array(capacity, jnp.int32),
   )
 
 
@@ -58,9 +74,10 @@ def insert(
   member = domains[:, None] == jnp.arange(num_domains)
   arrivals = member.sum(0)
   order = jnp.where(member, jnp.cumsum(member, axis=0) - 1, 0).sum(1)  # rank within its domain
-  stored = member.any(1) & (order >= arrivals[domains] - groups)  # the last G, when more arrive
-  slot = jnp.where(stored, (buffer.count[domains] + order) % groups, groups)
-  return Buffer(
+  slots = buffer.capacity[domains]
+  stored = member.any(1) & (order >= arrivals[domains] - slots)  # the last, when too many arrive
+  slot = jnp.where(stored, (buffer.count[domains] + order) % slots, groups)
+  return buffer.replace(
     features=buffer.features.at[domains, slot].set(features, mode="drop"),
     targets=buffer.targets.at[domains, slot].set(targets, mode="drop"),
     count=buffer.count + arrivals,

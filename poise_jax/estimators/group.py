@@ -4,12 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Bool, Float, Real
 
 from poise_jax.errors import UserError
 from poise_jax.estimators.base import Estimator, EstimatorContext, stateless
-from poise_jax.estimators.statistics import STD_EPSILON, whiten
+from poise_jax.estimators.statistics import STD_EPSILON, deviations, whiten
 from poise_jax.types import Estimate, Experience
+
+
+Lengths = Real[Array, "P n"] | Bool[Array, "P n"]
 
 
 def make(name: str, context: EstimatorContext) -> Estimator:
@@ -27,6 +30,9 @@ def _estimate(name: str, experience: Experience) -> Estimate:
   rewards = experience.rewards
   # The baseline is what is subtracted from the reward, before any scaling.
   centred = rloo(rewards) if name == "rloo" else dr_grpo(rewards)
+  if name == "reinforce_pp_baseline":
+    real = jnp.broadcast_to(experience.real_groups[:, None], rewards.shape)
+    return Estimate(reinforce_pp_baseline(rewards, real), rewards - centred, {})
   return Estimate(GROUP[name](rewards), rewards - centred, {})
 
 
@@ -41,7 +47,7 @@ def make_reinforce_pp(context: EstimatorContext) -> Estimator:
 def _rewards_to_go(experience: Experience) -> Estimate:
   to_go = jnp.cumsum(experience.token_rewards[..., ::-1], axis=-1)[..., ::-1]
   rewards = experience.rewards
-  baselines = jnp.full_like(rewards, rewards.mean())
+  baselines = jnp.full_like(rewards, rewards.mean(where=experience.real_groups[:, None]))
   return Estimate(whiten(to_go, experience.rollouts.mask), baselines, {})
 
 
@@ -51,7 +57,9 @@ def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   Raises:
     UserError: n is 1.
   """
-  return _centred("grpo", rewards) / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
+  centred = _centred("grpo", rewards)
+  variance = (centred**2).sum(axis=1, keepdims=True) / (rewards.shape[1] - 1)
+  return centred / (jnp.sqrt(variance) + STD_EPSILON)
 
 
 def dr_grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
@@ -73,18 +81,19 @@ def rloo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
   """
   _check_group("rloo", rewards.shape[1])
   n = rewards.shape[1]
-  return rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / (n - 1)
+  return deviations(rewards, axis=1) * (n / (n - 1))
 
 
 def reinforce_pp(
-  rewards: Float[Array, "P n"], lengths: Real[Array, "P n"] | None = None
+  rewards: Float[Array, "P n"], lengths: Lengths | None = None
 ) -> Float[Array, "P n"]:
   """(r - mean) / std of the whole batch (REINFORCE++, arXiv 2501.03262); n may be 1.
 
   Args:
     rewards: reward of each response.
     lengths: tokens of each response; mean and standard deviation are then over tokens, as in verl,
-      so that the advantages of a token-mean loss are centred. None: over responses.
+      so that the advantages of a token-mean loss are centred. None: over responses. A response
+      of length 0 has no influence on the others.
 
   Raises:
     UserError: the batch is a single response.
@@ -93,7 +102,7 @@ def reinforce_pp(
 
 
 def reinforce_pp_baseline(
-  rewards: Float[Array, "P n"], lengths: Real[Array, "P n"] | None = None
+  rewards: Float[Array, "P n"], lengths: Lengths | None = None
 ) -> Float[Array, "P n"]:
   """r - mean of the group, whitened over the whole batch (REINFORCE++ with baseline, arXiv
   2501.03262).
@@ -105,13 +114,14 @@ def reinforce_pp_baseline(
   Raises:
     UserError: n is 1.
   """
-  return whiten(_centred("reinforce_pp_baseline", rewards), lengths)
+  size = jnp.abs(rewards).max()
+  return whiten(_centred("reinforce_pp_baseline", rewards), lengths, size)
 
 
 def _centred(name, rewards):
   """r - mean of the group; raises UserError for groups of one."""
   _check_group(name, rewards.shape[1])
-  return rewards - rewards.mean(axis=1, keepdims=True)
+  return deviations(rewards, axis=1)
 
 
 def _check_group(name, n):

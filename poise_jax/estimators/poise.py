@@ -10,6 +10,7 @@ independent of y_i as the states alone, so it stays unbiased, and RLOO is a spec
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -22,6 +23,7 @@ from poise_jax.estimators import buffer, probe
 from poise_jax.estimators.base import Estimator, EstimatorContext
 from poise_jax.estimators.buffer import Buffer
 from poise_jax.estimators.probe import ProbeConfig, ProbeState, leave_one_out_targets
+from poise_jax.estimators.statistics import deviations, variance
 from poise_jax.rollout.features import ENTROPIES, feature_size
 from poise_jax.types import Estimate, Experience
 
@@ -32,7 +34,7 @@ class State:
 
   buffer: Buffer
   probes: ProbeState  # one a domain
-  fitted: Bool[Array, " K"]  # False until the domain's first fit
+  fitted: Bool[Array, " K"]  # False until the domain's first fit on enough rows
   step: Int[Array, ""]  # updates done
 
 
@@ -40,22 +42,25 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
   """The estimator poise or, with `reads_reward`, poise_sibling.
 
   Raises:
-    UserError: rollout.n is 1, or no hidden states are sampled.
+    UserError: rollout.n is 1 and the probe reads a sibling; no hidden states are sampled; or the
+      size of a buffer is given for a domain that does not exist.
   """
   name = "poise_sibling" if reads_reward else "poise"
-  if context.rollout.n < 2:
+  config = context.probe
+  if context.rollout.n < 2 and (reads_reward or not config.single_rollout):
     raise UserError(
-      f"{name} needs sibling rollouts: rollout.n must be at least 2, got {context.rollout.n}"
+      f"{name} needs sibling rollouts: rollout.n must be at least 2, got {context.rollout.n}; 1 is "
+      "for poise with probe.own_rollout or probe.reads=('prompt',)"
     )
   features = feature_size(context.model, context.rollout)
   if not features:
     raise UserError(f"{name} reads hidden states: rollout.feature_layers must not be empty")
-  config = context.probe
+  rows = config.rows_of(context.domains)
   config = dataclasses.replace(config, scalars=config.scalars + reads_reward)
   width, domains = features + reads_reward, context.domains
   inputs = functools.partial(_inputs, config.reads, reads_reward)
   return Estimator(
-    init=lambda params: init(config, context.rollout.n, width, len(domains)),
+    init=lambda params: init(config, context.rollout.n, width, len(domains), rows),
     estimate=functools.partial(_estimate, config, domains, inputs),
     update=functools.partial(_update, config, inputs),
     needs_probabilities=config.model == "logistic",
@@ -65,14 +70,14 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _inputs(reads, reads_reward, experience: Experience):
   """What the probe reads: rewards [P, n], features [P, n, F], 0 in parts that are not in `reads`,
-  and domains [P]."""
+  and domains [P], -1 for padding."""
   rewards, features = experience.rewards, experience.rollouts.features
   width = (features.shape[-1] - ENTROPIES) // 2
   sizes = (width, width, ENTROPIES)
   features = features * np.repeat([part in reads for part in probe.PARTS], sizes).astype(np.float32)
   if reads_reward:
     features = jnp.concatenate([features, rewards[..., None]], -1)
-  return rewards, features, experience.domains
+  return rewards, features, jnp.where(experience.real_groups, experience.domains, -1)
 
 
 def _estimate(config, domains, inputs, state, experience) -> Estimate:
@@ -110,20 +115,29 @@ def cross_rollout_advantages(
   return rewards - leave_one_out_targets(predictions)
 
 
-def init(config: ProbeConfig, n: int, num_features: int, num_domains: int = 1) -> State:
+def init(
+  config: ProbeConfig,
+  n: int,
+  num_features: int,
+  num_domains: int = 1,
+  rows: Sequence[int] | None = None,
+) -> State:
   """An empty buffer and an unfitted probe for each domain.
 
   Args:
     config: static.
-    n: samples a prompt, at least 2.
+    n: samples a prompt, at least 2 unless config.single_rollout.
     num_features: F.
     num_domains: K; domains are the integers 0 .. K-1.
+    rows: rollouts in each domain's buffer. None: config.buffer_rows.
 
   Raises:
-    UserError: n < 2, a buffer smaller than one group, or shapes that `probe.fit` would refuse.
+    UserError: n is too small, a buffer is smaller than one group, or `probe.fit` would refuse the
+      shapes.
   """
-  probe.check_samples(n)
-  groups = buffer.empty(config.buffer_rows, n, num_features, num_domains)
+  if not config.single_rollout:
+    probe.check_samples(n)
+  groups = buffer.empty(rows or config.buffer_rows, n, num_features, num_domains)
   probe.check_shapes(config, groups.targets[0].size, num_features)
   return State(
     buffer=groups,
@@ -131,6 +145,20 @@ def init(config: ProbeConfig, n: int, num_features: int, num_domains: int = 1) -
     fitted=jnp.zeros(num_domains, bool),
     step=jnp.zeros((), jnp.int32),
   )
+
+
+def targets_of(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
+  """What a rollout's features are to predict: the mean of its siblings' rewards or, without a
+  sibling, its own."""
+  return rewards if rewards.shape[1] == 1 else leave_one_out_targets(rewards)
+
+
+def _without_probe(rewards, real):
+  """Baselines [P, n]: RLOO's or, without a sibling, the mean of the batch's other rewards."""
+  if rewards.shape[1] > 1:
+    return leave_one_out_targets(rewards)
+  counted = jnp.where(real[:, None], rewards, 0.0)
+  return (counted.sum() - counted) / jnp.maximum(real.sum() - 1, 1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -145,9 +173,16 @@ def estimate(
 ]:
   """Advantages of this step's rollouts from the probes of earlier steps.
 
-  A prompt's baseline is the cross-rollout prediction (with config.own_rollout the rollout's own)
-  once the bootstrap is over and its domain has a fitted probe, and until then the mean of the
-  siblings' rewards (RLOO).
+  A prompt's baseline is the cross-rollout prediction (with config.own_rollout or n = 1 the
+  rollout's own) once the bootstrap is over and its domain has a fitted probe, and until then the
+  mean of the siblings' rewards (RLOO; with n = 1 of all other rewards of the batch).
+
+  Args:
+    state: of the step before.
+    rewards: reward of each rollout.
+    features: feature rows.
+    domains: of the prompts; -1 for padding, which has no influence on other groups and metrics.
+    config: static.
 
   Returns:
     Advantages, baselines and predictions, [P, n] each in units of reward (predictions are 0 where
@@ -158,25 +193,25 @@ def estimate(
     probe/value, the mean prediction; probe/variance_reduction, 1 - Var(A) / Var(R) of the
     advantages in use (0 if all rewards are equal).
 
-  Raises:
-    UserError: n < 2.
   """
-  active = (state.step >= config.bootstrap_steps) & state.fitted[domains]
+  real = domains >= 0
+  active = real & (state.step >= config.bootstrap_steps) & state.fitted[domains]
   valid = jnp.broadcast_to(active[:, None], rewards.shape)
   by_domain = jax.vmap(probe.predict, (0, None))(state.probes, features)  # [K, P, n]
   predictions = by_domain[domains, jnp.arange(len(domains))]
   predictions = jnp.where(valid, predictions, 0.0)
-  targets = leave_one_out_targets(rewards)
+  targets = targets_of(rewards)
   error = jnp.abs(predictions - targets)
   in_domain = valid & (domains == jnp.arange(len(state.fitted))[:, None])[..., None]  # [K, P, n]
-  crossed = predictions if config.own_rollout else leave_one_out_targets(predictions)
-  baselines = jnp.where(valid, crossed, targets)
+  own = config.own_rollout or rewards.shape[1] == 1
+  crossed = predictions if own else leave_one_out_targets(predictions)
+  baselines = jnp.where(valid, crossed, _without_probe(rewards, real))
   advantages = rewards - baselines
 
-  varied = rewards.max() > rewards.min()
-  variance = jnp.where(varied, rewards.var(), 1.0)
+  counted = jnp.broadcast_to(real[:, None], rewards.shape)
+  total, rest = variance(rewards, counted), variance(advantages, counted)
   metrics = {
-    "probe/active": active.mean(),
+    "probe/active": active.mean(where=real),
     "probe/mae": jnp.mean(error, where=valid),
     "probe/pearson": _pearson(predictions, targets, valid),
     "probe/mae_by_domain": jax.vmap(lambda where: jnp.mean(error, where=where))(in_domain),
@@ -184,21 +219,19 @@ def estimate(
       in_domain
     ),
     "probe/value": jnp.mean(predictions, where=valid),
-    "probe/variance_reduction": jnp.where(varied, 1.0 - advantages.var() / variance, 0.0),
+    "probe/variance_reduction": jnp.where(
+      total > 0, 1.0 - rest / jnp.where(total > 0, total, 1.0), 0.0
+    ),
   }
   return advantages, baselines, predictions, metrics
 
 
 def _pearson(x, y, where):
   """Correlation over selected entries: 0 if a side is constant, NaN if nothing is selected."""
-  dx = jnp.where(where, x - jnp.mean(x, where=where), 0.0)
-  dy = jnp.where(where, y - jnp.mean(y, where=where), 0.0)
-  spread = [
-    v.max(initial=-jnp.inf, where=where) - v.min(initial=jnp.inf, where=where) for v in (x, y)
-  ]
-  constant = (spread[0] == 0) | (spread[1] == 0)  # exactly: deviations carry rounding errors
+  dx, dy = (jnp.where(where, deviations(v, where), 0.0) for v in (x, y))
   norms = jnp.linalg.norm(dx) * jnp.linalg.norm(dy)
-  return jnp.where(constant, 0.0, (dx * dy).sum() / norms)
+  r = jnp.where(norms > 0, (dx * dy).sum() / jnp.where(norms > 0, norms, 1.0), 0.0)
+  return jnp.where(where.any(), r, jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -211,19 +244,17 @@ def update(
 ) -> State:
   """Appends the step's rollouts to the buffer and refits every domain's probe on its buffer.
 
-  No probe is read during the bootstrap, so the first fit is at its last step. A domain whose fit is
-  not finite (broken features, or an alpha below the resolution of float32) counts as unfitted: its
-  baseline is RLOO, and probe/active shows it.
-
-  Raises:
-    UserError: n < 2.
+  No probe is read during the bootstrap, so the first fit is at its last step. A domain counts as
+  unfitted, so that its baseline is RLOO's and probe/active shows it, while its buffer has fewer
+  than config.min_rows rows and is not full, and where its fit is not finite (broken features, or an
+  alpha below the resolution of float32). Groups of domain -1 are padding.
   """
-  data = buffer.insert(state.buffer, features, leave_one_out_targets(rewards), domains)
+  data = buffer.insert(state.buffer, features, targets_of(rewards), domains)
   step = state.step + 1
   num_domains, groups, n, num_features = data.features.shape
 
   def fit_domain(domain):
-    filled = jnp.repeat(jnp.arange(groups) < domain.count, n)
+    filled = jnp.repeat(jnp.arange(groups) < domain.filled, n)
     rows = domain.features.reshape(groups * n, num_features)
     return probe.fit(rows, domain.targets.reshape(-1), config, filled.astype(jnp.float32))
 
@@ -236,5 +267,6 @@ def update(
   finite = jnp.isfinite(probes.intercept)
   for leaf in jax.tree.leaves(probes):
     finite &= jnp.isfinite(leaf.reshape(num_domains, -1)).all(1)
-  fitted = (step >= config.bootstrap_steps) & (data.count > 0) & finite
+  enough = data.filled * n >= jnp.minimum(config.min_rows, data.capacity * n)
+  fitted = (step >= config.bootstrap_steps) & enough & finite
   return State(buffer=data, probes=probes, fitted=fitted, step=step)

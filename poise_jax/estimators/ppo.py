@@ -155,7 +155,8 @@ def _estimate(experience, predicted, skipped, config: CriticConfig) -> Estimate:
   lam = length_adaptive_lam(mask, config.length_alpha) if config.length_alpha else config.lam
   advantages = gae(rewards, predicted, mask, config.gamma, lam)
   if config.whiten:
-    advantages = whiten(advantages, mask)
+    terms = jnp.where(mask, jnp.maximum(jnp.abs(rewards), jnp.abs(predicted)), 0.0)
+    advantages = whiten(advantages, mask, terms.max())
   explained = explained_variance(predicted, _returns(rewards, predicted, mask, config), mask)
   predicted = predicted.reshape(experience.token_rewards.shape)
   return Estimate(
@@ -197,4 +198,4 @@ def _critic_step(
 
   rows = update.microbatch_size // batch.tokens.shape[1]
   grads, _ = accumulate(loss_fn, state.params, batch.with_fields(weights=weights), rows)
-  return apply_gradients(update, state, grads), {}
+  return apply_gradients(update, state, grads, has_tokens=batch.mask.any()), {}

@@ -9,6 +9,7 @@ A feature row is [prompt block, (F-S)/2 | response block, (F-S)/2 | S scalars (m
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import flax.struct
 import jax
@@ -29,16 +30,21 @@ class ProbeOptions:
 
   model: str = "ridge"  # regressor: "ridge", or as an ablation "logistic" or "mlp"
   # penalty on squared coefficients beside the sum (not the mean) of squared errors, as in
-  # scikit-learn; logistic: half of it beside the sum of cross-entropies; mlp: unused
+  # scikit-learn; logistic: half of it beside the sum of cross-entropies; mlp: all kernels
   alpha: float = 0.01
   mlp_widths: tuple[int, ...] = (64,)  # widths of hidden layers; the paper ablates 1 to 9 of 512
   mlp_steps: int = 1000  # Adam steps on the buffer, from the same initial weights at every refit
   pca_prompt: int = 0  # principal components of the prompt block; 0: the raw block
   pca_response: int = 0  # principal components of the response block; 0: the raw block
   buffer_rows: int = 4096  # rollouts in a domain's buffer, rounded down to whole groups
+  # rollouts in the buffers of some domains, by name, where they differ from buffer_rows
+  domain_buffer_rows: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+  # rollouts in a domain's buffer, or all that it holds, from which its probe replaces RLOO
+  min_rows: int = 256
   bootstrap_steps: int = 16  # first steps, which use RLOO while the buffer fills
   reads: tuple[str, ...] = PARTS  # parts of a rollout's features that the probe reads (ablation)
-  own_rollout: bool = False  # ablation: y_i's baseline comes from its own states, and is biased
+  # ablation: y_i's baseline comes from its own states, and is biased
+  own_rollout: bool = False
 
   def __post_init__(self):
     check_finite("probe", self)
@@ -48,12 +54,18 @@ class ProbeOptions:
       ("pca_prompt", 0),
       ("pca_response", 0),
       ("buffer_rows", 2),
+      ("min_rows", 1),
       ("bootstrap_steps", 0),
       ("mlp_steps", 1),
     ):
       value = getattr(self, name)
       if not isinstance(value, int) or value < least:
         raise UserError(f"probe.{name} must be an integer of at least {least}, got {value!r}")
+    for domain, rows in self.domain_buffer_rows.items():
+      if not isinstance(rows, int) or rows < 1:
+        raise UserError(
+          f"probe.domain_buffer_rows of {domain} must be an integer of at least 1, got {rows!r}"
+        )
     if self.model not in MODELS:
       raise unknown_name("probe.model", self.model, MODELS)
     if not self.mlp_widths or min(self.mlp_widths) < 1:
@@ -65,6 +77,23 @@ class ProbeOptions:
     for part in self.reads:
       if part not in PARTS:
         raise unknown_name("probe.reads", part, PARTS)
+
+  @property
+  def single_rollout(self) -> bool:
+    """Whether a baseline needs no sibling: the probe reads the rollout's own states, or the prompt
+    alone."""
+    return self.own_rollout or set(self.reads) == {"prompt"}
+
+  def rows_of(self, domains: tuple[str, ...]) -> tuple[int, ...]:
+    """Rollouts in the buffer of each domain.
+
+    Raises:
+      UserError: domain_buffer_rows has a domain that is not among them.
+    """
+    for name in self.domain_buffer_rows:
+      if name not in domains:
+        raise unknown_name("probe.domain_buffer_rows", name, domains)
+    return tuple(self.domain_buffer_rows.get(domain, self.buffer_rows) for domain in domains)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +199,7 @@ def _regress(design, targets, valid, total, config):
   if config.model == "logistic":
     return (), *logistic(design, targets, valid, config.alpha)
   if config.model == "mlp":
-    return mlp(design, targets, valid, config.mlp_widths, config.mlp_steps)
+    return mlp(design, targets, valid, config.mlp_widths, config.mlp_steps, config.alpha)
   intercept = jnp.where(valid, targets, 0.0).sum() / total
   return (), ridge(design, jnp.where(valid, targets - intercept, 0.0), config.alpha), intercept
 

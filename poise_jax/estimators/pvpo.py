@@ -17,5 +17,5 @@ def _estimate(experience: Experience) -> Estimate:
   baselines = jnp.broadcast_to(
     experience.reference_scores.mean(1, keepdims=True), experience.scores.shape
   )
-  advantages = experience.rewards - baselines
-  return Estimate(advantages, baselines, {"reference/score": baselines.mean()})
+  score = baselines.mean(where=experience.real_groups[:, None])
+  return Estimate(experience.rewards - baselines, baselines, {"reference/score": score})

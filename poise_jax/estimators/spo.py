@@ -26,7 +26,8 @@ class State:
   tracker: "Tracker"
   tokens: Int[Array, "N T"]  # last response to each prompt
   mask: Bool[Array, "N T"]  # all False before the first response
-  logprobs: Float[Array, "N T"]  # nats, of the policy that sampled the response
+  # nats, in the trainer, after the step that sampled the response
+  logprobs: Float[Array, "N T"]
 
 
 @flax.struct.dataclass
@@ -74,14 +75,16 @@ def update(
 
   Args:
     tracker: counts of all N prompts.
-    prompts: distinct indices of this step's prompts.
+    prompts: distinct indices of this step's prompts; those that no prompt has are left out.
     rewards: reward of each one's response, in [0, 1].
     drift: change of the policy, see `retention`.
   """
   share = retention(drift)
+  successes = share * tracker.successes[prompts] + rewards
+  failures = share * tracker.failures[prompts] + 1 - rewards
   return Tracker(
-    tracker.successes.at[prompts].set(share * tracker.successes[prompts] + rewards),
-    tracker.failures.at[prompts].set(share * tracker.failures[prompts] + 1 - rewards),
+    tracker.successes.at[prompts].set(successes, mode="drop"),
+    tracker.failures.at[prompts].set(failures, mode="drop"),
   )
 
 
@@ -89,15 +92,17 @@ def update(
 def priorities(tracker: Tracker) -> Float[Array, " N"]:
   """Weights with which prompts are drawn: the reward's standard deviation, plus 0.05."""
   v = value(tracker)
-  return jnp.sqrt(v * (1 - v)) + 0.05
+  return jnp.sqrt(jnp.maximum(v * (1 - v), 0.0)) + 0.05  # by rounding, v may exceed 1
 
 
 def make(context: EstimatorContext) -> Estimator:
   """The estimator, for N training prompts and responses of T = rollout.max_new_tokens.
 
   The baseline is the tracker's value before this step; advantages are whitened over the batch. The
-  share of a prompt's counts that stays depends on how far this step's update has moved the policy
-  on the previous response to the prompt.
+  share of a prompt's counts that stays depends on how far the policy has moved on the previous
+  response to the prompt. As in the source both log-probs are the trainer's: after the step that
+  sampled the response and after this step. The sampler's, which differ by rounding, would count as
+  drift.
 
   Raises:
     UserError: rollout.n is not 1.
@@ -119,14 +124,18 @@ def make(context: EstimatorContext) -> Estimator:
 
   def learn(state, experience, params, aux):
     previous = _previous(state, experience.prompt_ids, experience.rollouts.prompts)
-    logprobs = sequence_logprobs(context.model, params, previous, context.update)
-    return _update(state, experience, previous, logprobs)
+    logprobs = [
+      sequence_logprobs(context.model, params, rollouts, context.update)
+      for rollouts in (previous, experience.rollouts)
+    ]
+    return _update(state, experience, previous, *logprobs)
 
   return Estimator(
     init=start,
     estimate=_estimate,
     update=learn,
     priorities=lambda state: priorities(state.tracker),
+    needs_probabilities=True,
   )
 
 
@@ -134,21 +143,32 @@ def make(context: EstimatorContext) -> Estimator:
 def _estimate(state: State, experience: Experience) -> Estimate:
   rewards = experience.rewards
   baselines = value(state.tracker)[experience.prompt_ids][:, None]
-  advantages = whiten(rewards - baselines)
-  return Estimate(advantages, baselines, {"tracker/value": baselines.mean()})
+  real = experience.real_groups[:, None]
+  terms = jnp.where(real, jnp.maximum(jnp.abs(rewards), baselines), 0.0)
+  advantages = whiten(rewards - baselines, real, terms.max())
+  return Estimate(advantages, baselines, {"tracker/value": baselines.mean(where=real)})
 
 
 @jax.jit
-def _update(state, experience, previous, logprobs):
-  """The state after a step; `logprobs` [P, 1, T] of the previous responses under the new policy."""
-  ids, rollouts = experience.prompt_ids, experience.rollouts
-  changes = jnp.where(previous.mask, jnp.abs(logprobs - previous.logprobs), 0.0).sum((1, 2))
+def _update(state, experience, previous, previous_logprobs, logprobs):
+  """The state after a step.
+
+  Args:
+    previous: the previous responses to the step's prompts, with their stored log-probs.
+    previous_logprobs: their log-probs under the new policy [P, 1, T].
+    logprobs: log-probs of the step's responses under the new policy [P, 1, T].
+  """
+  rollouts = experience.rollouts
+  # Padding gets an index that no prompt has, where nothing is written.
+  ids = jnp.where(experience.real_groups, experience.prompt_ids, len(state.tokens))
+  changes = jnp.abs(previous_logprobs - previous.logprobs)
+  changes = jnp.where(previous.mask, changes, 0.0).sum((1, 2))
   drift = changes / jnp.maximum(previous.mask.sum((1, 2)), 1)
   return State(
     tracker=update(state.tracker, ids, experience.rewards[:, 0], drift),
-    tokens=state.tokens.at[ids].set(rollouts.tokens[:, 0]),
-    mask=state.mask.at[ids].set(rollouts.mask[:, 0]),
-    logprobs=state.logprobs.at[ids].set(rollouts.logprobs[:, 0]),
+    tokens=state.tokens.at[ids].set(rollouts.tokens[:, 0], mode="drop"),
+    mask=state.mask.at[ids].set(rollouts.mask[:, 0], mode="drop"),
+    logprobs=state.logprobs.at[ids].set(logprobs[:, 0], mode="drop"),
   )
 
 

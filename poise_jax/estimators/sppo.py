@@ -30,7 +30,7 @@ def make(context: EstimatorContext) -> Estimator:
     p, n = experience.scores.shape
     size = math.gcd(p, max(config.microbatch_size // n, 1))
     logits = _predict(model, state.params, experience.rollouts.prompts, config, size)
-    return _estimate(experience.rewards, logits, state.skipped)
+    return _estimate(experience, logits, state.skipped)
 
   def update(state, experience, params, aux):
     p, n = experience.scores.shape
@@ -38,7 +38,7 @@ def make(context: EstimatorContext) -> Estimator:
     size = p // math.gcd(p, max(p * n // config.minibatch_size, 1))
     micro = math.gcd(size, max(config.microbatch_size // n, 1))
     step = functools.partial(_critic_step, model, config, micro)
-    batch = {"prompts": experience.rollouts.prompts, "targets": _mean_rewards(experience)}
+    batch = {"prompts": experience.rollouts.prompts, **_targets(experience)}
     return over_minibatches(step, state, batch, size, p // size)[0]
 
   return Estimator(
@@ -64,24 +64,30 @@ def _predict(model, params, prompts, config, size):
 
 
 @jax.jit
-def _estimate(rewards, logits, skipped) -> Estimate:
+def _estimate(experience, logits, skipped) -> Estimate:
+  rewards = experience.rewards
   baselines = jnp.broadcast_to(jax.nn.sigmoid(logits)[:, None], rewards.shape)
-  explained = explained_variance(baselines, rewards, jnp.ones(rewards.shape, bool))
+  real = jnp.broadcast_to(experience.real_groups[:, None], rewards.shape)
+  explained = explained_variance(baselines, rewards, real)
   metrics = {"critic/explained_variance": explained, "critic/skipped_updates": jnp.copy(skipped)}
   return Estimate(rewards - baselines, baselines, metrics)
 
 
-_mean_rewards = jax.jit(lambda experience: experience.rewards.mean(1))
+@jax.jit
+def _targets(experience):
+  """Mean reward of each prompt [P], and which prompts are not padding [P]."""
+  return {"targets": experience.rewards.mean(1), "real": experience.real_groups}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _critic_step(model, config, size, state, batch):
   """One optimizer step of the critic on a mini-batch of prompts; `state` is donated."""
-  count = len(batch["targets"])
+  count = jnp.maximum(batch["real"].sum(), 1)
 
   def loss_fn(params, micro):
     logits = prompt_logits(model, params, micro["prompts"], config)
-    return optax.sigmoid_binary_cross_entropy(logits, micro["targets"]).sum() / count, ()
+    losses = optax.sigmoid_binary_cross_entropy(logits, micro["targets"])
+    return jnp.where(micro["real"], losses, 0.0).sum() / count, ()
 
   grads, _ = accumulate(loss_fn, state.params, batch, size)
-  return apply_gradients(config, state, grads), {}
+  return apply_gradients(config, state, grads, has_tokens=batch["real"].any()), {}

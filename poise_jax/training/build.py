@@ -319,8 +319,8 @@ def _check_estimator(config, estimator, reward, collect):
       )
   if estimator.needs_probabilities and (reward.kl_coef or reward.overlong_buffer):
     raise UserError(
-      f"estimator {config.estimator!r} predicts a probability, so rewards must be in [0, 1]: set "
-      "reward.kl_coef and reward.overlong_buffer to 0"
+      f"estimator {config.estimator!r} takes rewards for probabilities, so they must be in [0, 1]: "
+      "set reward.kl_coef and reward.overlong_buffer to 0"
     )
 
 

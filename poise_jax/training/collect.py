@@ -8,15 +8,16 @@ prompts.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError, check_finite
+from poise_jax.estimators.statistics import mixed
 from poise_jax.training import greso
 from poise_jax.types import Experience, Prompts, Rollouts
 
@@ -90,11 +91,6 @@ def init(
   return State(zero, zero, zero, pool, skips)
 
 
-def mixed(scores: Float[np.ndarray, "P n"]) -> Bool[np.ndarray, " P"]:
-  """Whether the responses of each group have different scores."""
-  return scores.min(1) < scores.max(1)
-
-
 def choose(
   order: Sequence[int],
   position: int,
@@ -102,8 +98,12 @@ def choose(
   skips: greso.Skips | tuple[()],
   seed: int,
   priorities: Float[np.ndarray, " N"] | None = None,
+  present: Collection[int] = (),
 ) -> tuple[Int[np.ndarray, " P"], int]:
   """The prompts to sample next.
+
+  A prompt that the step has already is passed over once. So a step that crosses an epoch's edge has
+  no prompt twice, and one that needs more prompts than there are still ends.
 
   Args:
     order: the endless order of the training prompts.
@@ -113,6 +113,7 @@ def choose(
       GRESO may want to skip every prompt.
     seed: of skips and draws, together with the position.
     priorities: if given, `count` different prompts are drawn with these weights instead.
+    present: prompts of the groups that the step has already.
 
   Returns:
     The prompts' indices, and the position after them.
@@ -122,12 +123,15 @@ def choose(
     rng = np.random.default_rng([seed, position])
     ids = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
     return ids, position + count
-  ids, start = [], position
+  ids, start, taken, passed = [], position, set(present), set()
   while len(ids) < count:
-    prompt = order[position]
+    prompt = int(order[position])
     may_skip = skips and position - start < len(skips.streaks)
-    if not (may_skip and greso.is_skipped(skips, prompt, seed, position)):
+    if prompt in taken and prompt not in passed:
+      passed.add(prompt)
+    elif not (may_skip and greso.is_skipped(skips, prompt, seed, position)):
       ids.append(prompt)
+      taken.add(prompt)
     position += 1
   return np.array(ids), position
 
@@ -149,10 +153,10 @@ class _Batches:
     default_factory=list
   )
 
-  def sample(self) -> Experience:
-    """The next batch: P groups."""
+  def sample(self, present: Collection[int] = ()) -> Experience:
+    """The next batch: P groups; for `present` see `choose`."""
     ids, self.position = choose(
-      self.order, self.position, self.groups, self.skips, self.seed, self.priorities
+      self.order, self.position, self.groups, self.skips, self.seed, self.priorities, present
     )
     batch = self.generate(ids, self.count)
     self.count += 1
@@ -221,7 +225,8 @@ def _select(
   pool = jax.tree.map(lambda x: x[:carried], state.pool)
   parts, discarded = [pool.replace(age=pool.age + 1)], 0
   while sum(len(part.scores) for part in parts) < groups and batches.count < max_generations:
-    batch = sharding.fetch(batches.sample())
+    present = [int(i) for part in parts for i in part.prompt_ids]
+    batch = sharding.fetch(batches.sample(present))
     is_mixed = mixed(batch.scores)
     discarded += int((~is_mixed).sum()) * batch.scores.shape[1]
     parts.append(jax.tree.map(lambda x, is_mixed=is_mixed: x[is_mixed], batch))

@@ -19,6 +19,9 @@ from poise_jax.training.build import Experiment
 from poise_jax.types import Estimate, Experience, Rollouts, TrainState
 
 
+REFERENCE = np.uint32(2**32 - 1)  # number folded into the run's key for the reference policy
+
+
 class Clock:
   """Wall-clock seconds of a step and its parts, and other sums over the step's batches."""
 
@@ -103,9 +106,17 @@ class Sampling:
 
 @jax.jit
 def _sampling_keys(key, step, generation):
-  """Keys for the responses of the policy and of the reference policy."""
-  key = jax.random.fold_in(jax.random.fold_in(key, step), generation)
-  return key, jax.random.fold_in(key, 0)
+  """Keys for the responses of the policy and of the reference policy.
+
+  The sampler folds the numbers of rows into them, so neither may be the other with a number folded
+  in, nor a part of `split`, which folds in small numbers too. The reference's come from a number
+  that no step has.
+  """
+  policy, reference = (
+    jax.random.fold_in(jax.random.fold_in(root, step), generation)
+    for root in (key, jax.random.fold_in(key, REFERENCE))
+  )
+  return policy, reference
 
 
 def score(

@@ -1,11 +1,14 @@
 """The table of estimators, their common interface, and estimators from outside the package."""
 
+import dataclasses
+import functools
 import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_batch import T, experience_of, padded
 
 from experiments.bias_variance import estimator_of, experience
 from poise_jax import estimators, models
@@ -59,6 +62,47 @@ def test_every_estimator_has_the_same_interface(name):
     np.testing.assert_allclose(estimate.baselines[:, 0], [0.5, 0, 1, 0.25])
   if name == "spo":
     assert estimator.priorities(state).shape == (len(rewards),)
+
+
+@pytest.mark.parametrize("name", estimators.ESTIMATORS)
+def test_padding_changes_nothing(name):
+  """Advantages and metrics of four groups, and the state after a step, with and without empty
+  groups behind them."""
+  context = context_of(name)
+  n, width = context.rollout.n, feature_size(MODEL, context.rollout)
+  context = dataclasses.replace(
+    context,
+    rollout=dataclasses.replace(context.rollout, max_new_tokens=T),
+    update=UpdateConfig(minibatch_size=4 * n, microbatch_size=2 * n),
+    probe=dataclasses.replace(context.probe, min_rows=4, pca_response=2),
+  )
+  estimator = estimators.make(name, context)
+  params = models.init(MODEL, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  steps = [
+    experience_of(
+      rng.choice([0.1, 0.7, 0.9], (4, n)), rng.integers(1, T + 1, (4, n)), features=width, seed=seed
+    )
+    for seed in range(3)
+  ]
+  alone, among = estimator.init(params), estimator.init(params)
+  for batch in steps:
+    batch = batch.replace(prompt_ids=batch.prompt_ids[::-1])  # padding has the id of the last one
+    full = padded(batch, 8)
+    expected, actual = estimator.estimate(alone, batch), estimator.estimate(among, full)
+    mask = np.asarray(batch.rollouts.mask)
+    for x, y in ((expected.advantages, actual.advantages), (expected.baselines, actual.baselines)):
+      x, y = np.asarray(x), np.asarray(y)[:4]
+      if x.ndim == 3:  # a token's advantage counts where there is a token
+        x, y = x[mask], y[mask]
+      np.testing.assert_allclose(y, x, atol=1e-5)
+    for metric, value in expected.metrics.items():
+      np.testing.assert_allclose(actual.metrics[metric], value, atol=1e-5, err_msg=metric)
+    alone = estimator.update(alone, batch, params, expected.aux)
+    among = estimator.update(among, full, params, actual.aux)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, among, alone)
+  assert np.abs(np.asarray(expected.advantages)).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["poise", "poise_sibling", *GROUP])

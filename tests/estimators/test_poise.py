@@ -10,7 +10,7 @@ import scipy.stats
 
 from poise_jax.estimators import poise, probe
 
-CONFIG = probe.ProbeConfig(alpha=1.0, buffer_rows=64, bootstrap_steps=2)
+CONFIG = probe.ProbeConfig(alpha=1.0, buffer_rows=64, min_rows=12, bootstrap_steps=2)
 
 
 def batch(seed, prompts=12, n=2, num_features=13):

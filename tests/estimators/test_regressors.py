@@ -13,8 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from poise_jax.estimators import poise, probe
 from poise_jax.estimators.regressors import LEARNING_RATE, SEED, mlp
 
-LOGISTIC = probe.ProbeConfig(model="logistic", alpha=3.0, buffer_rows=64, bootstrap_steps=0)
-MLP = probe.ProbeConfig(model="mlp", mlp_widths=(16, 8), buffer_rows=64, bootstrap_steps=0)
+BUFFER = dict(buffer_rows=64, min_rows=48, bootstrap_steps=0)
+LOGISTIC = probe.ProbeConfig(model="logistic", alpha=3.0, **BUFFER)
+MLP = probe.ProbeConfig(model="mlp", mlp_widths=(16, 8), **BUFFER)
 
 
 def rows(count=200, width=13, seed=0):

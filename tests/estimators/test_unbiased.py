@@ -98,7 +98,7 @@ def test_the_estimator_itself_is_unbiased(name, n):
   probabilities, scores, rewards, _ = toy(1)
   rng = np.random.default_rng(0)
   features = rng.normal(size=(len(ANSWERS), 5)) + 2 * rewards[:, None]
-  config = probe.ProbeConfig(alpha=1.0, buffer_rows=60, bootstrap_steps=1)
+  config = probe.ProbeConfig(alpha=1.0, buffer_rows=60, min_rows=40, bootstrap_steps=1)
   estimator = estimator_of(name, n, 5, config)
   earlier = rng.choice(len(ANSWERS), size=(20, n), p=probabilities)
   groups = np.array(list(itertools.product(range(len(ANSWERS)), repeat=n)))
