@@ -11,7 +11,6 @@ from poise_jax.estimators.base import Estimator, EstimatorContext, stateless
 from poise_jax.estimators.statistics import STD_EPSILON, deviations, whiten
 from poise_jax.types import Estimate, Experience
 
-
 Lengths = Real[Array, "P n"] | Bool[Array, "P n"]
 
 

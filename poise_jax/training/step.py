@@ -18,7 +18,6 @@ from poise_jax.training import rewards, summary
 from poise_jax.training.build import Experiment
 from poise_jax.types import Estimate, Experience, Rollouts, TrainState
 
-
 REFERENCE = np.uint32(2**32 - 1)  # number folded into the run's key for the reference policy
 
 

@@ -33,6 +33,24 @@ def test_a_domain_is_a_queue_of_groups():
   assert buffer.count.sum() > 3 * groups * num_domains
 
 
+def test_domains_have_rings_of_their_own_size():
+  sizes, n = (7, 2, 5), 2  # groups
+  buffer = buffers.empty([2 * size + 1 for size in sizes], n, 1, 3)
+  queues = [collections.deque(maxlen=size) for size in sizes]
+  rng = np.random.default_rng(0)
+  for number in range(30):
+    domains = rng.integers(0, 3, 4 if number % 5 else 11)
+    values = rng.random((len(domains), n)).astype(np.float32)
+    buffer = buffers.insert(buffer, values[..., None], values, domains)
+    for domain, value in zip(domains, values, strict=True):
+      queues[domain].append(value)
+    assert buffer.filled.tolist() == [len(queue) for queue in queues]
+  for domain, queue in enumerate(queues):
+    stored = np.asarray(buffer.targets[domain, : len(queue)])
+    np.testing.assert_array_equal(np.sort(stored, 0), np.sort(np.array(queue), 0))
+    assert not buffer.targets[domain, len(queue) :].any()
+
+
 def test_groups_of_unknown_domains_are_dropped():
   buffer = buffers.empty(rows=4, n=2, num_features=2, num_domains=2)
   after = buffers.insert(buffer, jnp.ones((3, 2, 2)), jnp.ones((3, 2)), jnp.array([-1, 2, 5]))

@@ -111,6 +111,21 @@ def test_groups_of_one_are_refused(name):
     estimator_of(name, 1, 11, ProbeConfig())
 
 
+@pytest.mark.parametrize("fields", [dict(own_rollout=True), dict(reads=("prompt",))])
+def test_ablations_of_one_rollout_a_prompt(fields):
+  """Those of the paper's Table 3; the sibling's reward has to come from a sibling."""
+  config = ProbeConfig(**fields)
+  batch = experience(np.array([[1.0], [0.0], [0.5]]), np.zeros((3, 1, 11)))
+  estimator = estimator_of("poise", 1, 11, config)
+  estimate = estimator.estimate(estimator.init(()), batch)
+  np.testing.assert_allclose(estimate.baselines[:, 0], [0.25, 0.75, 0.5])
+  with pytest.raises(UserError, match="poise_sibling .*rollout.n must be at least 2, got 1"):
+    estimator_of("poise_sibling", 1, 11, config)
+  for reads in (("prompt", "entropy"), ("response",)):
+    with pytest.raises(UserError, match="poise .*at least 2, got 1.*own_rollout or probe.reads"):
+      estimator_of("poise", 1, 11, ProbeConfig(reads=reads))
+
+
 def test_a_context_that_does_not_suit_is_named():
   with pytest.raises(UserError, match="spo takes one response a prompt.*must be 1, got 2"):
     estimator_of("spo", 2, 11, ProbeConfig())

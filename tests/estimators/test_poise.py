@@ -193,3 +193,81 @@ def test_estimate_and_update_trace_once_into_one_program():
     state, advantages, _ = step(state, *batch(seed))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, run(4))
   assert step._cache_size() == 1 and advantages.shape == (12, 2)
+
+
+@pytest.mark.parametrize("minimum,buffered", [(24, 64), (60, 64), (256, 64)])
+def test_a_domain_takes_its_probe_from_min_rows_on(minimum, buffered):
+  """Of 12 groups a step, a quarter is of domain 1: 6 rows. A full buffer is enough."""
+  config = dataclasses.replace(CONFIG, min_rows=minimum, buffer_rows=buffered, bootstrap_steps=0)
+  state = poise.init(config, n=2, num_features=13, num_domains=2)
+  domains = (np.arange(12) % 4 == 0).astype(np.int32)
+  rows = np.zeros(2)
+  for seed in range(12):
+    rewards, features, _ = batch(seed)
+    ready = rows >= min(minimum, buffered)
+    assert state.fitted.tolist() == ready.tolist(), seed
+    advantages, _, _, metrics = poise.estimate(state, rewards, features, domains, config)
+    np.testing.assert_allclose(metrics["probe/active"], ready[domains].mean(), rtol=1e-6)
+    rloo = rewards - rewards[:, ::-1]
+    uses_rloo = (np.asarray(advantages) == rloo).all(1)
+    assert uses_rloo[~ready[domains]].all()
+    assert all(not uses_rloo[domains == domain].all() for domain in np.flatnonzero(ready))
+    state = poise.update(state, rewards, features, domains, config)
+    rows += [18, 6]
+  assert ready.all()
+
+
+def test_one_group_does_not_replace_rloo_by_default():
+  config = probe.ProbeConfig(alpha=100.0, bootstrap_steps=1)
+  state = poise.init(config, n=2, num_features=13, num_domains=2)
+  rewards, features, domains = batch(0)
+  domains[3] = 1
+  state = poise.update(state, rewards, features, domains, config)
+  assert not state.fitted.any()
+
+
+def test_domains_have_buffers_of_their_own_size():
+  """A domain with a buffer of 16 rows predicts as if it were alone with that buffer."""
+  config = dataclasses.replace(CONFIG, domain_buffer_rows={"code": 16})
+  sizes = config.rows_of(("math", "code"))
+  assert sizes == (64, 16)
+  together = poise.init(config, n=2, num_features=13, num_domains=2, rows=sizes)
+  small = dataclasses.replace(CONFIG, buffer_rows=16)
+  alone = poise.init(small, n=2, num_features=13)
+  domains = np.arange(12, dtype=np.int32) % 2
+  for seed in range(5):
+    rewards, features, _ = batch(seed)
+    together = poise.update(together, rewards, features, domains, config)
+    odd = domains == 1
+    alone = poise.update(alone, rewards[odd], features[odd], 0 * domains[odd], small)
+  rewards, features, domains = batch(9)
+  predictions = poise.estimate(together, rewards, features, domains + 1, config)[2]
+  expected = poise.estimate(alone, rewards, features, domains, small)[2]
+  np.testing.assert_allclose(predictions, expected, rtol=0, atol=1e-5)
+  assert together.buffer.filled.tolist() == [30, 8]
+
+
+@pytest.mark.parametrize("ablation", [dict(own_rollout=True), dict(reads=("prompt",))])
+def test_one_rollout_a_prompt(ablation):
+  """The baseline is the rollout's own prediction, and before that the mean of all others."""
+  config = dataclasses.replace(CONFIG, min_rows=20, **ablation)
+  state = poise.init(config, n=1, num_features=13)
+  for seed in range(4):
+    rewards, features, domains = batch(seed, n=1)
+    advantages, baselines, predictions, metrics = poise.estimate(
+      state, rewards, features, domains, config
+    )
+    if seed < 2:
+      others = [np.delete(rewards, p).mean() for p in range(12)]
+      np.testing.assert_allclose(baselines[:, 0], others, atol=1e-6)
+      assert metrics["probe/active"] == 0
+    else:
+      past = [batch(s, n=1) for s in range(seed)]
+      rows = np.concatenate([x for _, x, _ in past])[:, 0]
+      targets = np.concatenate([r for r, _, _ in past])[:, 0]
+      expected = probe.predict(probe.fit(rows, targets, config), features)
+      np.testing.assert_allclose(predictions, expected, atol=1e-5)
+      np.testing.assert_array_equal(baselines, predictions)
+      np.testing.assert_allclose(metrics["probe/mae"], np.abs(expected - rewards).mean(), rtol=1e-4)
+    np.testing.assert_allclose(advantages, rewards - baselines, atol=1e-6)
+    state = poise.update(state, rewards, features, domains, config)

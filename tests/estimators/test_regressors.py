@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
 from poise_jax.estimators import poise, probe
@@ -49,26 +49,51 @@ def test_a_fractional_target_is_a_share_of_right_rows():
   np.testing.assert_allclose(probe.predict(one, x), probe.predict(many, x), atol=1e-4)
 
 
-def test_the_mlp_equals_pytorchs_with_the_same_initial_weights():
+def scikit_learns_mlp(x, y, widths, steps, alpha):
+  """MLPRegressor after `steps` full-batch Adam steps from our initial weights."""
+  net = MLPRegressor(
+    hidden_layer_sizes=widths,
+    alpha=alpha,
+    batch_size=len(x),
+    learning_rate_init=LEARNING_RATE,
+    shuffle=False,
+    max_iter=1,
+    n_iter_no_change=steps + 1,
+    warm_start=True,
+  )
+  net.fit(x, y)  # makes weights of the right shapes, from which the next fit continues
+  make = jax.nn.initializers.glorot_normal()
+  keys = jax.random.split(jax.random.key(SEED), len(net.coefs_))
+  for i, key in enumerate(keys):
+    net.coefs_[i][:] = make(key, net.coefs_[i].shape, jnp.float32)
+    net.intercepts_[i][:] = 0
+  net.max_iter = steps
+  return net.fit(x, y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
+def test_the_mlp_equals_scikit_learns_with_the_same_initial_weights(alpha):
   x, y = rows(64)
   x = StandardScaler().fit_transform(x).astype(np.float32)
-  hidden, coef, intercept = mlp(x, y, jnp.ones(64, bool), (16, 8), steps=50)
-  layers = [torch.nn.Linear(a, b) for a, b in ((13, 16), (16, 8), (8, 1))]
-  make = jax.nn.initializers.glorot_normal()
-  for key, layer in zip(jax.random.split(jax.random.key(SEED), 3), layers, strict=True):
-    kernel = make(key, layer.weight.T.shape, jnp.float32)
-    layer.weight.data = torch.tensor(np.array(kernel.T))
-    layer.bias.data.zero_()
-  net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
-  optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE)
-  for _ in range(50):
-    optimizer.zero_grad()
-    ((net(torch.tensor(x))[:, 0] - torch.tensor(y)) ** 2).mean().backward()
-    optimizer.step()
+  valid = np.arange(64) < 50
+  hidden, coef, intercept = mlp(x, y, valid, (12,), 50, alpha)
+  theirs = scikit_learns_mlp(x[valid].astype(np.float64), y[valid], (12,), 50, alpha)
   ours = [*hidden, (coef[:, None], intercept[None])]
-  for (kernel, bias), layer in zip(ours, layers, strict=True):
-    np.testing.assert_allclose(kernel, layer.weight.detach().numpy().T, atol=1e-5)
-    np.testing.assert_allclose(bias, layer.bias.detach().numpy(), atol=1e-5)
+  for (kernel, bias), their_kernel, their_bias in zip(
+    ours, theirs.coefs_, theirs.intercepts_, strict=True
+  ):
+    np.testing.assert_allclose(kernel, their_kernel, atol=1e-5)
+    np.testing.assert_allclose(bias, their_bias, atol=1e-5)
+
+
+def test_the_mlps_penalty_shrinks_its_predictions():
+  x, y = rows(120)
+  spread = [
+    np.ptp(probe.predict(probe.fit(x, y, dataclasses.replace(MLP, alpha=alpha)), x))
+    for alpha in (0.01, 100.0, 1e4)
+  ]
+  assert spread[0] > spread[1] + 0.1 and spread[2] < 0.05
 
 
 def test_the_mlp_learns_a_product_of_features():

@@ -15,7 +15,9 @@ f32 = np.float32
 TENTHS = np.array([sum([f32(0.1)] * 10), 1, np.nextafter(f32(1), f32(2))], f32)
 PARTS = np.array([f32(0.7), np.nextafter(f32(0.7), f32(1)), f32(0.7) + f32(2e-7)], f32)
 NEGATIVE = -1000 * PARTS
-WAYS = pytest.mark.parametrize("ways", [TENTHS, PARTS, NEGATIVE], ids=["tenths", "ulps", "negative"])
+WAYS = pytest.mark.parametrize(
+  "ways", [TENTHS, PARTS, NEGATIVE], ids=["tenths", "ulps", "negative"]
+)
 NAMES = ("grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline")
 by_name = pytest.mark.parametrize("name", NAMES)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fake_groups import DYNAMIC, N, P, T, generator, groups, run, start
 
+from poise_jax.data.order import example_order
 from poise_jax.training import collect
 from poise_jax.training.collect import CollectConfig
 
@@ -102,6 +103,43 @@ def test_priorities_draw_different_prompts_by_weight():
   weights = np.array([0, 1, 1, 0, 1, 1, 0.0])
   ids, position = collect.choose([], 8, P, (), seed=0, priorities=weights)
   assert sorted(ids) == [1, 2, 4, 5] and position == 12
+
+
+@pytest.mark.parametrize("size,count", [(10, 4), (10, 9), (7, 7), (16, 6)])
+def test_a_step_that_crosses_an_epochs_edge_has_no_prompt_twice(size, count):
+  order, position, seen = example_order(size, seed=1), 0, []
+  for _ in range(40):
+    ids, position = collect.choose(order, position, count, (), seed=0)
+    assert len(set(ids.tolist())) == count
+    seen += ids.tolist()
+  # A prompt that is passed over was in the step already: all are used about as often.
+  uses = np.bincount(seen, minlength=size)
+  assert uses.min() >= 0.7 * uses.max()
+
+
+@pytest.mark.parametrize("size,count", [(3, 5), (1, 4), (2, 8)])
+def test_a_step_larger_than_the_training_set_repeats_prompts(size, count):
+  ids, _ = collect.choose(example_order(size, seed=1), 2, count, (), seed=0)
+  assert len(ids) == count and set(ids.tolist()) == set(range(size))
+
+
+def test_later_batches_and_carried_groups_repeat_no_prompt_of_the_step():
+  """Dynamic sampling goes through a training set of 12 prompts, half of them mixed, many times."""
+  order, state = example_order(12, seed=0), start()
+  generate, calls = generator([1, 0, 1, 1, 0, 0])
+  for _ in range(20):
+    experience, real_groups, state, _ = run(generate, state, order=order)
+    trained = experience.prompt_ids[:real_groups].tolist()
+    assert len(set(trained)) == real_groups == P
+  assert max(generation for _, generation in calls) > 0
+
+
+def test_scores_that_differ_by_rounding_do_not_make_a_group_mixed():
+  tenths = np.cumsum(np.full(10, 0.1, np.float32))[-1]
+  assert tenths != 1
+  batch = groups(range(P), [[tenths, 1], [0, 1], [1, 1], [1, 0.99]])
+  experience, real_groups, _, _ = run(lambda *_: batch, start(), groups=2)
+  assert experience.prompt_ids[:real_groups].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The parts of a training step: their order, what each of them gets, and their times."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,3 +126,27 @@ def test_the_clock_sums_the_times_of_parts_and_other_metrics(monkeypatch):
     "time/reward": 3.0,
     "collect/tokens": 9.0,
   }
+
+
+def test_no_two_policies_and_no_two_rows_draw_with_the_same_key():
+  """The sampler draws a row's tokens with keys that it folds the row's number into."""
+
+  @jax.jit
+  def keys_of(key, number, generation):
+    policy, reference = step._sampling_keys(key, number, generation)
+    # As rows of the sampler, and as what it folds those numbers into.
+    rows = [
+      jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.arange(16))
+      for root in (policy, reference)
+    ]
+    return jax.random.key_data(jnp.concatenate([policy[None], reference[None], *rows]))
+
+  root = jax.random.key(5)
+  found = [
+    tuple(key)
+    for number in (1, 2, 3)
+    for generation in (0, 1, 2)
+    for key in np.asarray(keys_of(root, jnp.int32(number), jnp.int32(generation)))
+  ]
+  found.append(tuple(np.asarray(jax.random.key_data(jax.random.fold_in(root, 0)))))  # weights
+  assert len(set(found)) == len(found) == 3 * 3 * 34 + 1
