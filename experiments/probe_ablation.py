@@ -123,7 +123,7 @@ def table(data: Data, layer: int, config: ProbeConfig) -> str:
   rows["logistic"] = probed(features, config, model="logistic")
   for widths in ((64,), (512,), (512, 512, 512)):
     name = f"mlp {' x '.join(map(str, widths))}"
-    rows[name] = probed(features, config, model="mlp", mlp_widths=widths)
+    rows[name] = probed(features, config, model="mlp", mlp_widths=widths, alpha=0.01)
   lines = [[name, *_quality(predictions, rewards)] for name, predictions in rows.items()]
   return markdown.table(HEADER, lines)
 

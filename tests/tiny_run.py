@@ -29,6 +29,7 @@ TINY = {
   "rollout.feature_layers": (1,),
   "probe.bootstrap_steps": 1,
   "probe.buffer_rows": 16,
+  "probe.min_rows": 8,
   "probe.pca_prompt": 4,
   "probe.pca_response": 4,
   "train.minibatch_size": 4,

@@ -77,14 +77,16 @@ def test_the_mlp_equals_scikit_learns_with_the_same_initial_weights(alpha):
   x, y = rows(64)
   x = StandardScaler().fit_transform(x).astype(np.float32)
   valid = np.arange(64) < 50
-  hidden, coef, intercept = mlp(x, y, valid, (12,), 50, alpha)
-  theirs = scikit_learns_mlp(x[valid].astype(np.float64), y[valid], (12,), 50, alpha)
+  hidden, coef, intercept = mlp(x, y, valid, (16, 8), 50, alpha)
+  theirs = scikit_learns_mlp(x[valid].astype(np.float64), y[valid], (16, 8), 50, alpha)
   ours = [*hidden, (coef[:, None], intercept[None])]
   for (kernel, bias), their_kernel, their_bias in zip(
     ours, theirs.coefs_, theirs.intercepts_, strict=True
   ):
-    np.testing.assert_allclose(kernel, their_kernel, atol=1e-5)
-    np.testing.assert_allclose(bias, their_bias, atol=1e-5)
+    # 50 steps move a weight by up to 0.05. scikit-learn adds Adam's epsilon before it corrects the
+    # bias of the moments, which shows where a gradient is small.
+    np.testing.assert_allclose(kernel, their_kernel, atol=3e-4)
+    np.testing.assert_allclose(bias, their_bias, atol=3e-4)
 
 
 def test_the_mlps_penalty_shrinks_its_predictions():
