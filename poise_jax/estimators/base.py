@@ -35,7 +35,8 @@ class Estimator(NamedTuple):
 
   The state is a pytree of arrays with everything that is carried from step to step. In every step
   the loop calls `estimate` with the state of the step before, updates the policy, and then calls
-  `update`: predict first, learn after.
+  `update`: predict first, learn after. With dynamic sampling the last groups of an experience may
+  be padding (experience.real_groups), which a statistic of the batch must leave out.
   """
 
   # policy parameters -> state; copies those that it stores, since the policy's update donates them
