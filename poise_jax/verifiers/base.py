@@ -6,12 +6,16 @@ from typing import Any
 
 from poise_jax.errors import UserError
 
-STATUSES = ("ok", "unparsable", "timed_out", "crashed")
+STATUSES = ("ok", "unparsable", "timed_out", "crashed", "sandbox_failed")
 
 
 class UnusableError(UserError):
   """A check that cannot judge any response: a mistake in a task or config, or a missing library or
   privilege. Raised instead of giving every response a score of zero."""
+
+
+class SandboxError(OSError):
+  """A sandbox could not be set up, so the program in it did not run: no judgement of the answer."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poise_jax.verifiers import fences
-from poise_jax.verifiers.base import UnusableError, Verdict
+from poise_jax.verifiers.base import SandboxError, UnusableError, Verdict
 from poise_jax.verifiers.code_tests import read_tests
 from poise_jax.verifiers.sandbox import Sandbox
 from poise_jax.verifiers.thought import judges_answer
@@ -178,8 +178,11 @@ def _same_token(a, b):
 @functools.cache
 def check_sandbox():
   """Raises UnusableError if this machine does not allow sandboxes."""
-  with Sandbox("print('ready')", errors=True) as sandbox:
-    exit_code, output = sandbox.wait(30), sandbox.output(1000)
+  try:
+    with Sandbox("print('ready')", errors=True) as sandbox:
+      exit_code, output = sandbox.wait(30), sandbox.output(1000)
+  except SandboxError as error:
+    exit_code, output = None, str(error)
   if exit_code != 0 or output != "ready\n":
     raise UnusableError(
       "verifier code cannot isolate programs on this machine, so it runs none "

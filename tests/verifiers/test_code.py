@@ -8,7 +8,7 @@ import pytest
 
 from poise_jax.verifiers import Check, UnusableError, Verdict, verify
 from poise_jax.verifiers import code as code_lib
-from poise_jax.verifiers.sandbox import Sandbox
+from poise_jax.verifiers.sandbox import Sandbox, isolation
 from poise_jax.verifiers.sandbox import sandbox as sandbox_lib
 
 SQUARE = {"tests": ["assert f(2) == 4", "assert f(3) == 9"]}
@@ -408,7 +408,7 @@ def _processes():
       parent = int(pathlib.Path(f"/proc/{group}/stat").read_text().split()[3])
     except OSError:
       continue
-    if b"sandbox.py" in command and parent == os.getpid():
+    if b"launch.py" in command and parent == os.getpid():
       pids.add(int(entry.name))
   return pids
 
@@ -467,8 +467,8 @@ def test_mounted_folders_are_read_only(tmp_path, monkeypatch):
   tmp_path.chmod(0o777)
   (tmp_path / "file").write_text("read")
   (tmp_path / "file").chmod(0o666)
-  folders = sandbox_lib._folders
-  monkeypatch.setattr(sandbox_lib, "_folders", lambda: [*folders(), str(tmp_path)])
+  folders = sandbox_lib.python_folders
+  monkeypatch.setattr(sandbox_lib, "python_folders", lambda: [*folders(), str(tmp_path)])
   program = f"print(open('{tmp_path}/file').read(), flush=True)\nopen('{tmp_path}/file', 'w')"
   assert "Read-only file system" in run(program)
   assert run(program).startswith("read\n")
@@ -502,7 +502,7 @@ print(dict(os.environ))
   # If Python is installed below the home folder, the folders on the way there are visible.
   assert [line for line in lines if not line.startswith(str(pathlib.Path.home()))] == []
   assert not any("ssh" in line or "bash" in line for line in lines)
-  assert set(eval(environment)) <= {"LC_CTYPE"}
+  assert set(eval(environment)) <= {"LC_CTYPE", *isolation.ONE_THREAD}
 
 
 def test_killing_and_reading_other_processes():
