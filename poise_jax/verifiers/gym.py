@@ -1,31 +1,17 @@
 """reasoning-gym's own scores of answers to its entries, where only full marks count as right."""
 
-import re
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import reasoning_gym as library
+import sympy
 
+from poise_jax.verifiers.formulas import formula
 from poise_jax.verifiers.base import UnusableError, Verdict
+from poise_jax.verifiers.countdown import countdown
 from poise_jax.verifiers.extract import answer_or_response
 from poise_jax.verifiers.thought import judges_answer
-
-# Generators whose scores pass the answer to Python's eval, some through sympy.parse_expr.
-EVALUATED = (
-  "binary_matrix",
-  "countdown",
-  "intermediate_integration",
-  "n_queens",
-  "polynomial_multiplication",
-  "puzzle24",
-  "simple_integration",
-  "spiral_matrix",
-  "string_insertion",
-)
-_FUNCTIONS = (
-  "sin cos tan sec csc cot asin acos atan arcsin arccos arctan sinh cosh tanh exp log ln sqrt "
-  "abs Abs erf"
-).split()
 
 
 @judges_answer
@@ -35,7 +21,8 @@ def reasoning_gym(
   """1 if the generator's score_answer gives the extracted answer full marks, else 0.
 
   Most generators give partial credit to any answer that contains the right one (0.67 to 145 for
-  14), and some give 0.01 to any answer: rewarded like this, a policy learns to write more.
+  14), and some give 0.01 to any answer: rewarded like this, a policy learns to write more. The
+  generators in SCORERS pass the answer to Python's eval, so they are scored here instead.
 
   Args:
     reference: {"dataset": a generator's name, "entry": its question, answer and metadata}.
@@ -49,26 +36,69 @@ def reasoning_gym(
     )
   name, entry = reference["dataset"], reference["entry"]
   try:
-    scorer = library.get_score_answer_fn(name)
+    scorer = _library_scorer(name)
   except ValueError as error:
     raise UnusableError(f"reasoning-gym has no generator {name!r}") from error
   answer = answer_or_response(response, extract)
   if answer is None or not answer and entry["answer"] != "":
     return Verdict(0.0, "unparsable", f"no answer is in the form {extract}")
-  if name in EVALUATED and answer != entry["answer"] and not harmless(answer):
-    return Verdict(0.0, "unparsable", "the answer is not evaluated: it could be a program")
-  return Verdict(float(scorer(answer, entry) >= 1), answer=answer)
+  if name not in SCORERS:
+    return Verdict(float(scorer(answer, entry) >= 1), answer=answer)
+  try:
+    return Verdict(float(SCORERS[name](answer, entry)), answer=answer)
+  except ValueError as error:
+    return Verdict(0.0, "unparsable", str(error), answer=answer)
 
 
-def harmless(text: str) -> bool:
-  """Whether evaluating a text can only call elementary mathematical functions.
+@functools.cache
+def _library_scorer(name):
+  """The library's scorer of a generator; some load files for seconds when they are made."""
+  return library.get_score_answer_fn(name)
 
-  Otherwise a language model's answer could run a program in the verifier's process.
-  """
-  if "__" in text or len(text) > 5000 or re.search(r"\*\*[\s(-]*(\d{4}|\w*[\s(]*\*\*)", text):
-    return False  # powers of powers take forever
-  if "(" not in text:
-    return not re.search(r"\blambda\b|:=|\bfor\b", text)
-  calls = re.findall(r"([A-Za-z_]\w+)\s*\(", text)
-  plain = re.fullmatch(r"[\w\s+\-*/^().,=|]*", text) and not re.search(r"[A-Za-z_)]\s*\.", text)
-  return bool(plain) and all(name in _FUNCTIONS for name in calls)
+
+def _is_reference(answer, entry):
+  return answer.strip() == entry["answer"].strip()
+
+
+def _is_valid_board(answer, entry):
+  return answer in entry["metadata"]["valid_answers"]
+
+
+def _makes(answer, numbers, target):
+  """Whether an expression of the numbers, each used once, equals the target."""
+  verdict = countdown({"numbers": numbers, "target": target}, answer, extract="all")
+  if verdict.status != "ok":
+    raise ValueError(verdict.note)
+  return verdict.score == 1
+
+
+def _makes_target(answer, entry):
+  return _makes(answer, entry["metadata"]["numbers"], entry["metadata"]["target"])
+
+
+def _makes_24(answer, entry):
+  return _makes(answer, entry["metadata"]["numbers"], 24)
+
+
+def _is_product(answer, entry):
+  return formula(answer) == formula(entry["answer"])
+
+
+def _is_integral(answer, entry):
+  variable = sympy.Symbol(entry["metadata"]["variable"])
+  derivative = sympy.diff(formula(answer), variable)
+  return sympy.simplify(derivative - formula(entry["metadata"]["integrand"])) == 0
+
+
+# Generator -> whether an answer is right; raises ValueError if it cannot be read.
+SCORERS = {
+  "binary_matrix": _is_reference,
+  "countdown": _makes_target,
+  "intermediate_integration": _is_integral,
+  "n_queens": _is_valid_board,
+  "polynomial_multiplication": _is_product,
+  "puzzle24": _makes_24,
+  "simple_integration": _is_integral,
+  "spiral_matrix": _is_reference,
+  "string_insertion": _is_reference,
+}

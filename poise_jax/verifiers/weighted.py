@@ -1,7 +1,7 @@
 """Weighted sums of checks."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from poise_jax import verifiers
 from poise_jax.verifiers.base import Check, UnusableError, Verdict
@@ -17,11 +17,34 @@ def weighted(reference: Mapping[str, tuple[float, Check]], response: str) -> Ver
     reference: name of a part -> (weight, check); the weights add up to 1.
     response: the text to judge.
   """
-  _check_mapping(reference)
-  weights = {name: weight for name, (weight, _) in reference.items()}
+  check = Check("weighted", reference)
+  return combine(check, (verifiers.verify(part, response) for part in single_checks(check)))
+
+
+def single_checks(check: Check) -> list[Check]:
+  """The checks without parts that a check consists of, in order; UnusableError if malformed."""
+  if check.verifier != "weighted":
+    return [check]
+  _check_mapping(check.reference)
+  return [single for _, part in check.reference.values() for single in single_checks(part)]
+
+
+def combine(check: Check, single_verdicts: Iterator[Verdict]) -> Verdict:
+  """The verdict of a check, given those of its `single_checks`; 0 if one of these has failed.
+
+  Raises:
+    UnusableError: the weights do not add up to 1.
+  """
+  if check.verifier != "weighted":
+    return next(single_verdicts)
+  weights = {name: weight for name, (weight, _) in check.reference.items()}
   if abs(sum(weights.values()) - 1) > 1e-6:
     raise UnusableError(f"the weights of a weighted check must add up to 1, got {weights}")
-  verdicts = {name: verifiers.verify(check, response) for name, (_, check) in reference.items()}
+  parts = check.reference.items()
+  verdicts = {name: combine(part, single_verdicts) for name, (_, part) in parts}
+  lost = next((v for v in verdicts.values() if v.status not in ("ok", "unparsable")), None)
+  if lost:
+    return Verdict(0.0, lost.status, lost.note)
   total = sum(weights[name] * verdict.score for name, verdict in verdicts.items())
   failure = next((v for v in verdicts.values() if v.status != "ok"), Verdict(0.0))
   return Verdict(
@@ -40,14 +63,6 @@ def with_think_end(check: Check, think_end: str) -> Check:
     _check_mapping(reference)
     reference = {k: (weight, with_think_end(c, think_end)) for k, (weight, c) in reference.items()}
   return dataclasses.replace(check, reference=reference, think_end=think_end)
-
-
-def verifier_names(check: Check) -> list[str]:
-  """The verifiers that a check needs, those of its parts included."""
-  if check.verifier != "weighted":
-    return [check.verifier]
-  _check_mapping(check.reference)
-  return ["weighted", *(n for _, part in check.reference.values() for n in verifier_names(part))]
 
 
 def _check_mapping(reference):

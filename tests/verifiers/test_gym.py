@@ -4,7 +4,7 @@ import pytest
 import reasoning_gym
 
 from poise_jax.verifiers import Check, UnusableError, verify
-from poise_jax.verifiers.gym import EVALUATED
+from poise_jax.verifiers.gym import SCORERS
 
 NAMES = ["chain_sum", "leg_counting", "countdown", "simple_integration", "n_queens", "puzzle24"]
 
@@ -29,7 +29,7 @@ def test_there_is_no_partial_credit():
   assert [verify(check, response).score for response in responses] == [1, 0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("name", EVALUATED)
+@pytest.mark.parametrize("name", SCORERS)
 def test_an_answer_is_never_run_as_a_program(name, tmp_path):
   """The scores of these generators evaluate the answer as Python."""
   check = Check(

@@ -30,7 +30,7 @@ def processes(parent_pid=None):
   children = []
   for entry in pathlib.Path("/proc").glob("[0-9]*"):
     try:
-      if b"poise_jax.verifiers.pool.worker" in (entry / "cmdline").read_bytes():
+      if b"poise_jax.verifiers.pool.server" in (entry / "cmdline").read_bytes():
         children.append((int(entry.name), int((entry / "stat").read_text().split()[3])))
     except OSError:
       pass

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from poise_jax.verifiers.base import Check, UnusableError, Verdict
+from poise_jax.verifiers.pool.messages import LONGEST, from_json, verdict_from_data
 
 STARTUP = 60.0  # seconds that a process may take to start or to load a library
+_LONGEST = 64 * LONGEST  # bytes of a message of the verifiers' process: verdicts of many workers
 MAX_DEATHS = 3  # deaths of the verifiers' process in a row, without a verdict in between
 
 
@@ -24,13 +26,14 @@ class Pool:
 
     Args:
       workers: responses judged at the same time; 0 for one per core. While responses hang, up to
-        worker.CROWD times as many.
+        server.CROWD times as many.
       time_limit: wall-clock seconds per response.
 
     Raises:
       OSError: the process does not start.
     """
-    self.workers = workers or len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    self.workers = workers or (len(affinity(0)) if affinity else os.cpu_count())
     self.time_limit = time_limit
     self._process = self._pipe = None
     self._start()
@@ -60,7 +63,8 @@ class Pool:
           ([checks[i] for i in missing], [responses[i] for i in missing], self.time_limit)
         )
         while len(verdicts) < len(checks):
-          for place, verdict in self._receive(2 * self.time_limit + STARTUP):
+          content = self._receive("verdicts", 2 * self.time_limit + STARTUP)
+          for place, verdict in _verdicts(content, len(missing)):
             verdicts[missing[place]] = verdict
       except (EOFError, ConnectionError) as error:
         deaths = 1 if len(verdicts) > before else deaths + 1
@@ -78,7 +82,7 @@ class Pool:
       self._start()
     try:
       self._pipe.send((checks, [], self.time_limit))
-      self._receive(STARTUP)
+      self._receive("verdicts", STARTUP)
     except (EOFError, ConnectionError) as error:
       self.close()
       raise OSError("the verifiers' process died while it loaded its libraries") from error
@@ -88,7 +92,7 @@ class Pool:
     # The child gets this process's import path, so that it finds the same user's function.
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    module = "poise_jax.verifiers.pool.worker"
+    module = "poise_jax.verifiers.pool.server"
     with child_end:
       self._process = subprocess.Popen(
         [sys.executable, "-m", module, str(child_end.fileno()), str(self.workers)],
@@ -100,7 +104,7 @@ class Pool:
       )
     self._pipe = Connection(parent_end.detach())
     try:
-      self._receive(STARTUP)
+      self._receive("ready", STARTUP)
     except (EOFError, ConnectionError) as error:
       code = self._process.wait()
       self.close()
@@ -109,15 +113,25 @@ class Pool:
         f"The command is {sys.executable} -m {module}"
       ) from error
 
-  def _receive(self, seconds):
-    """The next message of the verifiers' process; UnusableError if it reports an unusable check."""
+  def _receive(self, kind, seconds):
+    """The content of the next message of the verifiers' process, which must be of that kind.
+
+    Raises:
+      UnusableError: the process reports an unusable check.
+      OSError: it does not answer, or does not follow the protocol.
+    """
     if not self._pipe.poll(seconds):
       self.close()
       raise TimeoutError(f"the verifiers' process has not answered for {seconds:g} s")
-    message = self._pipe.recv()
-    if isinstance(message, UnusableError):
-      raise message
-    return message
+    try:
+      message = from_json(self._pipe.recv_bytes(_LONGEST))
+    except ValueError as error:
+      raise _broken(error) from error
+    if "unusable" in message:
+      raise UnusableError(str(message["unusable"])[:10_000])
+    if kind not in message:
+      raise _broken(f"{message!r:.100}")
+    return message[kind]
 
   def close(self):
     """Ends all workers. Safe to call more than once; the next `score` starts new workers."""
@@ -136,3 +150,18 @@ class Pool:
 
   def __exit__(self, *_):
     self.close()
+
+
+def _verdicts(content, count):
+  """Pairs of a place below `count` and a verdict; OSError if the content is anything else."""
+  try:
+    pairs = [(place, verdict_from_data(data)) for place, data in content]
+  except (TypeError, ValueError) as error:
+    raise _broken(error) from error
+  if not all(type(place) is int and 0 <= place < count for place, _ in pairs):
+    raise _broken(f"{[place for place, _ in pairs]!r:.100}")
+  return pairs
+
+
+def _broken(what):
+  return OSError(f"the verifiers' process sent something else than verdicts: {what}")

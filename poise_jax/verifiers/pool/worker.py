@@ -1,222 +1,120 @@
-"""The processes that judge responses. Pool runs this module with a file descriptor and a size.
+"""The process that judges one response after the other.
 
-The verifiers' process loads each library once and forks the workers, so that a new worker costs
-milliseconds. It runs no verifier itself, so it cannot hang with one. A worker judges one response
-at a time. It is killed together with its children at the time limit, and replaced when it dies.
+A worker is confined if the verifiers that it runs are those of this package: without network, with
+a read-only root and a user id of its own (../sandbox/isolation.py). It reports the first sign that
+a response could have run code in it, before that code runs; the server then replaces it, so that no
+response can change what the next one gets. Workers for `code`, which makes sandboxes itself, and
+for functions of the user's own are ordinary processes.
 """
 
-import collections
-import ctypes
-import dataclasses
 import os
-import resource
-import signal
+import re
 import sys
 import time
-from multiprocessing.connection import Connection, Pipe, wait
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
-from poise_jax.verifiers import load, verify
-from poise_jax.verifiers.base import Check, UnusableError, Verdict
-from poise_jax.verifiers.weighted import verifier_names
+from poise_jax.verifiers import VERIFIERS, verify
+from poise_jax.verifiers.base import Check, SandboxError, UnusableError, Verdict
+from poise_jax.verifiers.pool.messages import to_json, verdict_to_data
+from poise_jax.verifiers.sandbox import isolation
+from poise_jax.verifiers.sandbox.sandbox import outermost, python_folders
+from poise_jax.verifiers.sandbox.syscalls import call_filter
 
-CROWD = 8  # workers per core while responses hang, so that the other responses need not wait
-PATIENCE = 0.1  # seconds without an idle worker before more workers start
-MEMORY = 4 << 30  # bytes that a worker may allocate
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclasses.dataclass
-class Worker:
-  """A forked process and its current task."""
-
-  pid: int
-  pipe: Connection
-  item: int = -1  # place in the batch of the response that it judges; -1 if idle
-  since: float = 0.0  # time at which it received that response
-
-  def kill(self) -> int:
-    """Ends the process and its children; returns its exit status in the form of waitpid."""
-    for kill in (os.killpg, os.kill):
-      try:
-        kill(self.pid, signal.SIGKILL)
-      except OSError:
-        pass  # it has ended, or does not lead its process group yet
-    self.pipe.close()
-    return os.waitpid(self.pid, 0)[1]
+CONFINED = frozenset(VERIFIERS) - {"code", "weighted"}
+TRIES = 3  # attempts to set up the sandboxes that one response needs
+_DISK = 16 << 20  # bytes of a confined worker's work folder
+# Audit events (docs.python.org/3/library/audit_events.html) by which a text becomes code.
+_CHANGES = frozenset(
+  "compile code.__new__ pickle.find_class ctypes.dlopen ctypes.dlsym ctypes.call_function "
+  "os.system os.exec os.posix_spawn os.fork os.forkpty subprocess.Popen sys.addaudithook".split()
+)
+# What sympy evaluates for each number that it reads.
+_HARMLESS = re.compile(
+  rb"from sympy import \*|(Integer|Float|Symbol) \('?[0-9A-Za-z.]{1,400}'? \)", re.ASCII
+)
 
 
-@dataclasses.dataclass
-class Batch:
-  """Responses to judge, and what has become of them."""
+def confine(parent: int):
+  """Confines this process, which becomes the first of a process namespace; raises OSError.
 
-  checks: list[Check]
-  responses: list[str]
-  limit: float  # wall-clock seconds per response
-  queue: collections.deque[int]  # places of responses that no worker has
-  deaths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-  verdicts: list[tuple[int, Verdict]] = dataclasses.field(default_factory=list)  # not sent yet
-
-
-def main(client: Connection, size: int):
-  """Judges batches until the client closes its end."""
-  server = Server(client, size)
-  client.send("ready")
-  try:
-    while True:
-      checks, responses, limit = client.recv()
-      try:
-        server.score(checks, responses, limit)
-      except (EOFError, ConnectionError):
-        raise
-      except Exception as error:  # the fault of a check, not of a response
-        server.dismiss()
-        client.send(error if isinstance(error, UnusableError) else UnusableError(repr(error)))
-  except (EOFError, ConnectionError):
-    pass  # the pool was closed, or its process has died
-  finally:
-    server.dismiss()
+  Args:
+    parent: id of the process with which this one dies.
+  """
+  places = [path for name, module in list(sys.modules.items()) if "." not in name
+            for path in getattr(module, "__path__", ())]  # fmt: skip
+  folders = outermost([*python_folders(), *places])
+  isolation.enter(folders, _DISK, call_filter(), parent)
+  isolation.limit(memory=0, disk=_DISK, processes=8, cpu=0)
+  os.environ.clear()
+  null = os.open(os.devnull, os.O_RDWR)
+  for stream in (0, 1, 2):  # a log file, for example
+    os.dup2(null, stream)
 
 
-class Server:
-  """Gives the responses of a batch to workers and sends lists of (place, Verdict) back."""
+def work(tasks: Connection, results: int, confined: bool):
+  """Judges responses until the server closes its end.
 
-  def __init__(self, client: Connection, size: int):
-    self.client, self.size = client, size
-    self.workers: list[Worker] = []
-    self.loaded: set[str] = set()
-
-  def score(self, checks: list[Check], responses: list[str], limit: float):
-    """Judges one batch.
-
-    Raises:
-      UnusableError: a check cannot judge any response.
-      EOFError: the client has closed its end.
-    """
-    self._load({name for check in checks for name in verifier_names(check)})
-    if not responses:  # the pool only loads libraries
-      self.client.send([])
-    batch = Batch(checks, responses, limit, collections.deque(range(len(responses))))
-    remaining = len(responses)
-    while remaining:
-      self._assign(batch)
-      self._collect(batch)
-      self._end_overdue(batch)
-      if batch.verdicts:
-        remaining -= len(batch.verdicts)
-        self.client.send(batch.verdicts)
-        batch.verdicts = []
-
-  def _load(self, verifiers: set[str]):
-    """Loads verifiers in this process, from which later workers inherit them."""
-    if new := verifiers - self.loaded:
-      self.dismiss()  # the present workers would each load the libraries themselves
-      for name in sorted(new):
-        load(name)
-      self.loaded |= new
-
-  def _assign(self, batch: Batch):
-    """Gives waiting responses to idle workers, and starts workers if there are too few."""
-    now = time.monotonic()
-    idle = [w for w in self.workers if w.item < 0]
-    stuck = self.workers and all(now - w.since > PATIENCE for w in self.workers)
-    if batch.queue and not idle and (len(self.workers) < self.size or stuck):
-      limit = self.size * CROWD if stuck else self.size
-      for _ in range(min(2 * max(len(self.workers), 1), limit) - len(self.workers)):
-        self.workers.append(self.fork())
-        idle.append(self.workers[-1])
-    for worker in idle[: len(batch.queue)]:
-      worker.item, worker.since = batch.queue.popleft(), time.monotonic()
-      try:
-        worker.pipe.send((batch.checks[worker.item], batch.responses[worker.item]))
-      except OSError:  # it died while idle, which is not the fault of this response
-        batch.queue.appendleft(worker.item)
-        worker.item = -1
-        self._remove(worker, batch)
-
-  def _collect(self, batch: Batch):
-    """Waits until workers have verdicts or die, or until a worker is overdue."""
-    busy = {w.pipe: w for w in self.workers if w.item >= 0}
-    patience = PATIENCE if batch.queue and len(busy) < self.size * CROWD else batch.limit
-    now = time.monotonic()
-    due = min((w.since for w in busy.values()), default=now) + batch.limit - now
-    ready = wait([*busy, self.client], max(0.0, min(due, patience)))
-    if self.client in ready:
-      raise EOFError  # the client sends nothing during a batch
-    for pipe in ready:
-      worker = busy[pipe]
-      try:
-        verdict = pipe.recv()
-      except (EOFError, OSError):
-        self._remove(worker, batch)
-        continue
-      if isinstance(verdict, UnusableError):
-        raise verdict
-      batch.verdicts.append((worker.item, verdict))
-      worker.item = -1
-
-  def _end_overdue(self, batch: Batch):
-    """Kills the workers that have exceeded the time limit."""
-    now = time.monotonic()
-    for worker in list(self.workers):
-      if worker.item >= 0 and now - worker.since > batch.limit:
-        verdict = Verdict(0.0, "timed_out", f"took more than {batch.limit:g} s")
-        self._remove(worker, batch, verdict)
-
-  def _remove(self, worker: Worker, batch: Batch, verdict: Verdict | None = None):
-    """Kills a worker. Its response gets the verdict, or without one a second worker; if that one
-    dies too, the response has crashed its verifier."""
-    self.workers.remove(worker)
-    status, place = worker.kill(), worker.item
-    if place < 0:
-      return
-    batch.deaths[place] += 1
-    if verdict is None and batch.deaths[place] == 1:
-      batch.queue.appendleft(place)
-      return
-    cause = f"signal {status}" if status < 128 else f"exit code {status >> 8}"
-    crash = Verdict(0.0, "crashed", f"the worker died with {cause}")
-    batch.verdicts.append((place, verdict or crash))
-
-  def fork(self) -> Worker:
-    """Starts a worker."""
-    parent_end, child_end = Pipe()
-    if pid := os.fork():
-      child_end.close()
-      return Worker(pid, parent_end)
-    status = 1
-    try:  # the child must not return into the server's code
-      os.setsid()
-      ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-      os.closerange(3, child_end.fileno())
-      os.closerange(child_end.fileno() + 1, 4096)
-      resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-      work(child_end)
-      status = 0
-    finally:
-      os._exit(status)
-
-  def dismiss(self):
-    """Ends all workers."""
-    for worker in self.workers:
-      worker.kill()
-    self.workers.clear()
-
-
-def work(pipe: Connection):
-  """Judges one response after the other until the server closes its end."""
+  Args:
+    tasks: (Check, response), pickled; the server is more trusted than this process.
+    results: file descriptor for messages: {"changed": event}, then {"verdict": fields} or
+      {"unusable": reason}.
+    confined: whether to report changes of this process.
+  """
+  watch = _watch(results) if confined else lambda active: None
   while True:
     try:
-      check, response = pipe.recv()
+      check, response = tasks.recv()
     except EOFError:
       return
+    watch(True)
+    message = to_json(judge(check, response))
+    watch(False)
+    _write(results, message)
+
+
+def _write(results, message):
+  while message:
+    message = message[os.write(results, message) :]
+
+
+def _watch(results: int) -> Callable[[bool], None]:
+  """Starts to report changes of this process; returns the function that sets when to."""
+  active, write = False, os.write
+
+  def hook(event: str, arguments: tuple):
+    nonlocal active
+    if active and event in _CHANGES and not (event == "compile" and _is_harmless(*arguments)):
+      active = False  # once is enough
+      write(results, to_json({"changed": event}))
+
+  def set_active(value: bool):
+    nonlocal active
+    active = value
+
+  sys.addaudithook(hook)
+  return set_active
+
+
+def _is_harmless(source: bytes | str | None, filename: str) -> bool:
+  """Whether `compile` merely parses (as ast.literal_eval does) or sees what sympy always does."""
+  if source is None:
+    return False  # a syntax tree
+  source = source.encode(errors="replace") if isinstance(source, str) else source
+  return filename == "<unknown>" or bool(_HARMLESS.fullmatch(source))
+
+
+def judge(check: Check, response: str) -> dict:
+  """The message that tells how a response was judged."""
+  for attempt in range(TRIES):
+    time.sleep(0.2 * attempt)
     try:
-      result = verify(check, response)
+      return {"verdict": verdict_to_data(verify(check, response))}
     except UnusableError as error:
-      result = error
+      return {"unusable": str(error)}
+    except SandboxError as error:  # too many processes at this moment, for example
+      failure = Verdict(0.0, "sandbox_failed", f"{error}; tried {TRIES} times")
     except Exception as error:  # the verifier's own mistake; the metrics count it
-      result = Verdict(0.0, "crashed", f"{check.verifier}: {error!r}"[:1000])
-    pipe.send(result)
-
-
-if __name__ == "__main__":
-  main(Connection(int(sys.argv[1])), int(sys.argv[2]))
+      note = f"{check.verifier}: {error!r}"[:1000]
+      return {"verdict": verdict_to_data(Verdict(0.0, "crashed", note))}
+  return {"verdict": verdict_to_data(failure)}

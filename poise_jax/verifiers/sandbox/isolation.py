@@ -16,6 +16,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x10000000, 0x20000000, 0x40000000
@@ -49,10 +50,7 @@ def enter(folders: list[str], disk: int, call_filter: str, parent: int):
     OSError: this machine does not allow the isolation.
   """
   was_root = os.geteuid() == 0
-  # First of all: this process dies with the one that started it.
-  _call("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-  if os.getppid() != parent:
-    os._exit(FAILED)
+  die_with(parent)
   user = _free_user() if was_root else 0
   if not was_root:
     _user_namespace()
@@ -72,6 +70,14 @@ def enter(folders: list[str], disk: int, call_filter: str, parent: int):
   _call("prctl", _DUMPABLE, 0, 0, 0, 0)
   if call_filter:
     _filter_calls(bytes.fromhex(call_filter))
+
+
+def die_with(parent: int):
+  """Makes this process die with the one that started it; only Linux has this."""
+  if sys.platform == "linux":
+    _call("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+      os._exit(FAILED)
 
 
 def limit(memory: int, disk: int, processes: int, cpu: int):
