@@ -47,7 +47,8 @@ def code(
   Args:
     reference: one of
       {"tests": [source, ...]}: asserts that use the program's names. Optional: "setup", source that
-        runs before each test; "entry_point", a function to pass to the `check` that a test defines.
+        runs before each test; "entry_point", a function to pass to the `check` that a test defines;
+        "names", the other names that tests use of the program, besides Solution (code_names.py).
       {"inputs": [...], "outputs": [...]}: standard input and expected output of each run, which
         must end with exit code 0.
       {"inputs", "outputs", "fn_name"}: argument lists and return values of that function, or of
@@ -125,11 +126,12 @@ def _call(program, tests, deadline, limits):
   """Number of passed tests, status and note, where tests call the program's functions."""
   source, imports = _CALLS.read_text(), _USUAL_IMPORTS.read_text()
   data = dict(setup=tests.setup, tests=tests.sources, name=tests.name, calls=tests.calls)
+  data.update(names=tests.names)
   server_end, client_end = socket.socketpair()
   with server_end, client_end:
     server = f"{imports}\n{source}\nserve(PIPE, DATA, usual_builtins())"
     with Sandbox(server, data=program, pipe=server_end.fileno(), **limits):
-      client = f"{source}\ntest(PIPE, **DATA)"
+      client = f"{imports}\n{source}\ntest(PIPE, **DATA, builtin_names=usual_builtins())"
       testing = Sandbox(client, data=data, pipe=client_end.fileno(), **limits)
       server_end.close()
       client_end.close()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poise_jax.verifiers.base import UnusableError
+from poise_jax.verifiers.code_names import program_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Tests:
   runs: Sequence[tuple[str, str]] = ()  # (standard input, expected output)
   setup: str = ""  # Python that runs before each of `sources`
   name: str = ""  # a function, or a method of class Solution; "" if no test names one
+  names: Sequence[str] = ()  # what the tests use of the program
 
   def __len__(self) -> int:
     return len(self.sources) + len(self.calls) + len(self.runs)
@@ -52,9 +54,11 @@ def read_tests(reference: Mapping[str, Any] | str) -> Tests:
     if not all(does_something[1:]) and not reference.get("entry_point"):
       source = sources[does_something.index(False, 1) - 1]
       raise _unusable(f"has no entry_point, and a test that calls nothing: {source!r:.60}")
-    return Tests(sources=sources, setup=setup, name=name)
+    listed = [*([name] if name else []), *(reference.get("names") or [])]
+    names = program_names(setup, sources, listed)
+    return Tests(sources=sources, setup=setup, name=name, names=names)
   if reference.get("fn_name"):
-    return Tests(calls=[_call(*pair) for pair in pairs], name=name)
+    return Tests(calls=[_call(*pair) for pair in pairs], name=name, names=[name, "Solution"])
   return Tests(runs=[(_text(i, x), _text(i, y)) for i, x, y in pairs])
 
 

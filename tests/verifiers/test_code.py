@@ -80,7 +80,9 @@ def fail(): raise KeyError('k')
     "def check(candidate):\n  assert candidate(7) == 7",
   ]
   for i, source in enumerate(tests):
-    assert judge(program, {"tests": [source], "entry_point": "same"}).score == 1, tests[i]
+    names = ["sort", "apply", "Stack", "count", "naturals", "fail"]
+    reference = {"tests": [source], "entry_point": "same", "names": names}
+    assert judge(program, reference).score == 1, tests[i]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_programs_have_the_usual_imports():
     ("x = 1", "assert gcd(8, 12) == 4", 0),  # the usual imports are no answer
     ("from math import gcd", "assert gcd(8, 12) == 4", 1),
     ("def gcd(a, b): return a", "assert gcd(8, 12) == 8", 1),
-    ("def pow(a, b): return a", "assert pow(2, 5) == 32", 1),  # the tests have Python's own
+    ("def pow(a, b): return a\ndef f(n): return 32", "assert f(2) == pow(2, 5)", 1),  # Python's own
     ("def f(n): return pow(n, -1, 7)", "assert f(3) == 5", 1),  # not that of math
     ("from __future__ import annotations\ndef f(x: No) -> Type: return x", "assert f(2) == 2", 1),
   ],

@@ -126,6 +126,11 @@ class Batch:
       self.complete.append((place, combine(self.checks[place], verdicts)))
 
 
+def _nothing(check):
+  """A response in which nothing follows the thought."""
+  return check.think_end
+
+
 def main(client: Connection, size: int):
   """Judges batches until the client closes its end."""
   server = Server(client, size)
@@ -225,9 +230,10 @@ class Server:
       for worker in idle[: min(len(queue), max(room, 0))]:
         item = queue.popleft()
         check, response = batch.tasks[item]
+        response = _nothing(check) if item in batch.doubts else response
         worker.item, worker.since = item, time.monotonic()
         try:
-          worker.tasks.send((check, "" if item in batch.doubts else response))
+          worker.tasks.send((check, response))
         except OSError:  # it died while idle, which is not the fault of this response
           queue.appendleft(item)
           worker.item = -1
@@ -265,7 +271,7 @@ class Server:
     check, response = batch.tasks[item]
     doubt = batch.doubts.pop(item, None)
     if isinstance(result, UnusableError):
-      if doubt or not response or check.verifier not in worker_lib.CONFINED:
+      if doubt or response == _nothing(check) or check.verifier not in worker_lib.CONFINED:
         raise result
       batch.doubts[item] = result
       batch.queue_of(item).appendleft(item)

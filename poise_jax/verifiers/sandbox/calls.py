@@ -11,18 +11,20 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from decimal import Decimal
 from fractions import Fraction
 
-_AS_LIST = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_AS_LIST = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 _AS_TEXT = {"bytes": bytes.fromhex, "Fraction": Fraction, "Decimal": Decimal, "complex": complex}
-_ALIASES = {"np": "numpy"}
+ALIASES = {"np": "numpy"}  # modules that tests may use without an import, besides Python's own
 
 
 class Remote:
   """Stands for an object at the other end and forwards operations to it.
 
-  Equality and truth are decided at this end: a remote object is true and equals only itself.
+  Equality, truth and membership are decided at this end: a remote object is true, equals only
+  itself and contains what iteration gives.
   """
 
   def __init__(self, peer, place):
@@ -33,6 +35,8 @@ class Remote:
     return self._peer.ask("call", self._place, *args, **kwargs)
 
   def __getattr__(self, name):
+    if name.startswith("__"):  # protocols such as numpy's __array_interface__ stay at this end
+      raise AttributeError(name)
     return self._peer.ask("attribute", self._place, name)
 
   def __len__(self):
@@ -45,7 +49,7 @@ class Remote:
     return self._peer.ask("item", self._place, key)
 
   def __contains__(self, key):
-    return self._peer.ask("contains", self._place, key) is True
+    return any(item is key or item == key for item in self)
 
   def __str__(self):
     return str(self._peer.ask("str", self._place))
@@ -67,12 +71,21 @@ _OPERATIONS = {
   "attribute": getattr,
   "len": len,
   "item": lambda x, key: x[key],
-  "contains": lambda x, key: key in x,
   "str": str,
   "repr": repr,
   "iter": iter,
   "next": next,
 }
+
+
+def _exception(operation, name, text):
+  """The built-in exception of that name, as far as the other end may raise it at this one."""
+  kind = getattr(builtins, str(name), None)
+  if not isinstance(kind, type) or not issubclass(kind, Exception) or kind is EOFError:
+    kind = RuntimeError
+  if issubclass(kind, StopIteration | StopAsyncIteration) and operation != "next":
+    kind = RuntimeError  # it would end a loop of the tests, such as zip(map(f, inputs), outputs)
+  return kind(str(text))
 
 
 class Peer:
@@ -106,9 +119,7 @@ class Peer:
       if kind == "request":
         self.reply(*message)
       elif kind == "raised":
-        error = getattr(builtins, str(message[0]), None)
-        builtin = isinstance(error, type) and issubclass(error, Exception)
-        raise (error if builtin and error is not EOFError else RuntimeError)(str(message[1]))
+        raise _exception(operation, *message)
       else:
         value, changed = map(self.decode, message)
         for old, new in zip(args, changed, strict=True):
@@ -140,14 +151,15 @@ class Peer:
       return value
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
       return self.encode(value.tolist())
-    for kind in (bool, int, float, str):  # subclasses, such as enumerations, as their base
-      if isinstance(value, kind):
-        return kind(value)
+    if isinstance(value, int | float | str):  # a subclass, such as an enumeration, as its base
+      return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
     if isinstance(value, dict):
       return ["dict", [[self.encode(k), self.encode(v)] for k, v in value.items()]]
-    for name, kind in _AS_LIST.items():
-      if isinstance(value, kind):
-        return [name, [self.encode(item) for item in value]]
+    name = next((name for name, kind in _AS_LIST.items() if isinstance(value, kind)), None)
+    if name:
+      return [name, [self.encode(item) for item in value]]
+    if isinstance(value, range):
+      return ["range", [value.start, value.stop, value.step]]
     if isinstance(value, bytes | bytearray):
       return ["bytes", value.hex()]
     if isinstance(value, Fraction | Decimal | complex):
@@ -168,6 +180,8 @@ class Peer:
       return {self.decode(k): self.decode(v) for k, v in content}
     if name in _AS_LIST:
       return _AS_LIST[name](self.decode(item) for item in content)
+    if name == "range":
+      return range(*content)
     if name in _AS_TEXT:
       return _AS_TEXT[name](content)
     if name == "mine":
@@ -195,7 +209,16 @@ def serve(pipe, code, builtin_names):
     peer.reply(*message)
 
 
-def test(pipe, setup, tests, name, calls):
+class _Builtins(dict):
+  """Built-in names, and modules that are imported on first use."""
+
+  def __missing__(self, name):
+    if name in sys.stdlib_module_names or name in ALIASES:
+      return importlib.import_module(ALIASES.get(name, name))
+    raise KeyError(name)
+
+
+def test(pipe, setup, tests, name, names, calls, builtin_names):
   """Runs tests and writes "1" (passed) or "0" (failed) for each to the standard output.
 
   Args:
@@ -203,26 +226,23 @@ def test(pipe, setup, tests, name, calls):
     setup: source that runs before each test.
     tests: sources of tests; a test fails by raising.
     name: function that `calls` call, and that is passed to the `check` that a test defines.
+    names: names that the tests take from the program, and no others.
     calls: (arguments, expected result) of each call.
+    builtin_names: the value of `__builtins__` in the tests.
   """
   results = os.fdopen(os.dup(1), "w")
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   sys.set_int_max_str_digits(0)
   peer = Peer(pipe, ("call",))
-  kind, names = peer.receive()
+  kind, values = peer.receive()
   if kind != "returned":
-    results.write(f"not loaded: {names}")
+    results.write(f"not loaded: {values}")
     return
-  scope = {}
-  for key, value in names.items():
-    if isinstance(value, list) and value[0] == "module":
-      module = str(value[1])
-      if module in sys.stdlib_module_names and key == module or _ALIASES.get(key) == module:
-        scope[key] = importlib.import_module(module)
-    elif not hasattr(builtins, key) or key == name:  # a program's own `all` would judge itself
-      scope[key] = peer.decode(value)
+  scope = {key: peer.decode(values[key]) for key in names if key in values and key[0] != "_"}
+  # A name that the program lacks is an error, not the built-in function of that name.
+  builtin_names = _Builtins({k: v for k, v in builtin_names.items() if k not in names})
   for source in tests:
-    variables = {"__name__": "tests", **scope}
+    variables = {"__name__": "tests", "__builtins__": builtin_names, **scope}
     try:
       exec(setup, variables)
       exec(source, variables)
