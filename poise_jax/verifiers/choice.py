@@ -16,7 +16,7 @@ _PHRASE = re.compile(
   r"(?:option\s+|choice\s+)?[*_$(\[{`]{0,4}\s*([A-Z])\b(?!['’]|\s+[a-z])",
   re.IGNORECASE,
 )
-_ALONE = re.compile(r"^[\s*_$(\[{`]*([A-Z])[\s*_$)\]}`.:]*$", re.MULTILINE)
+_ALONE = re.compile(r"^[ \t*_$(\[{`]*([A-Z])[ \t*_$)\]}`.:]*$", re.MULTILINE)  # within a line
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

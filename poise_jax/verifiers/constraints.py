@@ -102,7 +102,7 @@ def _lines(response):
 
 
 def _bullets(response):
-  return len(re.findall(r"(?m)^\s*(?:[*•+-])\s+\S", response))
+  return len(re.findall(r"(?m)^[^\S\n]*(?:[*•+-])\s+\S", response))
 
 
 def _occurrences(response, text, ignore_case=True, whole_word=True):
@@ -168,7 +168,9 @@ KINDS = {
   "characters": _counted(len),
   "placeholders": _counted(lambda r: len(re.findall(r"\[[^\[\]\n]+\]", r))),  # [name]
   "highlights": _counted(lambda r: len(re.findall(r"(?<!\*)\*{1,2}[^*\s][^*\n]*\*{1,2}", r))),
-  "sections": _counted(lambda r, mark: len(re.findall(rf"(?m)^\W*{re.escape(mark)}\s*\d+", r))),
+  "sections": _counted(
+    lambda r, mark: len(re.findall(rf"(?m)^[^\w\n]*{re.escape(mark)}\s*\d+", r))
+  ),
   "letter": _counted(lambda r, letter: r.lower().count(letter.lower())),
   "capital_words": _counted(_capital_words),  # words of two or more capitals
   "contains": _contains,  # text; ignore_case=True, whole_word=True; at least once by default
@@ -180,7 +182,7 @@ KINDS = {
   "json": _json,  # keys: required in the object; a fence around the JSON is allowed
   "quoted": _quoted,
   "title": lambda r: bool(re.search(r"<<[^<>\n]*\S[^<>\n]*>>", r)),  # <<a title>>
-  "postscript": lambda r, mark="P.S.": bool(re.search(rf"(?im)^\s*{re.escape(mark)}\s*\S", r)),
+  "postscript": lambda r, mark="P.S.": bool(re.search(rf"(?im)^[^\S\n]*{re.escape(mark)}\s*\S", r)),
   "one_of": _one_of,  # texts
   "repeats": lambda r, text: r.casefold().startswith(text.strip().casefold()) and r != text.strip(),
   "matches": lambda r, pattern: bool(re.fullmatch(pattern, r, re.DOTALL)),

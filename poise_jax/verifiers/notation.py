@@ -6,6 +6,7 @@ import unicodedata
 
 from poise_jax.verifiers.extract import last_box
 
+DEEPEST_BOX = 10  # boxes in boxes that are opened
 LONGEST_FORMULA = 1200  # characters of an answer that is more than a text
 _GREEK = dict(
   zip(
@@ -64,7 +65,9 @@ def clean(text: str) -> str:
 
   An escaped dollar sign stays, as the unit of an amount of money.
   """
-  while (box := last_box(text)) is not None:
+  for _ in range(DEEPEST_BOX):
+    if (box := last_box(text)) is None:
+      break
     text = box[1]
   if not text.isascii():
     text = _from_unicode(text)

@@ -327,3 +327,38 @@ def test_the_trainer_checks_types_and_ranges(content):
   with pytest.raises(OSError, match="something else than verdicts"):
     _verdicts(content, 2)
   assert _verdicts([[1, GOOD]], 2) == [(1, Verdict(1.0))]
+
+
+# Texts on which a careless pattern takes time that grows with the square of their length.
+
+
+@pytest.mark.parametrize(
+  "unit", ["\n", "```\n", " \n", "\t", "*\n", "\\boxed{", "**", "1,", "[", "_ "]
+)
+@pytest.mark.parametrize(
+  "check,honest",
+  [
+    (Check("math", "5"), r"\boxed{\boxed{5}}"),
+    (Check("choice", "B"), "It is\n\n  **B**\n"),
+    (Check("choice", "B", {"choices": {"A": "a cat", "B": "a dog"}}), "(B)"),
+    (Check("constraints", [{"kind": "bullets", "at_least": 2}]), "\n\n * one\n\n  - two"),
+    (
+      Check("constraints", [{"kind": "sections", "mark": "Part", "at_least": 2}]),
+      "Part 1\n\n# Part 2",
+    ),
+    (Check("constraints", [{"kind": "postscript"}]), "Well.\n\n  P.S. Bye"),
+    (Check("structure", [1]), "[1]"),
+    (Check("numeric", "5"), "5"),
+  ],
+)
+def test_time_is_bounded_on_long_answers(check, honest, unit):
+  assert verify(check, honest).score == 1
+  length = 20_000 // len(unit)
+  for text in (
+    unit * length,
+    f"x{unit * length}x",
+    unit * (length // 2) + "5" + "}" * (length // 2),
+  ):
+    start = time.process_time()
+    verify(check, text)
+    assert time.process_time() - start < 1
