@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,3 +183,36 @@ def test_no_process_outlives_the_one_that_made_the_pool():
     process.kill()
   assert len(started) == 2
   assert have_ended(started)
+
+
+ZOMBIES = r"""
+import pathlib, time
+from poise_jax.verifiers import Check
+from poise_jax.verifiers.pool import Pool
+
+def zombies():
+  stats = [path.read_text() for path in pathlib.Path("/proc").glob("[0-9]*/stat")]
+  return sum(stat.rpartition(")")[2].split()[0] == "Z" for stat in stats)
+
+def code(seconds):
+  return Check("code", {"tests": ["assert f(2) == 4"]}, {"time_limit": seconds})
+
+right = "```python\ndef f(x): return x * x\n```"
+hangs = "```python\nimport os, time\nos.fork()\nos.fork()\ntime.sleep(100)\n```"
+follow = Check("user_rewards:follow", "right")
+with Pool(2, time_limit=10) as pool:
+  checks = [code(0.3), code(5), follow, code(0.3), code(5)]
+  scores = [v.score for v in pool.score(checks, [hangs, right, "die", hangs, right])]
+  time.sleep(1.1)
+  pool.score([follow], ["right"])
+  print(scores, zombies())
+"""
+
+
+def test_no_zombies_are_left_to_the_first_process_of_a_container():
+  if os.geteuid() or not shutil.which("unshare"):
+    pytest.skip("needs root and the command unshare")
+  env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", ZOMBIES]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.stdout == "[0.0, 1.0, 0.0, 0.0, 1.0] 0\n", done.stderr

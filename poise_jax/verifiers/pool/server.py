@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import gc
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -31,6 +32,7 @@ from poise_jax.verifiers.weighted import combine, single_checks
 
 CROWD = 8  # workers per core while responses hang, so that the other responses need not wait
 PATIENCE = 0.1  # seconds without an idle worker before more workers start
+REAP_EVERY = 1.0  # seconds
 MEMORY = 4 << 30  # bytes that a worker may allocate
 # Judged once while a library loads, so that it also loads what it otherwise loads on first use.
 _FIRST_USE = {"math": (Check("math", r"\sqrt{2} + x"), r"\boxed{x + 2^{1/2} \text{ cm}}")}
@@ -133,6 +135,7 @@ def _nothing(check):
 
 def main(client: Connection, size: int):
   """Judges batches until the client closes its end."""
+  isolation.adopt_orphans()
   server = Server(client, size)
   server.tell("ready", True)
   try:
@@ -149,6 +152,7 @@ def main(client: Connection, size: int):
     pass  # the pool was closed, or its process has died
   finally:
     server.dismiss()
+    server.reap()
 
 
 class Server:
@@ -158,6 +162,7 @@ class Server:
     self.client, self.size = client, size
     self.workers: list[Worker] = []
     self.loaded: set[str] = set()
+    self.reaped = 0.0  # time of the last reap
     self.can_confine: bool | None = None  # None: not tried yet
 
   def tell(self, kind: str, content):
@@ -171,6 +176,7 @@ class Server:
       UnusableError: a check cannot judge any response.
       EOFError: the client has closed its end.
     """
+    self.reap()
     self._load({single.verifier for check in checks for single in single_checks(check)})
     if not responses:  # the pool only loads libraries
       self.tell("verdicts", [])
@@ -185,6 +191,20 @@ class Server:
         remaining -= len(batch.complete)
         self.tell("verdicts", [(place, verdict_to_data(v)) for place, v in batch.complete])
         batch.complete = []
+        if time.monotonic() - self.reaped > REAP_EVERY:
+          self.reap()
+
+  def reap(self):
+    """Waits for the ended children of processes that were killed, which this one has adopted."""
+    self.reaped = time.monotonic()
+    workers = {worker.pid for worker in self.workers}
+    try:
+      children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    except OSError:
+      return  # not Linux, or without /proc
+    for pid in map(int, children):
+      if pid not in workers:
+        os.waitpid(pid, os.WNOHANG)
 
   def _load(self, verifiers: set[str]):
     """Loads verifiers in this process, from which later workers inherit them."""

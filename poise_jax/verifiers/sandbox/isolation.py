@@ -26,7 +26,14 @@ _REPEATED = 1 | 2 | 4 | 8 | 1024 | 2048 | (1 << 21)  # mount flags that a remoun
 _AT_FDCWD, _AT_RECURSIVE, _MOUNT_SETATTR = -100, 0x8000, 442  # this number is every machine's
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _KEYCTL = {"x86_64": 250, "aarch64": 219}
-_PDEATHSIG, _DUMPABLE, _SECCOMP, _NO_NEW_PRIVS, _CAPBSET_DROP = 1, 4, 22, 38, 24
+_PDEATHSIG, _DUMPABLE, _SECCOMP, _CAPBSET_DROP, _CHILD_SUBREAPER, _NO_NEW_PRIVS = (
+  1,
+  4,
+  22,
+  24,
+  36,
+  38,
+)
 _ROOT = "/proc"  # mount point of the new root: it exists everywhere and holds nothing of Python's
 WORK = "/sandbox"
 FAILED = 120  # exit code of a process that could not isolate itself; programs cannot give it
@@ -78,6 +85,15 @@ def die_with(parent: int):
     _call("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
       os._exit(FAILED)
+
+
+def adopt_orphans():
+  """Makes this process the parent of its descendants' orphans; only Linux has this.
+
+  Otherwise the first process of a container gets them, which may not wait for them.
+  """
+  if sys.platform == "linux":
+    _call("prctl", _CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def limit(memory: int, disk: int, processes: int, cpu: int):
