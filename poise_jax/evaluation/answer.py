@@ -206,7 +206,7 @@ def evaluate(
   Returns:
     metrics: of the greedy answers eval/accuracy in [0, 1], eval/accuracy_se (bootstrap over
       prompts), eval/accuracy/<group>, eval/truncated_fraction and, if a verifier failed,
-      eval/timed_out and eval/crashed; of the sampled answers eval/avg_at_<n>, eval/pass_at_<k> and
+      eval/timed_out, eval/crashed and eval/sandbox_failed; of the sampled answers eval/avg_at_<n>, eval/pass_at_<k> and
       eval/maj_at_<k>, each with its _se.
     rows of the greedy answers.
     rows of the sampled answers.
@@ -226,7 +226,11 @@ def evaluate(
     "eval/accuracy": float(values["avg@1"].mean()),
     "eval/accuracy_se": standard_error(values["avg@1"]),
     "eval/truncated_fraction": float(values["truncated"].mean()),
-    **{f"eval/{name}": statuses[name] for name in ("timed_out", "crashed") if statuses[name]},
+    **{
+      f"eval/{name}": statuses[name]
+      for name in ("timed_out", "crashed", "sandbox_failed")
+      if statuses[name]
+    },
   }
   for name, group in by_group(greedy).items():
     if name:

@@ -106,7 +106,7 @@ class Judge:
   def _reset(self):
     self.counts: collections.Counter[str] = collections.Counter()  # responses by status
     self.parts: dict[str, list[float]] = collections.defaultdict(list)  # scores by part
-    self.crashed = ""  # note of the last crash
+    self.crashed = ""  # note of the last crash or failed sandbox
 
   def load(self, checks: Iterable[Check]):
     """Loads what these checks need.
@@ -133,15 +133,17 @@ class Judge:
     """Scores responses to tasks' checks, as Pool.score. `metrics` covers those of training.
 
     Raises:
-      UserError: the verifier crashed on every response, so that there is no reward to learn from.
+      UserError: the verifier crashed or its sandbox failed on every response, so that there is no
+        reward to learn from.
     """
     checks = [self.config.check(check, training) for check in checks]
     verdicts = processes.divided(self.pool.score, checks, responses)
-    crashes = [verdict.note for verdict in verdicts if verdict.status == "crashed"]
+    failures = [v for v in verdicts if v.status in ("crashed", "sandbox_failed")]
+    crashes = [verdict.note for verdict in failures]
     if crashes and len(crashes) == len(verdicts):
-      raise UserError(
-        f"the verifier crashed on all {len(verdicts)} responses; the last error: {crashes[-1]}"
-      )
+      counts = collections.Counter(verdict.status for verdict in failures)
+      what = "the verifier crashed" if counts["crashed"] else "the sandbox failed"
+      raise UserError(f"{what} on all {len(verdicts)} responses; the last error: {crashes[-1]}")
     if training:
       self.counts.update(verdict.status for verdict in verdicts)
       self.crashed = crashes[-1] if crashes else self.crashed

@@ -116,6 +116,22 @@ def test_counts_cover_the_training_responses_since_the_last_call():
       Judge(pool, VerifierConfig(function="nothing")).load([FIVE])
 
 
+def test_sandboxes_that_all_fail_are_an_error_with_a_count():
+  class Failing:
+    def score(self, checks, responses):
+      failed = Verdict(0.0, "sandbox_failed", "no process is free")
+      return [failed if response == "fails" else Verdict(1.0) for response in responses]
+
+  judge = Judge(Failing(), VerifierConfig())
+  judge.score([FIVE] * 2, ["fails", "works"])
+  assert judge.crashed == "no process is free"
+  assert judge.metrics()["verifier/sandbox_failed"] == 1
+  with pytest.raises(
+    UserError, match="the sandbox failed on all 2 responses; .* no process is free"
+  ):
+    judge.score([FIVE] * 2, ["fails"] * 2)
+
+
 def _parts(metrics):
   """The metrics of parts, by name."""
   prefix = "reward/part/"

@@ -11,7 +11,8 @@ import time
 import pytest
 import reasoning_gym
 
-from poise_jax.verifiers import Check, UnusableError, Verdict, verify
+from poise_jax.verifiers import STATUSES, Check, UnusableError, Verdict, verify
+from poise_jax.verifiers.base import SandboxError
 from poise_jax.verifiers.formulas import formula
 from poise_jax.verifiers.gym import SCORERS
 from poise_jax.verifiers.pool import Pool, messages, server, worker
@@ -287,6 +288,37 @@ def test_code_in_a_worker_reaches_nothing(holed, attack, outcome, tmp_path, capf
   assert verdict.status == "crashed" if outcome == "raises" else verdict.note == outcome
   assert not (tmp_path / "mark").exists()
   assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("failures,status", [(0, "ok"), (2, "ok"), (3, "sandbox_failed")])
+def test_a_sandbox_that_fails_is_tried_again_and_then_counted(monkeypatch, failures, status):
+  tries = []
+
+  def verify(check, response):
+    tries.append(response)
+    if len(tries) <= failures:
+      raise SandboxError("no process is free")
+    return Verdict(1.0)
+
+  monkeypatch.setattr(worker, "verify", verify)
+  verdict = messages.verdict_from_data(worker.judge(CHECK, "right")["verdict"])
+  assert verdict.status == status
+  assert verdict.score == (status == "ok")
+  assert ("no process is free; tried 3 times" in verdict.note) == (status != "ok")
+  assert "sandbox_failed" in STATUSES  # so the metrics count it
+
+
+def test_parts_of_a_weighted_check_are_judged_where_they_belong():
+  """A user's function has its user's rights; the other part has not."""
+  parts = {"exact": (0.5, CHECK), "follow": (0.25, Check("user_rewards:follow", "right"))}
+  parts["inner"] = (0.25, Check("weighted", {"exact": (1.0, Check("exact", "wrong"))}))
+  with Pool(2, time_limit=2) as pool:
+    verdicts = pool.score([Check("weighted", parts)] * 4, ["right", "wrong", "raise", "hang"])
+  assert [v.score for v in verdicts] == [0.75, 0.25, 0, 0]
+  assert [v.status for v in verdicts] == ["ok", "ok", "crashed", "timed_out"]
+  assert verdicts[0].parts == {"exact": 1, "follow": 1, "inner": 0}
+  assert verdicts[0] == verify(Check("weighted", parts), "right")
+  assert verdicts[2].parts == {}
 
 
 # What the trainer accepts from the verifiers' process.

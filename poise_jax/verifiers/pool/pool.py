@@ -43,7 +43,8 @@ class Pool:
     a response does to its verifier.
 
     A response that exceeds the time limit scores 0 with status "timed_out". A response whose
-    verifier raises, or whose worker dies twice, scores 0 with status "crashed".
+    verifier raises, or whose worker dies twice, scores 0 with status "crashed". One whose sandbox
+    could not be set up in worker.TRIES attempts was not judged: 0 with status "sandbox_failed".
 
     Raises:
       UnusableError: a check cannot judge any response.
