@@ -206,8 +206,8 @@ def evaluate(
   Returns:
     metrics: of the greedy answers eval/accuracy in [0, 1], eval/accuracy_se (bootstrap over
       prompts), eval/accuracy/<group>, eval/truncated_fraction and, if a verifier failed,
-      eval/timed_out, eval/crashed and eval/sandbox_failed; of the sampled answers eval/avg_at_<n>, eval/pass_at_<k> and
-      eval/maj_at_<k>, each with its _se.
+      eval/timed_out, eval/crashed and eval/sandbox_failed; of the sampled answers
+      eval/avg_at_<n>, eval/pass_at_<k> and eval/maj_at_<k>, each with its _se.
     rows of the greedy answers.
     rows of the sampled answers.
   """
