@@ -214,6 +214,12 @@ class Server:
         load(name)
         if name in _FIRST_USE:
           verify(*_FIRST_USE[name])
+      if not self.loaded and sys.platform == "linux" and not call_filter():
+        print(
+          "poise_jax: libseccomp is missing, so system calls of answers are not filtered; see "
+          "docs/verifiers.md",
+          file=sys.stderr,
+        )
       self.loaded |= new
       gc.collect()
       gc.freeze()  # workers then share more of the memory with this process
@@ -230,8 +236,6 @@ class Server:
         "verifiers run with this user's rights; see docs/verifiers.md",
         file=sys.stderr,
       )
-    elif not call_filter():
-      print("poise_jax: without libseccomp, no filter of system calls", file=sys.stderr)
     return not status
 
   def _assign(self, batch: Batch):
