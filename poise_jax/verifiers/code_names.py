@@ -22,7 +22,8 @@ def program_names(setup: str, tests: Sequence[str], listed: Sequence[str]) -> li
   """The names that tests take from a program.
 
   They are those that the reference lists, and Solution. If it lists none and the tests do not use
-  Solution, they are the one name that the tests use without defining it.
+  Solution, they are the one name that the tests use without defining it. A test that needs another
+  name, which nothing defines, fails.
 
   Args:
     setup: Python source that runs before each test.
@@ -30,30 +31,26 @@ def program_names(setup: str, tests: Sequence[str], listed: Sequence[str]) -> li
     listed: the entry point and the other names that the reference lists.
 
   Raises:
-    UnusableError: a listed name is not a public identifier, or the tests use other names that
-      nothing defines.
+    UnusableError: a listed name is not a public identifier, or it is not clear which of several
+      names the tests take from the program.
   """
   for name in listed:
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
       raise UnusableError(f"the reference of verifier code lists {name!r}, which is no public name")
   free = set().union(*(_free_names(f"{setup}\n{test}") for test in tests))
-  allowed = [*listed, "Solution"]
-  unknown = sorted(free - set(allowed) - set(vars(builtins)))
-  if not listed and "Solution" not in free:
-    candidates = [name for name in unknown if name[0] != "_"]
-    if len(candidates) != 1:
-      candidates = [name for name in candidates if name not in _usual_names()]
-    if len(candidates) == 1:
-      return candidates
-    if not candidates:
-      raise UnusableError("the reference of verifier code has tests that use no name of a program")
-  unknown = [name for name in unknown if name not in _usual_names()]
-  if unknown:
-    raise UnusableError(
-      f"the reference of verifier code has tests that use {', '.join(unknown)}, which neither they "
-      'nor "setup" define; list the names that a program must define in "names"'
-    )
-  return allowed
+  if listed or "Solution" in free:
+    return [*listed, "Solution"]
+  unknown = sorted(name for name in free - set(vars(builtins)) if name[0] != "_")
+  if len(unknown) > 1:
+    unknown = [name for name in unknown if name not in _usual_names()]
+  if len(unknown) == 1:
+    return unknown
+  if not unknown:
+    raise UnusableError("the reference of verifier code has tests that use no name of a program")
+  raise UnusableError(
+    f"the reference of verifier code has tests that use {', '.join(unknown)}, which neither they nor "
+    '"setup" define; list the names that a program must define in "names"'
+  )
 
 
 @functools.cache

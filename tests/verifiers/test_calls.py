@@ -102,10 +102,9 @@ def test_a_helper_that_the_tests_lack_does_not_come_from_the_program(helper):
   program = f"def f(x): return 0\n{helper}"
   with pytest.raises(UnusableError, match='tests that use f, same, which neither they nor "setup"'):
     judge(program, test)
-  with pytest.raises(UnusableError, match="tests that use same, which"):
-    judge(program, test, entry_point="f")
-  with pytest.raises(UnusableError, match="tests that use same, which"):
-    judge(program, "assert same(Solution().f(2), 4)")
+  assert judge(program, test, entry_point="f") == 0
+  solution = f"class Solution:\n  def f(self, x): return 0\n{helper}"
+  assert judge(solution, "assert same(Solution().f(2), 4)") == 0
   setup = "def same(a, b): return a == b"
   assert judge(program, test, setup=setup, entry_point="f") == 0
   assert judge(HONEST, test, setup=setup) == 1
@@ -136,7 +135,6 @@ def test_names_that_tests_take_from_a_program(setup, test, listed, names):
   "test,listed",
   [
     ("assert g(h(1)) == 1", []),
-    ("assert g(h(1)) == 1", ["g"]),
     ("assert 1 + 1 == 2", []),
     ("assert _g(1) == 1", []),
     ("assert _g(1) == 1", ["_g"]),

@@ -122,14 +122,14 @@ PUBLISHED = {
     {
       f"train/codegen__{name}.parquet": [guru(f"{name}?", json.dumps(tests), name)]
       for name, tests in (
-        ("leetcode2k_1.3k", {"functional": "check(f)"}),
+        ("leetcode2k_1.3k", {"functional": "assert f(2) == 4"}),
         ("livecodebench_440", {"inputs": ["1\n"], "outputs": ["2\n"]}),
         ("primeintellect_7.5k", {"inputs": ["1\n"], "outputs": ["2\n"]}),
         ("taco_8.8k", {"inputs": ["1\n"], "outputs": ["2\n"]}),
       )
     },
     "train",
-    dict(question="leetcode2k_1.3k?", reference={"tests": ["check(f)"]}, domain="code"),
+    dict(question="leetcode2k_1.3k?", reference={"tests": ["assert f(2) == 4"]}, domain="code"),
   ),
   "guru_science": (
     {"train/stem__web_3.6k.parquet": [guru("p?", "3 J", "stem_web")]},
