@@ -48,8 +48,8 @@ def program_names(setup: str, tests: Sequence[str], listed: Sequence[str]) -> li
   if not unknown:
     raise UnusableError("the reference of verifier code has tests that use no name of a program")
   raise UnusableError(
-    f"the reference of verifier code has tests that use {', '.join(unknown)}, which neither they nor "
-    '"setup" define; list the names that a program must define in "names"'
+    f"the reference of verifier code has tests that use {', '.join(unknown)}, which neither they "
+    'nor "setup" define; list the names that a program must define in "names"'
   )
 
 
