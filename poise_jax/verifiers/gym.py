@@ -7,10 +7,10 @@ from typing import Any
 import reasoning_gym as library
 import sympy
 
-from poise_jax.verifiers.formulas import formula
 from poise_jax.verifiers.base import UnusableError, Verdict
 from poise_jax.verifiers.countdown import countdown
 from poise_jax.verifiers.extract import answer_or_response
+from poise_jax.verifiers.formulas import formula
 from poise_jax.verifiers.thought import judges_answer
 
 
