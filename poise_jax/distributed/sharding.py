@@ -24,6 +24,7 @@ Rules = Mapping[str | None, str | tuple[str, ...] | None]  # logical axis -> mes
 
 RULES: Rules = {
   "batch": BATCH,
+  "replica": "data",  # the batch where fsdp splits the features
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",

@@ -14,6 +14,7 @@ from poise_jax.errors import UserError, check_finite
 from poise_jax.learner import update as learner
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig, Rows, hidden_states
+from poise_jax.models.products import matmul
 from poise_jax.types import TrainState
 
 
@@ -70,4 +71,4 @@ def values(
   )
   head = params["value_head"]
   with jax.named_scope("value_head"):
-    return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
+    return matmul(hidden.astype(jnp.float32), head["kernel"]) + head["bias"]

@@ -1,20 +1,17 @@
-"""Token log-probs without [B, T, V], surrogate losses, and aggregation by explicit weights.
+"""Surrogate losses, and aggregation by explicit weights.
 
 A loss is a weighted sum over tokens, and the weights of a whole mini-batch are known before its
 first micro-batch runs, so the division into micro-batches cannot change the loss.
 
-Letters: B sequences, T response positions, D model width, V vocabulary; in `token_logprobs` alone N
-chunks of C tokens.
+Letters: B sequences, T response positions.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from poise_jax.distributed.sharding import BATCH, batch_shards
 from poise_jax.errors import UserError, check_finite, unknown_name
 
 AGGREGATIONS = (
@@ -70,126 +67,6 @@ class PolicyLossConfig:
     for name in ("clip_high", "kl_coef", "importance_cap"):
       if getattr(self, name) < 0:
         raise UserError(f"train.loss.{name} must not be negative, got {getattr(self, name)}")
-
-
-def token_logprobs(
-  hidden: Float[Array, "B T D"],
-  unembed: Float[Array, "D V"],
-  targets: Int[Array, "B T"],
-  temperature: float = 1.0,
-  chunk: int = 0,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """Log-probs of `targets` and entropies of softmax(hidden @ unembed / temperature), in nats.
-
-  A device holds the logits of `chunk` tokens at a time, in the forward pass and in the backward
-  pass, which recomputes them. Differentiable with respect to hidden and unembed through both
-  outputs. Everything but the operands of the matrix products is float32.
-
-  Args:
-    hidden: final hidden states, one before each target.
-    unembed: unembedding matrix.
-    targets: token ids.
-    temperature: divides the logits.
-    chunk: tokens whose logits exist at once; 0: as many as `chunk_of` allows.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  chunk = chunk or chunk_of(unembed.shape[1] // (1 if mesh.empty else mesh.shape["tensor"]))
-
-  def on_one_device(hidden, unembed, targets):
-    b, t, d = hidden.shape
-    size = min(chunk, b * t)
-    pad = -(b * t) % size
-    rows = jnp.pad(hidden.reshape(b * t, d), ((0, pad), (0, 0))).reshape(-1, size, d)
-    chunks = jnp.pad(targets.reshape(-1), (0, pad)).reshape(-1, size)
-    outputs = _chunked(rows / temperature, unembed, chunks)
-    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in outputs)
-
-  if mesh.empty or batch_shards(mesh) == 1:
-    return on_one_device(hidden, unembed, targets)
-  # Left to itself, GSPMD has each device compute the logits of all devices' tokens.
-  split = jax.shard_map(
-    on_one_device,
-    in_specs=(P(BATCH), P(), P(BATCH)),
-    out_specs=P(BATCH),
-    axis_names=set(BATCH),
-    check_vma=False,  # the hand-written backward pass does not state what varies over devices
-  )
-  return split(hidden, unembed, targets)
-
-
-def chunk_of(vocab: int) -> int:
-  """Number of tokens whose float32 logits take 256 MiB, for `vocab` tokens on a device.
-
-  At least 128: smaller chunks would be bound by reading the unembedding.
-  """
-  return max(2**28 // (4 * vocab), 128)
-
-
-def _softmax(rows, unembed, targets):
-  """Softmax of one chunk.
-
-  Args:
-    rows: hidden states divided by the temperature [C, D].
-    unembed: [D, V].
-    targets: [C].
-
-  Returns:
-    Log-probs of the targets [C], entropies [C], all log-probs [C, V] and probabilities [C, V].
-  """
-  logits = jnp.dot(rows, unembed, preferred_element_type=jnp.float32)
-  top = logits.max(-1, keepdims=True)
-  # Not logits - log-sum-exp, which cancels where logits are large.
-  shifted = logits - top
-  weights = jnp.exp(shifted)
-  # Both sums are one reduction, and a target's log-prob starts from `logits`, not from `shifted`:
-  # otherwise XLA fuses exp into each sum and the maximum into the product, which is slow on a CPU.
-  total, moment = jax.lax.reduce(
-    (weights, weights * shifted),
-    (0.0, 0.0),
-    lambda x, y: (x[0] + y[0], x[1] + y[1]),
-    dimensions=(1,),
-  )
-  log_total = jnp.log(total)
-  logprob = (jnp.take_along_axis(logits, targets[:, None], axis=-1) - top)[:, 0] - log_total
-  entropy = log_total - moment / total  # both terms are at least 0: no cancellation
-  return logprob, entropy, shifted - log_total[:, None], weights / total[:, None]
-
-
-@jax.custom_vjp
-def _chunked(rows, unembed, targets):
-  """[N, C, D], [D, V], [N, C] -> log-probs and entropies [N, C]."""
-  return _chunked_forward(rows, unembed, targets)[0]
-
-
-def _chunked_forward(rows, unembed, targets):
-  def one(_, x):
-    logprob, entropy, *_ = _softmax(x[0], unembed, x[1])
-    return None, (logprob, entropy)
-
-  return jax.lax.scan(one, None, (rows, targets))[1], (rows, unembed, targets)
-
-
-def _chunked_backward(saved, cotangents):
-  rows, unembed, targets = saved
-
-  def one(d_unembed, x):
-    rows, targets, d_logprob, d_entropy = x
-    _, entropy, log_p, p = _softmax(rows, unembed, targets)
-    # d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
-    scale = d_logprob[:, None] + d_entropy[:, None] * (log_p + entropy[:, None])
-    chosen = jnp.arange(p.shape[-1]) == targets[:, None]
-    d_logits = jnp.where(chosen, d_logprob[:, None], 0.0) - p * scale
-    d_logits = d_logits.astype(rows.dtype)
-    d_unembed += jnp.dot(rows.T, d_logits, preferred_element_type=jnp.float32)
-    return d_unembed, jnp.dot(d_logits, unembed.T, preferred_element_type=jnp.float32)
-
-  d_unembed, d_rows = jax.lax.scan(
-    one, jnp.zeros(unembed.shape, jnp.float32), (rows, targets, *cotangents)
-  )
-  return d_rows.astype(rows.dtype), d_unembed.astype(unembed.dtype), None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B T"]:

@@ -22,7 +22,8 @@ from poise_jax.learner.batching import (
   over_minibatches,
   responses_per_row,
 )
-from poise_jax.learner.losses import PolicyLossConfig, policy_loss, token_logprobs, token_weights
+from poise_jax.learner.logprobs import token_logprobs
+from poise_jax.learner.losses import PolicyLossConfig, policy_loss, token_weights
 from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.models.transformer import REMAT_POLICIES
 from poise_jax.types import Experience, Rollouts, TrainState
@@ -55,8 +56,8 @@ class UpdateOptions:
   dtype: str = "float32"  # computation dtype; master weights stay float32
   # activations recomputed in the backward pass: "none", "full", or "dots" (all but products)
   remat: str = "none"
-  # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU, except in float32), or "auto": the
-  # fastest that runs on the devices in use
+  # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": the fastest that runs on the
+  # devices in use; float32 is always computed by "xla"
   attention: str = "auto"
   logprob_chunk: int = 0  # tokens whose logits a device holds at once; 0: as many as take 256 MiB
 
@@ -138,7 +139,7 @@ def response_logprobs(
   states, _ = hidden_states(
     model, params, batch.rows, dtype, config.remat, attention=config.attention
   )
-  unembed = unembedding(model, params).astype(dtype)
+  unembed = unembedding(model, params)
   with jax.named_scope("token_logprobs"):
     return token_logprobs(
       batch.before_tokens(states),

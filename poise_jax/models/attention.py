@@ -1,6 +1,7 @@
 """Attention over whole sequences in three implementations, and of one new token over its caches.
 
-`xla` runs anywhere. `splash` (JAX's Pallas kernel for TPUs) and `cudnn` never store the scores.
+`xla` runs anywhere. `splash` (JAX's Pallas kernel for TPUs) and `cudnn` never store the scores; in
+float32, for which neither has products, both are `xla`.
 
 The code transposes operands to [batch..., rows, K] itself, with the query heads of one key head as
 rows; otherwise XLA transposes the score matrices, which are far larger.
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.models.kv_cache import KVCache
+from poise_jax.models.products import matmul
 
 NEGATIVE = -1e30  # masked score; finite, so that a row without valid keys does not become NaN
 WHOLE = 1024  # most query positions for which xla holds all scores [B, H, S, T] at once
@@ -82,13 +84,11 @@ def xla(
     length = q.shape[3]
     causal = start + jnp.arange(length)[:, None] >= jnp.arange(k.shape[3])
     mask = causal & valid[:, None, :]
-    scores = jnp.matmul(
-      q.reshape(batch, groups, ratio * length, dim), k, preferred_element_type=jnp.float32
-    )
+    scores = matmul(q.reshape(batch, groups, ratio * length, dim), k, jnp.float32)
     scores = scores.reshape(batch, groups, ratio, length, -1)
     scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    context = jnp.matmul(weights.reshape(batch, groups, ratio * length, -1), v)
+    context = matmul(weights.reshape(batch, groups, ratio * length, -1), v)
     return context.reshape(batch, groups, ratio, length, dim)
 
   if length <= WHOLE:
@@ -112,9 +112,12 @@ def splash(
 ) -> Float[Array, "B T H K"]:
   """`attention` by splash attention, on each device for its rows and heads.
 
-  Tokens and padding are separate segments, so every position attends at least to itself. With
-  `interpret` the kernel runs without a TPU.
+  Tokens and padding are separate segments, so every position attends at least to itself. The kernel
+  multiplies float32 operands in bfloat16; `xla` computes float32. With `interpret` the kernel runs
+  without a TPU, in any dtype.
   """
+  if q.dtype == jnp.float32 and not interpret:
+    return xla(q, k, v, valid)
   length, dim = q.shape[1], q.shape[3]
   unit = 512 if length >= 4096 else 128  # blocks of 512 are faster; 128 is the minimum
   pad = -length % unit
@@ -221,7 +224,7 @@ def decode_attention(
     x = jnp.broadcast_to(x[:, :, None], (*blocks.shape[:3], *x.shape[2:]))
     if blocks.shape[2] > 1:  # without the barrier, XLA joins the blocks again by copying them
       x = jax.lax.optimization_barrier(x)
-    y = jnp.matmul(x, blocks.astype(x.dtype), preferred_element_type=jnp.float32)
+    y = matmul(x, blocks.astype(x.dtype), jnp.float32)
     return y.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1)
 
   def scores(q, cache, mask):

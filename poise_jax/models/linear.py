@@ -6,16 +6,22 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from poise_jax.models.products import matmul, tensordot
+
 
 @jax.custom_vjp
 def linear(x: Float[Array, "... M"], kernel: Float[Array, "M N"]) -> Float[Array, "... N"]:
-  """x @ kernel, with a backward pass that XLA compiles well."""
-  return jnp.matmul(x, kernel)
+  """x @ kernel in the dtype of x, with a backward pass that XLA compiles well.
+
+  The kernel's gradient has the dtype of the kernel: it is summed over positions and devices in
+  float32 where the master weights are.
+  """
+  return matmul(x, kernel.astype(x.dtype))
 
 
 def _linear_forward(x, kernel):
   # Not `linear`: a rematerialisation policy recognises the product only where it stands by itself.
-  return jnp.matmul(x, kernel), (x, kernel)
+  return matmul(x, kernel.astype(x.dtype)), (x, kernel)
 
 
 def _linear_backward(residuals, dy):
@@ -23,7 +29,8 @@ def _linear_backward(residuals, dy):
   # Without the barrier XLA fuses the producer of dy into its transpose, once for each operand.
   dy = jax.lax.optimization_barrier(dy)
   rows = dy.reshape(-1, dy.shape[-1])
-  return jnp.matmul(dy, kernel.T), jnp.matmul(x.reshape(-1, x.shape[-1]).T, rows)
+  dx = matmul(dy, kernel.astype(dy.dtype).T)
+  return dx, matmul(x.reshape(-1, x.shape[-1]).T, rows, kernel.dtype)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
@@ -41,10 +48,12 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... N"]:
     """Inputs [..., M] -> [..., N]."""
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
-    y = linear(x, self.param("kernel", init, (x.shape[-1], self.features)).astype(self.dtype))
+    y = linear(x.astype(self.dtype), self.param("kernel", init, (x.shape[-1], self.features)))
     if self.use_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[-1:])
-      y += self.param("bias", init, (self.features,)).astype(self.dtype)
+      bias = self.param("bias", init, (self.features,))
+      # Broadcast before the cast, so that its gradient is summed before it, in float32.
+      y += jnp.broadcast_to(bias, y.shape).astype(self.dtype)
     return y
 
 
@@ -66,9 +75,9 @@ class SamplingDense(nn.Module):
     zeros = nn.initializers.zeros_init()
     kernel = self.param("kernel", zeros, (*self.features, width)).astype(self.dtype)
     if self.features_first:
-      y = jnp.tensordot(kernel, x, 1)
+      y = tensordot(kernel, x, 1)
     else:
-      y = jnp.tensordot(x, kernel, (-1, -1))
+      y = tensordot(x, kernel, (-1, -1))
     if self.use_bias:
       bias = self.param("bias", zeros, self.features).astype(self.dtype)
       y += bias[..., None] if self.features_first else bias

@@ -19,6 +19,7 @@ from poise_jax.models.attention import RESIDUALS, attention
 from poise_jax.models.block import Block, RMSNorm
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.linear import Dense
+from poise_jax.models.products import matmul
 from poise_jax.models.rotary import rope
 from poise_jax.models.rows import Rows
 
@@ -99,8 +100,11 @@ class Transformer(nn.Module):
       # Declared here, used through `unembedding`: no pass makes logits [B, T, V].
       head = Dense(c.vocab_size, ("embed", "vocab"), False, self.dtype, name="lm_head")
       head(jnp.zeros((1, c.hidden_size), self.dtype))
-    table = constrain(embed.embedding.astype(self.dtype), "vocab", None)
-    return constrain(table[tokens], "batch", None, None)
+    # Looked up before the cast, so that the gradient of a frequent token, a sum over thousands of
+    # positions, is summed in float32. Each device looks up its features for the tokens of all
+    # devices that share them; they send states, not the table.
+    x = constrain(embed.embedding[tokens], "replica", None, "embed").astype(self.dtype)
+    return constrain(x, "batch", None, None)
 
 
 def _init_boxed(config, key):
@@ -165,5 +169,5 @@ def forward(
 ) -> Output:
   """Logits and all states in float32, for small inputs: holds [L, B, T, D] and [B, T, V]."""
   hidden, layers = hidden_states(config, params, Rows(tokens, mask), collect=lambda x: x)
-  logits = jnp.einsum("btd,dv->btv", hidden, unembedding(config, params))
+  logits = matmul(hidden, unembedding(config, params))
   return Output(hidden=hidden, logits=logits, layers=layers)

@@ -1,7 +1,7 @@
 """Memory and FLOPs of a step by arithmetic, for chips that are not compiled for."""
 
 from poise_jax.distributed import sharding
-from poise_jax.learner.losses import chunk_of
+from poise_jax.learner.logprobs import chunk_of
 from poise_jax.planning.flops import device_bytes
 from poise_jax.planning.memory import ProgramMemory, cache_bytes
 from poise_jax.planning.roofline import FlopCount, model_flops

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from poise_jax.models import ModelConfig, kv_cache, unembedding
 from poise_jax.models.attention import decode_attention
 from poise_jax.models.block import Block, RMSNorm
+from poise_jax.models.products import matmul
 from poise_jax.models.rotary import rope
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.draw import draw
@@ -163,7 +164,7 @@ def _draw_next(x, t, inputs, config, rollout) -> Drawn:
     norm = RMSNorm(config.rms_norm_eps, features_first=True, name="norm")
     x = norm.apply({"params": inputs.params["norm"]}, x)
     unembed = unembedding(config, inputs.params).T
-    logits = jnp.dot(unembed, x, preferred_element_type=jnp.float32)
+    logits = matmul(unembed, x, jnp.float32)
   with jax.named_scope("draw"):
     keys = jax.vmap(lambda key: jax.random.fold_in(key, t))(inputs.row_keys)
     return tuple(a.reshape(-1, rollout.n) for a in draw(logits, keys, rollout))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, Rows, hidden_states
+from poise_jax.models.products import einsum
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.types import Rollouts
 
@@ -144,7 +145,7 @@ def features_of(
 
   @jax.named_scope("features")
   def pool(x):
-    return jnp.einsum("sbt,btd->sbd", weights, x)
+    return einsum("sbt,btd->sbd", weights, x)
 
   _, pooled = hidden_states(config, params, rows, collect=pool)
   pooled = pooled[jnp.array(rollout.feature_layers)]  # [layers, 2, P * n, D]

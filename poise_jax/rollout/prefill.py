@@ -13,6 +13,7 @@ from poise_jax.distributed.sharding import constrain
 from poise_jax.models import ModelConfig, kv_cache
 from poise_jax.models.attention import attention, xla
 from poise_jax.models.block import Block
+from poise_jax.models.products import einsum
 from poise_jax.models.rotary import rope
 from poise_jax.models.rows import positions_of
 from poise_jax.rollout.config import RolloutConfig
@@ -95,7 +96,7 @@ def _run_layers(config, params, feature_layers, inputs, attend) -> _Outputs:
     keys_values.append(kv)
     if i in feature_layers:
       with jax.named_scope("features"):
-        features.append(jnp.einsum("pt,ptd->pd", inputs.weights, x)[None])
+        features.append(einsum("pt,ptd->pd", inputs.weights, x)[None])
   return _Outputs(x[:, -1], keys_values, jnp.concatenate(features))
 
 
