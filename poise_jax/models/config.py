@@ -73,6 +73,8 @@ class ModelConfig:
   def from_hf(cls, hf: Mapping[str, Any]) -> "ModelConfig":
     """Reads a config.json of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
 
+    Where both are set, rope_scaling counts, as in transformers 5.
+
     Raises:
       UserError: the architecture or one of its options is not supported.
       KeyError: a size is missing.
@@ -87,10 +89,11 @@ class ModelConfig:
       raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
     if hf.get("use_sliding_window") or "sliding_attention" in (hf.get("layer_types") or ()):
       raise UserError("sliding-window attention (use_sliding_window) is not supported")
-    if quantization := hf.get("quantization_config"):
-      method = quantization.get("quant_method", "unknown")
-      raise UserError(f"quantised weights (quant_method {method!r}) are not supported")
-    # Where both are written, transformers reads rope_scaling.
+    if quantisation := hf.get("quantization_config"):
+      raise UserError(
+        f"quantised weights (quantization_config {quantisation.get('quant_method')!r}) are not "
+        "supported; use the original checkpoint in bfloat16, float16 or float32"
+      )
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     if any(isinstance(value, Mapping) for value in rope.values()):
       raise UserError(f"rotary embeddings by kind of layer ({', '.join(rope)}) are not supported")

@@ -160,7 +160,13 @@ def initial_params(experiment: Experiment) -> PyTree[Array]:
   """
   config, shardings = experiment.config, training_shardings(experiment.mesh)
   if config.model.source:
-    return models.load(config.model.source, shardings=shardings)[1]
+    model, params = models.load(config.model.source, shardings=shardings)
+    if model != experiment.model:  # only the weights, now downloaded, tell that it is untied
+      raise UserError(
+        f"the weights of config.model.source={config.model.source!r} have an unembedding of their "
+        "own, although its config.json says tie_word_embeddings; run the same command again"
+      )
+    return params
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   params = models.init(experiment.model, key)
   return sharding.place(params, shardings(experiment.model))

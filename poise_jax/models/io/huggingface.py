@@ -1,5 +1,6 @@
 """Weights from and to Hugging Face folders: config.json and safetensors."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -31,22 +32,31 @@ from poise_jax.models.io.tensors import (
 from poise_jax.models.transformer import abstract_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors, for weights that are not quantised
+EMBEDDING, UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that are read
 
 
 def folder_config(folder: pathlib.Path) -> ModelConfig:
-  """The decoder's shape, from config.json.
+  """The decoder's shape, from config.json and, where they are there, from the weights.
+
+  As in transformers, a decoder with tied embeddings is an untied one if its files have an embedding
+  and another unembedding.
 
   Raises:
     FileNotFoundError: the folder has no config.json.
-    UserError: the file is broken or describes a model that is not supported.
+    UserError: a file is broken or describes a model that is not supported.
   """
   if not (folder / "config.json").is_file():
     raise FileNotFoundError(
       f"{folder} has no config.json; give a folder written by save_hf or by transformers' "
       "save_pretrained, or a *.gguf file"
     )
-  return parse_config(folder / "config.json", parse_json(folder / "config.json"))
+  config = parse_config(folder / "config.json", parse_json(folder / "config.json"))
+  if config.tie_word_embeddings and all(file.is_file() for file in _weight_files(folder)):
+    tensors = _tensors_in(_weight_files(folder))
+    if {EMBEDDING, UNEMBEDDING} <= tensors.keys() and _differ(tensors, EMBEDDING, UNEMBEDDING):
+      return dataclasses.replace(config, tie_word_embeddings=False)
+  return config
 
 
 def open_folder(folder: pathlib.Path) -> ModelFiles:
@@ -57,16 +67,33 @@ def open_folder(folder: pathlib.Path) -> ModelFiles:
     UserError: a file is broken, or the model is not supported.
   """
   config = folder_config(folder)
-  files = [WEIGHTS]
-  if not (folder / WEIGHTS).is_file():
-    if not (folder / INDEX).is_file():
-      raise FileNotFoundError(
-        f"{folder} has neither {WEIGHTS} nor {INDEX}; save other formats as safetensors with "
-        "transformers first"
-      )
-    files = sorted(set(parse_json(folder / INDEX)["weight_map"].values()))
+  if not (files := _weight_files(folder)):
+    raise FileNotFoundError(
+      f"{folder} has neither {WEIGHTS} nor {INDEX}; save other formats as safetensors with "
+      "transformers first"
+    )
+  tensors = _tensors_in(files)
+  if config.tie_word_embeddings and EMBEDDING not in tensors and UNEMBEDDING in tensors:
+    tensors[EMBEDDING] = tensors[UNEMBEDDING]  # of the two names of one matrix, the other
+  return ModelFiles(config, tensors, HF)
+
+
+def _weight_files(folder) -> list[pathlib.Path]:
+  """The safetensors files of a model; none if neither they nor their index are there."""
+  if (folder / WEIGHTS).is_file():
+    return [folder / WEIGHTS]
+  if not (folder / INDEX).is_file():
+    return []
+  names = parse_json(folder / INDEX).get("weight_map")
+  if not names:
+    raise UserError(f"{folder / INDEX} has no weight_map; download or copy it again")
+  return [folder / name for name in sorted(set(names.values()))]
+
+
+def _tensors_in(files) -> dict[str, StoredTensor]:
+  """The tensors of safetensors files by name; see `open_folder` for errors."""
   tensors = {}
-  for file in (folder / name for name in files):
+  for file in files:
     if not file.is_file():
       raise FileNotFoundError(f"{file}, a shard listed in {INDEX}, is missing; download it again")
     try:
@@ -76,28 +103,25 @@ def open_folder(folder: pathlib.Path) -> ModelFiles:
         f"{file} is truncated or not a safetensors file ({error}); download or copy it again"
       ) from error
     for name in handle.keys():
-      stored = handle.get_slice(name)
-      if stored.get_dtype() not in DTYPES:
+      part = handle.get_slice(name)
+      if part.get_dtype() not in DTYPES:
         raise UserError(
-          f"{file}: {name} has dtype {stored.get_dtype()}; quantised weights are not supported, "
-          f"save the model in one of {', '.join(DTYPES)}"
+          f"{file}: {name} is stored as {part.get_dtype()}; quantised weights are not supported, "
+          "use the original checkpoint in bfloat16, float16 or float32"
         )
-      shape = tuple(stored.get_shape())
-      tensors[name] = StoredTensor(file, shape, functools.partial(handle.get_tensor, name))
-  _check_tied(folder, config, tensors)
-  return ModelFiles(config, tensors, HF)
+      read = functools.partial(handle.get_tensor, name)
+      tensors[name] = StoredTensor(file, tuple(part.get_shape()), read)
+  return tensors
 
 
-def _check_tied(folder, config, tensors):
-  """Raises UserError if the folder has an unembedding of its own and a config without one."""
-  pair = [tensors.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens")]
-  if not config.tie_word_embeddings or None in pair or pair[0].shape != pair[1].shape:
-    return
-  if not np.array_equal(*(tensor.read() for tensor in pair)):
-    raise UserError(
-      f"{folder} has an lm_head.weight that differs from its embedding, and transformers uses it, "
-      "but config.json has tie_word_embeddings=true; set that to false"
-    )
+def _differ(tensors, *names) -> bool:
+  """Whether two matrices differ, 4,096 of their rows in memory at a time."""
+  if len({tensors[name].shape for name in names}) > 1:
+    return True
+  one, other = (safetensors.safe_open(tensors[name].file, "np").get_slice(name) for name in names)
+  rows = tensors[names[0]].shape[0]
+  parts = [slice(i, min(i + 4096, rows)) for i in range(0, rows, 4096)]
+  return any(not np.array_equal(one[part], other[part]) for part in parts)
 
 
 def save_hf(

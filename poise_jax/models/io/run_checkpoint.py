@@ -42,9 +42,10 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
 
 def _is_run(folder):
   try:
-    return "algorithm" in json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
   except (OSError, ValueError):
     return False
+  return isinstance(config, dict) and "algorithm" in config
 
 
 def path_of(workdir: pathlib.Path, step: int) -> pathlib.Path:

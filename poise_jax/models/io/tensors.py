@@ -126,5 +126,5 @@ def parse_json(file: pathlib.Path) -> dict[str, Any]:
   except ValueError as error:
     raise UserError(f"{file} is not valid JSON ({error}); download or copy it again") from error
   if not isinstance(content, dict):
-    raise UserError(f"{file} holds a {type(content).__name__}, not an object; copy it again")
+    raise UserError(f"{file} is not a JSON object, {{...}}; download or copy it again")
   return content

@@ -92,19 +92,20 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
   except Exception as error:  # transformers passes on the errors of several parsers
     reason = " ".join(str(error).split())
     raise UserError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
-  return _wrap(path, tokenizer, _end_ids(path))
+  return _wrap(path, tokenizer, _ends(path))
 
 
-def _end_ids(folder):
-  """The ids that end a turn by generation_config.json and config.json."""
-  ids = []
+def _ends(folder) -> list[int]:
+  """The ids that end a turn: those of generation_config.json or else, as before it, config.json."""
   for file in (folder / "generation_config.json", folder / "config.json"):
     ends = parse_json(file).get("eos_token_id") if file.is_file() else None
+    if ends is None:
+      continue
     ends = ends if isinstance(ends, list) else [ends]
-    if not all(end is None or isinstance(end, int) for end in ends):
+    if not all(isinstance(end, int) for end in ends):
       raise UserError(f"{file}: eos_token_id must be an id or a list of ids, got {ends}")
-    ids += ends
-  return ids
+    return ends
+  return []
 
 
 def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
@@ -122,15 +123,17 @@ def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None
   elif path.is_file():
     tokenizer, ends = _gguf(path)
     tokenizer.save_pretrained(folder)
-    ends = list(_wrap(path, tokenizer, ends).eos_ids)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
+    _write_ends(folder, list(_wrap(path, tokenizer, ends).eos_ids))
   else:
     for name in (*TOKENIZER_FILES, *_OPTIONAL_FILES):
       if (path / name).is_file():
         shutil.copyfile(path / name, folder / name)
-    ends = [end for end in _end_ids(path) if end is not None]
-    if ends and not (path / "generation_config.json").is_file():  # they stand in config.json
-      (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
+    if not (path / "generation_config.json").is_file() and (ends := _ends(path)):
+      _write_ends(folder, ends)  # config.json alone has them, and it is not copied
+
+
+def _write_ends(folder, ends):
+  (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
 
 
 def _local_path(source):

