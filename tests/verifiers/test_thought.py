@@ -64,7 +64,7 @@ def test_a_thought_that_does_not_end_is_unparsable(verifier, judge):
     assert (verdict.score, verdict.status, verdict.answer) == (0, "unparsable", None)
 
 
-@pytest.mark.parametrize("verifier", set(VERIFIERS) - {"constraints", "code"})
+@pytest.mark.parametrize("verifier", sorted(set(VERIFIERS) - {"constraints", "code"}))
 def test_a_response_that_ends_with_its_thought_has_no_answer(verifier):
   reference, right, _ = ANSWERS[verifier]
   verdict = verify(Check(verifier, reference), f"<think>{right}</think>")
@@ -73,7 +73,7 @@ def test_a_response_that_ends_with_its_thought_has_no_answer(verifier):
 
 
 @pytest.mark.parametrize("marker", ["</think>", "[/THINK]", "**Final**"])
-@pytest.mark.parametrize("verifier", set(VERIFIERS) - {"weighted"})
+@pytest.mark.parametrize("verifier", sorted(set(VERIFIERS) - {"weighted"}))
 def test_the_marker_of_a_check_must_occur(verifier, marker):
   reference, right, wrong = ANSWERS[verifier]
   check = Check(verifier, reference, think_end=marker)
