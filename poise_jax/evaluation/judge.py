@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from poise_jax.distributed import processes
 from poise_jax.errors import UserError, check_finite, unknown_name
-from poise_jax.verifiers import STATUSES, Check, Verdict, require_usable
+from poise_jax.verifiers import STATUSES, VERIFIERS, Check, Verdict, require_usable
 from poise_jax.verifiers.pool import Pool
+from poise_jax.verifiers.weighted import single_checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,11 @@ class VerifierConfig:
     return Check("weighted", parts, think_end=check.think_end)
 
 
+def _has_function(check: Check) -> bool:
+  """Whether a function of the user's own takes part in a check."""
+  return any(single.verifier not in VERIFIERS for single in single_checks(check))
+
+
 def _short(verifier: str) -> str:
   """A verifier's name without its module."""
   return verifier.rpartition(":")[2]
@@ -100,13 +106,14 @@ class Judge:
   """Scores responses as a VerifierConfig says, and summarises the verdicts of training."""
 
   def __init__(self, pool: Pool, config: VerifierConfig):
-    self.pool, self.config = pool, config
+    self.pool, self.config, self._has_warned = pool, config, False
     self._reset()
 
   def _reset(self):
     self.counts: collections.Counter[str] = collections.Counter()  # responses by status
     self.parts: dict[str, list[float]] = collections.defaultdict(list)  # scores by part
     self.crashed = ""  # note of the last crash or failed sandbox
+    self.warning = ""  # sentence about a batch in which no response was judged
 
   def load(self, checks: Iterable[Check]):
     """Loads what these checks need.
@@ -133,8 +140,8 @@ class Judge:
     """Scores responses to tasks' checks, as Pool.score. `metrics` covers those of training.
 
     Raises:
-      UserError: the verifier crashed or its sandbox failed on every response, so that there is no
-        reward to learn from.
+      UserError: a user's function crashed or the sandbox failed on every response: the fault of the
+        function or the machine, not of the responses.
     """
     checks = [self.config.check(check, training) for check in checks]
     verdicts = processes.divided(self.pool.score, checks, responses)
@@ -143,8 +150,15 @@ class Judge:
     if crashes and len(crashes) == len(verdicts):
       counts = collections.Counter(verdict.status for verdict in failures)
       what = "the verifier crashed" if counts["crashed"] else "the sandbox failed"
-      raise UserError(f"{what} on all {len(verdicts)} responses; the last error: {crashes[-1]}")
+      if counts["sandbox_failed"] or any(map(_has_function, checks)):
+        raise UserError(f"{what} on all {len(verdicts)} responses; the last error: {crashes[-1]}")
     if training:
+      if all(verdict.status != "ok" for verdict in verdicts) and not self._has_warned:
+        self._has_warned = True  # once a run: a policy often starts without the form of an answer
+        self.warning = (
+          f"warning: none of {len(verdicts)} responses could be judged, such as "
+          f"{responses[-1][-200:]!r} ({verdicts[-1].status}: {verdicts[-1].note})"
+        )
       self.counts.update(verdict.status for verdict in verdicts)
       self.crashed = crashes[-1] if crashes else self.crashed
       for check, verdict in zip(checks, verdicts, strict=True):
@@ -153,6 +167,11 @@ class Judge:
         for name in names:
           self.parts[name].append(verdict.parts.get(name, 0.0))
     return verdicts
+
+  def messages(self) -> list[str]:
+    """Sentences about the training responses since the last call of `metrics`."""
+    crash = f"a verifier crashed; the last error: {self.crashed}" if self.crashed else ""
+    return [message for message in (crash, self.warning) if message]
 
   def metrics(self) -> dict[str, float]:
     """Metrics of the training responses since the last call.

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 from poise_jax.errors import UserError, unknown_name
-from poise_jax.verifiers.base import STATUSES, Check, UnusableError, Verdict
+from poise_jax.verifiers.base import STATUSES, Check, SandboxError, UnusableError, Verdict
 from poise_jax.verifiers.extract import find_answer
 from poise_jax.verifiers.thought import after_thought
 
@@ -70,12 +70,22 @@ def verify(check: Check, response: str) -> Verdict:
   Raises:
     UnusableError: the check cannot judge any response.
     UserError: a user's function returns neither a number in [0, 1] nor a Verdict with such scores.
-    Exception: whatever else the verifier raises.
+    SandboxError: the sandbox of a program could not be set up.
+    Exception: whatever else a user's function raises. Where a verifier of this package raises, the
+      response is the cause, and is unparsable.
   """
   verifier, options = load(check.verifier), dict(check.options)
   if check.think_end and getattr(verifier, "takes_think_end", False):
     options["think_end"] = check.think_end
-  verdict = _verdict(check.verifier, verifier(check.reference, response, **options))
+  try:
+    verdict = _verdict(check.verifier, verifier(check.reference, response, **options))
+  except (UnusableError, SandboxError):
+    raise
+  except Exception as error:  # from any of the libraries behind a verifier
+    if check.verifier not in VERIFIERS or check.verifier == "weighted":
+      raise
+    note = f"{check.verifier} fails on the answer: {error!r}"[:1000]
+    verdict = Verdict(0.0, "unparsable", note)
   answer = verdict.answer
   if not answer and verdict.status == "ok":
     judged = after_thought(response, check.think_end)

@@ -206,3 +206,22 @@ def test_a_check_that_no_response_can_satisfy_is_refused_before_the_first_step(
     judge.load([FIVE, check])
   instead = VerifierConfig(function="user_rewards:half")  # whose references may be anything
   Judge(NoPool(), instead).load([FIVE, check])
+
+
+@pytest.mark.parametrize("status", ["crashed", "unparsable", "timed_out"])
+def test_a_batch_that_no_verifier_can_judge_is_a_warning_with_an_example(status):
+  """The responses are the cause, where the verifier is one of this package."""
+
+  class Failing:
+    def score(self, checks, responses):
+      return [Verdict(0.0, status, "nested too deeply") for _ in responses]
+
+  judge = Judge(Failing(), VerifierConfig())
+  judge.score([FIVE] * 2, ["[[[", "[[[["], training=False)
+  assert not judge.warning
+  judge.score([FIVE] * 2, ["[[[", "[[[["])
+  assert "none of 2 responses" in judge.warning and "'[[[['" in judge.warning
+  assert f"({status}: nested too deeply)" in judge.warning
+  assert judge.metrics()[f"verifier/{status}"] == 2 and not judge.warning
+  judge.score([FIVE] * 2, ["[[[", "[[[["])
+  assert not judge.warning  # once a run
