@@ -259,7 +259,7 @@ def test_a_profile_reads_like_the_code(params, prompts):
   "change,message",
   [
     (dict(n=0), "rollout.n must be at least 1, got 0"),
-    (dict(temperature=-1.0), "temperature must not be negative, got -1.0"),
+    (dict(temperature=-1.0), "temperature must be 0 .* or at least 0.001, got -1.0"),
     (dict(top_p=0.0), r"rollout.top_p must be in \(0, 1\], got 0.0"),
     (dict(top_k=-1), "rollout.top_k must not be negative, got -1"),
     (dict(feature_layers=(3, 1)), "must be whole numbers in increasing order"),
