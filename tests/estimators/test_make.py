@@ -64,7 +64,16 @@ def test_every_estimator_has_the_same_interface(name):
     assert estimator.priorities(state).shape == (len(rewards),)
 
 
-@pytest.mark.parametrize("name", estimators.ESTIMATORS)
+SLOW = ("poise_sibling", "ppo", "sppo")  # they compile for long; ppo and sppo refuse padding
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in estimators.ESTIMATORS
+  ],
+)
 def test_padding_changes_nothing(name):
   """Advantages and metrics of four groups, and the state after a step, with and without empty
   groups behind them."""

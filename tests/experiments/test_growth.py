@@ -6,6 +6,7 @@ import sys
 import xml.etree.ElementTree
 
 import jax
+import pytest
 
 from experiments import growth_measure
 from poise_jax import models
@@ -16,6 +17,7 @@ from poise_jax.types import Experience, Prompts, Rollouts
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_rows_and_their_ratios(monkeypatch):
   monkeypatch.setattr(growth_measure, "BASE", {"T": 4, "n": 2, "P": 2})
   monkeypatch.setattr(growth_measure, "GROWN", {"T": (4,)})

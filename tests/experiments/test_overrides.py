@@ -151,6 +151,7 @@ def test_a_key_below_a_value(config_of):
 def test_the_fields_whose_keys_are_free():
   assert set(overrides.mappings()) == {
     "eval.tasks",
+    "probe.domain_buffer_rows",
     "task.dataset.own.options",
     "task.reasoning_gym.generators",
     "task.template_args",

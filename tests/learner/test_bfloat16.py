@@ -92,8 +92,12 @@ def relative(a, b):
 
 @pytest.mark.parametrize(
   "make,model",
-  [(policy_gradient, UNTIED), (policy_gradient, TIED), (value_regression, TIED)],
-  ids=["untied policy", "tied policy", "critic"],
+  [
+    pytest.param(policy_gradient, UNTIED, id="untied policy"),
+    pytest.param(policy_gradient, TIED, id="tied policy"),
+    # The critic shares the decoder with the tied policy.
+    pytest.param(value_regression, TIED, id="critic", marks=pytest.mark.slow),
+  ],
 )
 def test_every_gradient_is_within_two_per_cent_of_float32(batch, make, model, optimized):
   params, loss = make(model)

@@ -79,7 +79,7 @@ def test_metrics_of_a_run(finished_run):
 
 
 # The other algorithms differ from these in numbers only.
-DISTINCT = ("poise", "dapo_greso", "ppo", "spo", "pvpo")
+DISTINCT = ("poise", "dapo_greso", "ppo", "spo")
 
 
 @pytest.fixture
