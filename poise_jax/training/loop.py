@@ -121,12 +121,8 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
 
       metrics |= sharding.fetch(learner_metrics)
       run.check_skipped(step, state.policy, experience, estimate)
-      if run.judge.crashed:
-        log.console.print(
-          f"step {step}: a verifier crashed; the last error: {run.judge.crashed}", markup=False
-        )
-      if run.judge.warning:
-        log.console.print(f"step {step}: {run.judge.warning}", markup=False)
+      for message in run.judge.messages():
+        log.console.print(f"step {step}: {message}", markup=False)
       metrics |= run.judge.metrics() | clock.metrics()
       due = config.checkpoint_every and step % config.checkpoint_every == 0
       if step % config.eval_every == 0 or step == config.steps:
