@@ -23,7 +23,7 @@ from poise_jax.estimators import buffer, probe
 from poise_jax.estimators.base import Estimator, EstimatorContext
 from poise_jax.estimators.buffer import Buffer
 from poise_jax.estimators.probe import ProbeConfig, ProbeState, leave_one_out_targets
-from poise_jax.estimators.statistics import deviations, variance
+from poise_jax.estimators.statistics import deviations, explained_variance
 from poise_jax.rollout.features import ENTROPIES, feature_size
 from poise_jax.types import Estimate, Experience
 
@@ -192,7 +192,6 @@ def estimate(
     the same for each domain [K] as probe/mae_by_domain and probe/pearson_by_domain, and
     probe/value, the mean prediction; probe/variance_reduction, 1 - Var(A) / Var(R) of the
     advantages in use (0 if all rewards are equal).
-
   """
   real = domains >= 0
   active = real & (state.step >= config.bootstrap_steps) & state.fitted[domains]
@@ -209,7 +208,6 @@ def estimate(
   advantages = rewards - baselines
 
   counted = jnp.broadcast_to(real[:, None], rewards.shape)
-  total, rest = variance(rewards, counted), variance(advantages, counted)
   metrics = {
     "probe/active": active.mean(where=real),
     "probe/mae": jnp.mean(error, where=valid),
@@ -219,9 +217,7 @@ def estimate(
       in_domain
     ),
     "probe/value": jnp.mean(predictions, where=valid),
-    "probe/variance_reduction": jnp.where(
-      total > 0, 1.0 - rest / jnp.where(total > 0, total, 1.0), 0.0
-    ),
+    "probe/variance_reduction": explained_variance(baselines, rewards, counted),
   }
   return advantages, baselines, predictions, metrics
 

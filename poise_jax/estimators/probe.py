@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.estimators.regressors import logistic, mlp
-from poise_jax.estimators.ridge import matmul, principal_components, ridge
+from poise_jax.estimators.ridge import principal_components, ridge
+from poise_jax.models.products import matmul
 
 PARTS = ("prompt", "response", "entropy")  # parts of a feature row
 MODELS = ("ridge", "logistic", "mlp")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from poise_jax.estimators.ridge import matmul
+from poise_jax.models.products import matmul
 
 LEARNING_RATE = 1e-3  # Adam's learning rate for the mlp
 SEED = 42  # seed of the mlp's initial weights

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# The TPU default multiplies in bfloat16, three digits: not enough for a least-squares problem.
-matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from poise_jax.models.products import matmul
+
 _EPS = float(jnp.finfo(jnp.float32).eps)
 # A principal component whose standard deviation is this far below the first one's is rounding
 # noise (a direction in which the data do not vary); scaling it to unit variance would amplify it.
