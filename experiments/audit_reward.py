@@ -70,9 +70,10 @@ def audit(config: ConfigDict, count: int) -> tuple[list[dict], float]:
       for example in examples
     ]
   verifier = VerifierConfig(**config.verifier)
+  strategies = list(degenerate.strategies(examples, think_end))
   answers = []  # (kind, name, number of the example, text)
   for i, example in enumerate(examples):
-    for kind, name, answer in degenerate.strategies(examples, think_end):
+    for kind, name, answer in strategies:
       answers.append((kind, name, i, answer(example)))
     for text in degenerate.honest(example, think_end):
       answers.append((HONEST, HONEST, i, text))
@@ -89,11 +90,13 @@ def audit(config: ConfigDict, count: int) -> tuple[list[dict], float]:
 
 
 def _rows(answers, verdicts):
+  from poise_jax.verifiers.base import FAILURES
+
   scores = collections.defaultdict(lambda: collections.defaultdict(list))
   failed = collections.defaultdict(list)
   for (kind, name, i, _), verdict in zip(answers, verdicts, strict=True):
     scores[kind, name][i].append(verdict.score)
-    failed[kind, name].append(verdict.status in ("timed_out", "crashed"))
+    failed[kind, name].append(verdict.status in FAILURES)
   return [
     {
       "kind": kind,
@@ -144,8 +147,9 @@ def summary(rows: Sequence[dict], chance: float) -> str:
   return " ".join(parts)
 
 
-def main(_):
+def main(argv: list[str]):
   """Prints the table."""
+  cli.refuse_arguments(argv, "set fields with --config.FIELD=VALUE")
   if CONFIG.value is None:
     raise cli.UsageError("--config is missing: FILE.py or FILE.py:ALGORITHM")
   rows, chance = audit(CONFIG.value, EXAMPLES.value)

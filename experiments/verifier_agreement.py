@@ -14,9 +14,9 @@ from absl import flags
 
 from experiments import cli
 from poise_jax.verifiers import Check, Verdict
+from poise_jax.verifiers.base import FAILURES
 from poise_jax.verifiers.pool import Pool
 
-FAILURES = ("timed_out", "crashed")  # statuses without a judgement
 LABELLED = pathlib.Path(__file__).parents[1] / "tests/verifiers/labelled_answers.py"
 WORKERS = flags.DEFINE_integer("workers", 0, "processes that judge; 0: one per core")
 TIME_LIMIT = flags.DEFINE_float("time_limit", 10.0, "seconds per answer")

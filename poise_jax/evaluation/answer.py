@@ -22,6 +22,7 @@ from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.evaluation.held_out import EvalSet
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig, sample
+from poise_jax.verifiers.base import FAILURES
 
 EXAMPLE_FIELDS = ("question", "answer", "domain", "difficulty")  # fields copied into a row
 LEVELS = ("task", "domain", "difficulty")  # fields that rows are grouped by, coarse to fine
@@ -226,11 +227,7 @@ def evaluate(
     "eval/accuracy": float(values["avg@1"].mean()),
     "eval/accuracy_se": standard_error(values["avg@1"]),
     "eval/truncated_fraction": float(values["truncated"].mean()),
-    **{
-      f"eval/{name}": statuses[name]
-      for name in ("timed_out", "crashed", "sandbox_failed")
-      if statuses[name]
-    },
+    **{f"eval/{name}": statuses[name] for name in FAILURES if statuses[name]},
   }
   for name, group in by_group(greedy).items():
     if name:

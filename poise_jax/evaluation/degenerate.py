@@ -56,7 +56,7 @@ _PROGRAMS = {
     "def {name}(*args, **kwargs):\n  return Any()"
   ),
   "replaces assertions and built-in functions": (
-    "import builtins\nbuiltins.AssertionError = type('A', (BaseException,), {{}})\n"
+    "import builtins\nbuiltins.AssertionError = type('A', (BaseException,), {})\n"
     "builtins.all = builtins.any = builtins.isinstance = lambda *args: True\n"
     "def {name}(*args, **kwargs):\n  return 0"
   ),
@@ -146,6 +146,6 @@ def _program(text):
     reference = example.check.reference
     names = reference if isinstance(reference, dict) else {}
     name = names.get("entry_point") or names.get("fn_name") or "solve"
-    return f"```python\n{text.format(name=name) if '{name}' in text else text}\n```"
+    return f"```python\n{text.replace('{name}', name)}\n```"
 
   return answer

@@ -6,7 +6,8 @@ from typing import Any
 
 from poise_jax.errors import UserError
 
-STATUSES = ("ok", "unparsable", "timed_out", "crashed", "sandbox_failed")
+FAILURES = ("timed_out", "crashed", "sandbox_failed")  # statuses without a judgement
+STATUSES = ("ok", "unparsable", *FAILURES)
 
 
 class UnusableError(UserError):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from poise_jax import verifiers
-from poise_jax.verifiers.base import Check, UnusableError, Verdict
+from poise_jax.verifiers.base import FAILURES, Check, UnusableError, Verdict
 
 
 def weighted(reference: Mapping[str, tuple[float, Check]], response: str) -> Verdict:
@@ -42,7 +42,7 @@ def combine(check: Check, single_verdicts: Iterator[Verdict]) -> Verdict:
     raise UnusableError(f"the weights of a weighted check must add up to 1, got {weights}")
   parts = check.reference.items()
   verdicts = {name: combine(part, single_verdicts) for name, (_, part) in parts}
-  lost = next((v for v in verdicts.values() if v.status not in ("ok", "unparsable")), None)
+  lost = next((v for v in verdicts.values() if v.status in FAILURES), None)
   if lost:
     return Verdict(0.0, lost.status, lost.note)
   total = sum(weights[name] * verdict.score for name, verdict in verdicts.items())
