@@ -133,8 +133,7 @@ def programs(folder: str, sampling: list[str], step: list[str]) -> dict[str, dic
 
 def main(argv: list[str]):
   """Measures, prints the table and writes it."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}")
+  cli.refuse_arguments(argv)
   sequences, prompt, new, repeats = (f.value for f in (SEQUENCES, PROMPT, NEW, REPEATS))
   if sequences % 2:
     raise cli.UsageError(f"--sequences={sequences} must be even: there are two per prompt")

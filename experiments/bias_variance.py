@@ -224,8 +224,7 @@ def table() -> str:
 
 def main(argv: list[str]):
   """Prints the table."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}")
+  cli.refuse_arguments(argv)
   print(table())
 
 

@@ -106,6 +106,12 @@ def parse(argv: list[str], passed_on: str = "") -> list[str]:
     sys.exit(f"error: {sentence(error)}")
 
 
+def refuse_arguments(argv: list[str], hint: str = ""):
+  """Raises UsageError if main gets an argument that is not a flag; `hint` names the way out."""
+  if len(argv) > 1:
+    raise UsageError(f"unexpected argument {argv[1]!r}{hint and '; '}{hint}")
+
+
 def _read_flags(argv):
   """Reads the flags; returns the other arguments."""
   others = flags.FLAGS(argv)

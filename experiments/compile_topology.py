@@ -34,8 +34,7 @@ def prepare():
 
 def main(argv):
   """Prints the report and, with --out, writes its row."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}; set fields with --config.FIELD=VALUE")
+  cli.refuse_arguments(argv, "set fields with --config.FIELD=VALUE")
   if CONFIG.value is None:
     raise cli.UsageError("--config=FILE.py is missing, such as configs/qwen3_4b_dapo_math.py:poise")
   if not TOPOLOGY.value:

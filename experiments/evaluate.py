@@ -25,8 +25,7 @@ DISTRIBUTED = cli.define_distributed()
 
 def main(argv: list[str]):
   """Evaluates and prints the table."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.field=value")
+  cli.refuse_arguments(argv, "fields are set as --config.field=value")
   for flag in (CONFIG, CHECKPOINT, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing")

@@ -18,8 +18,7 @@ STEP = flags.DEFINE_string(
 
 def main(argv: list[str]):
   """Exports a checkpoint and prints its step."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}")
+  cli.refuse_arguments(argv)
   for flag in (WORKDIR, OUT):
     if not flag.value:
       raise cli.UsageError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")

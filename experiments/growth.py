@@ -23,8 +23,7 @@ WIDTH = flags.DEFINE_integer("width", 256, "hidden size of the decoder, a multip
 
 def main(argv: list[str]):
   """Measures, prints the tables and writes them."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}")
+  cli.refuse_arguments(argv)
   if WIDTH.value < 64 or WIDTH.value % 64:
     raise cli.UsageError(f"--width={WIDTH.value} must be a multiple of 64")
   if REPEATS.value < 1:

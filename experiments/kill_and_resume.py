@@ -174,8 +174,7 @@ def last_checkpoint(workdir: pathlib.Path) -> int:
 
 def main(argv: list[str]):
   """Runs, compares, reports."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}")
+  cli.refuse_arguments(argv)
   if not OUT.value:
     raise cli.UsageError(f"--out=DIR is missing: {flags.FLAGS['out'].help}")
   # Imported here, so that a mistyped flag does not wait for jax.

@@ -12,8 +12,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run, finished or not
 
 def main(argv: list[str]):
   """Writes RUN/report.html and prints its path."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}; name one run: --workdir=RUN")
+  cli.refuse_arguments(argv, "name one run: --workdir=RUN")
   if not WORKDIR.value:
     raise cli.UsageError(f"--workdir=RUN is missing: {flags.FLAGS['workdir'].help}")
   print(run.write(pathlib.Path(WORKDIR.value)))

@@ -35,8 +35,7 @@ def train(config: ConfigDict, workdir: str):
 
 def main(argv: list[str], work: Callable[[ConfigDict, str], None] = train):
   """Runs work(config, workdir), or shows the memory that it needs."""
-  if len(argv) > 1:
-    raise cli.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.field=value")
+  cli.refuse_arguments(argv, "fields are set as --config.field=value")
   if CONFIG.value is None:
     raise cli.UsageError("--config=FILE.py is missing, such as --config=configs/quickstart.py")
   if DRY_RUN.value:
