@@ -186,8 +186,8 @@ def _equal_statements(gold, answer):
     None if side else _CONDITION.fullmatch(x) for side, x in zip(sides, plain, strict=True)
   ]
   if all(conditions):
-    said = [re.sub(r"\b(?:is|are)\b|\W", "", side[2]) for side in conditions]
-    return said[0] == said[1] and equal(*(side[1].rstrip(" ,") for side in conditions))
+    texts = [re.sub(r"\b(?:is|are)\b|\W", "", side[2]) for side in conditions]
+    return texts[0] == texts[1] and equal(*(side[1].rstrip(" ,") for side in conditions))
   return False if any(sides) or any(conditions) else None
 
 

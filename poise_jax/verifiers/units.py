@@ -72,7 +72,7 @@ class Unit:
     return not self.powers and not self.noun
 
   def ratio(self, other: "Unit") -> Fraction | None:
-    """How many of `other` one of these is, None if that cannot be said.
+    """How many of `other` one of these is, None if they measure different things.
 
     A neutral unit is taken for the other's unit; nouns are the same if one has the other's words.
     """

@@ -168,9 +168,9 @@ def test_a_question_may_open_the_thought():
 
 def test_a_response_keeps_the_markers_of_its_thought():
   tokenizer = chat_tokenizer("", ("<think>", "</think>", "[/THINK]", "<|end|>"))
-  kept = PromptEncoder(tokenizer, "{question}", True, "", 99, None, "[/THINK]")
+  marked = PromptEncoder(tokenizer, "{question}", True, "", 99, None, "[/THINK]")
   ids = tokenizer.encode("<think>a</think>b[/THINK]c<|end|>")
-  assert kept.response(ids) == "<think>a</think>b[/THINK]c"
+  assert marked.response(ids) == "<think>a</think>b[/THINK]c"
   unmarked = PromptEncoder(tokenizer, "{question}", True, "", 99)
   assert unmarked.response(ids) == "<think>a</think>bc"
   assert unmarked.response([]) == ""

@@ -107,13 +107,13 @@ def test_priorities_draw_different_prompts_by_weight():
 
 @pytest.mark.parametrize("size,count", [(10, 4), (10, 9), (7, 7), (16, 6)])
 def test_a_step_that_crosses_an_epochs_edge_has_no_prompt_twice(size, count):
-  order, position, seen = example_order(size, seed=1), 0, []
+  order, position, chosen = example_order(size, seed=1), 0, []
   for _ in range(40):
     ids, position = collect.choose(order, position, count, (), seed=0)
     assert len(set(ids.tolist())) == count
-    seen += ids.tolist()
+    chosen += ids.tolist()
   # A prompt that is passed over was in the step already: all are used about as often.
-  uses = np.bincount(seen, minlength=size)
+  uses = np.bincount(chosen, minlength=size)
   assert uses.min() >= 0.7 * uses.max()
 
 

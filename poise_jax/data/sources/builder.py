@@ -222,9 +222,9 @@ def _reference(source, location, answer):
     UserError: it is missing, has another form, or no response to it can be right.
   """
   where = f"{location}: the answer in column {_column(source, 'answer')!r}"
-  if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
-    if not (answer == [] and source.verifier not in TEXTUAL):  # no constraints, or no tool calls
-      raise UserError(f"{where} is missing")
+  blank = answer is None or (isinstance(answer, str) and not answer.strip())
+  if blank or (answer == [] and source.verifier in TEXTUAL):  # other lists may be empty: no calls
+    raise UserError(f"{where} is missing")
   try:
     if source.verifier == "structure":
       reference = _data(answer)
