@@ -15,6 +15,10 @@ def half(reference, response):
   return 0.5
 
 
+def unreadable(reference, response):
+  return Verdict(0.0, status="unparsable", note="no answer in [/red]")
+
+
 def any_options(reference, response, **options):
   return 0.5
 

@@ -205,3 +205,13 @@ def test_weights_that_do_not_load_leave_no_workdir(tmp_path, finished_run):
   with pytest.raises(OSError, match="damaged"):
     loop.train(tiny(model__source=str(source)), str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
+
+
+def test_responses_that_nothing_can_judge_are_a_warning(tmp_path, capsys, zeros):
+  """Once a run, with an example; brackets in it are text, not markup."""
+  function = "user_rewards:unreadable"
+  config = tiny(verifier__function=function, warm_start__steps=0, steps=2)
+  loop.train(config, str(tmp_path / "run"))
+  text = " ".join(capsys.readouterr().out.split())
+  assert text.count("responses could be judged, such as") == 1
+  assert "(unparsable: no answer in [/red])" in text
