@@ -133,7 +133,9 @@ def _model(config, task):
     models.check_fits(tokenizer, model)
     model.check_is(config.model.shape.to_dict())
     return model, tokenizer, None
-  made_tokenizer = train_tokenizer(task, templates.resolve(config.task.template))
+  made_tokenizer = train_tokenizer(
+    task, templates.resolve(config.task.template), config.task.think_end
+  )
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, "tokenizer.model")
     path.write_bytes(made_tokenizer)
@@ -142,12 +144,26 @@ def _model(config, task):
   return model, tokenizer, made_tokenizer
 
 
-def train_tokenizer(task: tasks.Task, template: str) -> bytes:
-  """A sentencepiece model of characters, trained on the task's text, for models from scratch."""
+def train_tokenizer(task: tasks.Task, template: str, think_end: str = "") -> bytes:
+  """A sentencepiece model of characters, trained on the task's text, for models from scratch.
+
+  Args:
+    task: its training examples are the text.
+    template: text around {question}.
+    think_end: marker that becomes one token; empty: none.
+  """
   text = [f"{template.replace('{question}', e.question)} {e.worked}" for e in task.train[:2000]]
+  options = {}
+  if think_end:
+    # Spaces are neither added in front of the marker nor taken from it, so that it is one token.
+    options = dict(
+      user_defined_symbols=[think_end.replace(" ", "▁")],
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+    )
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(text), model_writer=model, model_type="char", minloglevel=2
+    sentence_iterator=iter(text), model_writer=model, model_type="char", minloglevel=2, **options
   )
   return model.getvalue()
 

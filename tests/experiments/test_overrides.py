@@ -153,6 +153,7 @@ def test_the_fields_whose_keys_are_free():
     "eval.tasks",
     "probe.domain_buffer_rows",
     "task.dataset.own.options",
+    "task.reasoning.levels",
     "task.reasoning_gym.generators",
     "task.template_args",
   }

@@ -2,13 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from poise_jax.data.tasks import arithmetic, countdown
+from poise_jax.data.tasks import arithmetic, countdown, reasoning
 from poise_jax.data.tasks.base import Example, Task
 from poise_jax.data.tasks.config import (
   ArithmeticConfig,
   CountdownConfig,
   DatasetConfig,
   OwnConfig,
+  ReasoningConfig,
   ReasoningGymConfig,
   TaskConfig,
 )
@@ -23,6 +24,11 @@ def _arithmetic(config, seed):
 def _countdown(config, seed):
   options = CountdownConfig(**config.countdown)
   return countdown.make(options, config.train, config.test, seed)
+
+
+def _reasoning(config, seed):
+  options = ReasoningConfig(**config.reasoning.to_dict())
+  return reasoning.make(options, config.think_end, config.train, config.test, seed)
 
 
 def _reasoning_gym(config, seed):
@@ -44,6 +50,7 @@ TASKS = {
   "arithmetic": _arithmetic,
   "countdown": _countdown,
   "dataset": _dataset,
+  "reasoning": _reasoning,
   "reasoning_gym": _reasoning_gym,
 }
 

@@ -47,6 +47,26 @@ class CountdownConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReasoningConfig:
+  """Problems with a written thought before each answer, whose end config.task.think_end marks.
+  Raises UserError for a probability out of range."""
+
+  # {domain: (lowest, highest) level}: sums, products, expressions, search, words; empty: all levels
+  # of all domains. Domains have equal shares, and so have the levels of a domain
+  levels: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  guess: float = 0.0  # probability that the warm start's teacher guesses instead of thinking
+  slip: float = 0.0  # probability that it errs at a step of a thought
+
+  def __post_init__(self):
+    check_finite("task.reasoning", self)
+    for name in ("guess", "slip"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(
+          f"task.reasoning.{name}={getattr(self, name)} must be a probability in [0, 1]"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ReasoningGymConfig:
   """A mixture of reasoning-gym's generators. Raises UserError for a weight that is not positive."""
 
@@ -102,7 +122,8 @@ class DatasetConfig:
 class TaskConfig:
   """What is asked, and how. A task reads the common fields and the section of its name."""
 
-  name: str = "arithmetic"  # kind of task: arithmetic, countdown, reasoning_gym or dataset
+  # kind of task: arithmetic, countdown, reasoning, reasoning_gym or dataset
+  name: str = "arithmetic"
   train: int = 20000  # training problems; a dataset trains on all of its rows
   test: int = 300  # held-out problems; a dataset with test_on holds out all rows of those sets
   template: str = "{question}"  # prompt text around {question}, or a name of templates.TEMPLATES
@@ -117,6 +138,7 @@ class TaskConfig:
   drop_long: bool = False  # leave longer prompts out and count them instead
   arithmetic: ArithmeticConfig = ArithmeticConfig()
   countdown: CountdownConfig = CountdownConfig()
+  reasoning: ReasoningConfig = ReasoningConfig()
   reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
   dataset: DatasetConfig = DatasetConfig()
 
@@ -124,6 +146,7 @@ class TaskConfig:
 SECTIONS = {  # dotted section of config.task -> its dataclass
   "arithmetic": ArithmeticConfig,
   "countdown": CountdownConfig,
+  "reasoning": ReasoningConfig,
   "reasoning_gym": ReasoningGymConfig,
   "dataset": DatasetConfig,
   "dataset.own": OwnConfig,

@@ -35,6 +35,7 @@ def test_every_task_works_with_its_defaults_and_required_fields(tmp_path):
   }
   for name in tasks.TASKS:
     config = task_config({"name": name, "train": 20, "test": 3, name: required.get(name, {})})
+    config.think_end = "</think>" if name == "reasoning" else ""
     task = tasks.make(config, seed=1)
     assert len(task.test) == 3 and len(task.train) == (6 if name == "dataset" else 20)
 
@@ -49,7 +50,7 @@ def test_tasks_depend_on_the_seed():
 def test_an_unknown_name_is_an_error_with_the_nearest_name():
   message = (
     "unknown task.name 'countdwn'; did you mean 'countdown'\\? "
-    "choose from arithmetic, countdown, dataset, reasoning_gym"
+    "choose from arithmetic, countdown, dataset, reasoning, reasoning_gym"
   )
   with pytest.raises(ValueError, match=message):
     tasks.make(task_config({"name": "countdwn"}), 0)
