@@ -51,10 +51,11 @@ def start(
   command += [f"--config.{name}={value}" for name, value in config.items()]
   if processes > 1:
     command += [f"--distributed=127.0.0.1:{port},{processes},{index}"]
+  local = devices // processes
   environment = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={local}",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # every process compiles everything
   }
   log = pathlib.Path(f"{workdir}.{index}.log").open("w")

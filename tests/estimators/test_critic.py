@@ -133,7 +133,7 @@ def test_micro_batches_and_rows_do_not_change_ppos_estimate(params, experience, 
   np.testing.assert_allclose(other.advantages, estimate.advantages, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ppo", "sppo"])
+@pytest.mark.parametrize("name", ["ppo", pytest.param("sppo", marks=pytest.mark.slow)])
 def test_micro_batches_do_not_change_a_critic(params, experience, name):
   states = [
     train(

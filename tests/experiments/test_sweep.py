@@ -38,6 +38,7 @@ def run(command, algorithms):
   )
 
 
+@pytest.mark.slow  # seven commands, each of which compiles a run
 def test_an_interrupted_sweep_continues_and_compares(command):
   folder, command = command
   done = run(command, "rloo,spo")  # the config has rollout.n=2, and SPO takes one

@@ -39,7 +39,7 @@ def test_a_row_is_a_prompt_and_its_responses(sequences):
   np.testing.assert_array_equal(rows.merge(rows.split(states)), states)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow)])
 def test_sharing_changes_no_state_and_no_gradient(sequences, remat, optimized):
   tokens, mask = sequences
   params = jax.tree.map(lambda x: 3 * x, models.init(CONFIG, jax.random.key(0)))

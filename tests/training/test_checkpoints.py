@@ -246,7 +246,8 @@ DEVICES |= dict(checkpoint_every=2, steps=4, eval_every=4, train__loss__kl_coef=
 
 def start(devices, *workdirs):
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+  flags = os.environ.get("XLA_FLAGS", "")  # none where this file is a script
+  env["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
   env["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
   return subprocess.Popen(
     [sys.executable, __file__, *map(str, workdirs)], env=env, cwd=ROOT, stdout=subprocess.PIPE
@@ -261,7 +262,8 @@ def run_on_eight(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_processes.py resumes a run of two processes with one
+@pytest.mark.parametrize("devices", [1, 4])
 def test_a_run_on_8_devices_continues_on_fewer(run_on_eight, tmp_path, devices):
   """Compares all gradients, through Adam's first moments, but parameters only where the gradient is
   above its noise, as in test_sharding.py: Adam's first steps are as large as the learning rate
