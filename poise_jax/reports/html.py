@@ -51,6 +51,7 @@ class Answer:
   question: str
   answer: str
   difficulty: str
+  unusual: Sequence[str]  # how it earns without the usual form: "short", "repeated"
   response: str
   reward: str
   baseline: str

@@ -30,6 +30,10 @@ CURVES = {  # title -> metrics of the figure with their labels
   "Probe: mean absolute error": {"probe/mae": ""},
   "Critic: explained variance": {"critic/explained_variance": ""},
   "Tracker: mean value": {"tracker/value": ""},
+  "Answers that earn without the usual form (fraction)": {
+    "reward/short_fraction": "short",
+    "reward/repeated_fraction": "repeated",
+  },
   "Response length (tokens)": {"rollout/length": ""},
   "Truncated responses (fraction)": {"rollout/truncated_fraction": ""},
 }
@@ -46,6 +50,7 @@ PREDICTIONS = 500  # latest answers in the calibration figure, about
 BINS = 8  # bins of the calibration figure
 TOKENS_SHOWN = 400  # tokens per response
 ANSWERS_SHOWN = 8  # answers per step
+EXTRA_SHOWN = 4  # further answers per step, which earned without the usual form
 STEPS_SHOWN = 6  # steps with answers
 
 Row = dict[str, Any]  # of samples.jsonl
@@ -162,7 +167,8 @@ def _calibration(run: Run) -> Iterator[Card]:
     rows_per_step = max(1, run.config["log_samples"] * run.config["rollout"]["n"])
     return steps[-max(1, PREDICTIONS // rows_per_step) :]
 
-  rows = [row for row in run.samples(latest) if np.isfinite([row["baseline"], row["reward"]]).all()]
+  rows = [row for row in run.samples(latest) if not row.get("extra")]
+  rows = [row for row in rows if np.isfinite([row["baseline"], row["reward"]]).all()]
   if not rows:
     return
   baseline = np.array([row["baseline"] for row in rows])
@@ -228,13 +234,17 @@ def _answers(run: Run) -> tuple[float | None, list[html.Step]]:
   by_step = {}
   for row in run.samples(lambda steps: _evenly(steps, STEPS_SHOWN)):
     by_step.setdefault(row["step"], []).append(row)
-  by_step = {step: rows[:ANSWERS_SHOWN] for step, rows in by_step.items()}
+  for step, rows in by_step.items():
+    extra = [row for row in rows if row.get("extra")]  # chosen because they are unusual
+    by_step[step] = rows[: min(ANSWERS_SHOWN, len(rows) - len(extra))] + extra[:EXTRA_SHOWN]
   entropies = [e for rows in by_step.values() for row in rows for e in row.get("entropies", [])]
   max_entropy = max(float(np.quantile(entropies, 0.99)), 1e-6) if entropies else None
   steps = []
   for step, rows in by_step.items():
-    mean = np.mean([row["reward"] for row in rows])
-    summary = f"step {step}: {len(rows)} answers, mean reward {mean:.2f}"
+    drawn = [row["reward"] for row in rows if not row.get("extra")]
+    summary = f"step {step}: {len(drawn)} answers, mean reward {np.mean(drawn):.2f}"
+    if len(rows) > len(drawn):
+      summary += f"; {len(rows) - len(drawn)} more that earned without the usual form"
     steps.append(html.Step(summary, [_answer(row, max_entropy or 1.0) for row in rows]))
   return max_entropy, steps
 
@@ -253,6 +263,7 @@ def _answer(row: Row, max_entropy: float) -> html.Answer:
     question=str(row["question"]),
     answer=str(row["answer"]),
     difficulty=str(row["difficulty"]),
+    unusual=row.get("unusual", []),
     response=row["response"],
     reward=f"{row['reward']:.2f}",
     baseline=f"{row['baseline']:.2f}",

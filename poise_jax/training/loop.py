@@ -19,7 +19,7 @@ from poise_jax.data.order import example_order
 from poise_jax.distributed import processes, sharding
 from poise_jax.evaluation.judge import Judge
 from poise_jax.models.io import run_checkpoint
-from poise_jax.training import collect, summary
+from poise_jax.training import collect, summary, unusual
 from poise_jax.training.build import build, initial_params, warmed_up
 from poise_jax.training.checkpoints import Checkpoints
 from poise_jax.training.interrupts import Interrupts
@@ -130,7 +130,10 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
         if metrics["eval/accuracy"] > best["eval/accuracy"]:
           best, due = {"step": step, "eval/accuracy": metrics["eval/accuracy"]}, True
       sample_groups = min(config.log_samples, groups)
-      log.samples(summary.samples(experiment, step, experience, estimate, sample_groups))
+      examples = [experiment.task.train[i] for i in sharding.fetch(experience.prompt_ids)]
+      signs = unusual.find(examples, experience)
+      metrics |= unusual.metrics(signs, experience.scores)
+      log.samples(summary.samples(experiment, step, experience, estimate, sample_groups, signs))
       log.log(step, metrics)
       last_step = step
       if run.interrupts.stop_requested():

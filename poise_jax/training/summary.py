@@ -1,6 +1,7 @@
 """The report of a step: metrics, reduced on the device, and a few responses."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -66,15 +67,20 @@ def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
   return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _first(tree, count):
-  return jax.tree.map(lambda x: x[:count], tree)
+@jax.jit
+def _groups(tree, places):
+  return jax.tree.map(lambda x: x[places], tree)
 
 
 def samples(
-  experiment: Experiment, step: int, experience: Experience, estimate: Estimate, groups: int
+  experiment: Experiment,
+  step: int,
+  experience: Experience,
+  estimate: Estimate,
+  groups: int,
+  unusual: Mapping[str, Bool[np.ndarray, "P n"]] | None = None,
 ) -> list[dict]:
-  """Responses as rows of samples.jsonl; only these are fetched.
+  """Responses as rows of samples.jsonl; only their groups are fetched.
 
   Args:
     experiment: task and tokenizer.
@@ -82,29 +88,39 @@ def samples(
     experience: P groups.
     estimate: their estimate.
     groups: number of groups, from the first.
+    unusual: see unusual.find; up to `groups` responses of other groups follow, as "extra" rows.
   """
   if not groups:
     return []
+  signs = unusual or {}
+  found = np.argwhere(np.any(list(signs.values()), 0)).tolist()
+  extra = [(p, i) for p, i in found if p >= groups][:groups]
+  fetched = [*range(groups), *(p for p, _ in extra)]
+  # The same number in every step, so that this compiles once.
+  places = np.resize(np.array(fetched, np.int32), groups * (2 if signs else 1))
   batch = (experience, estimate.baselines, estimate.advantages)
-  experience, baselines, advantages = sharding.fetch(_first(batch, groups))
-  rollouts, rewards = experience.rollouts, experience.rewards
-  entropies = rollouts.entropies.astype(np.float64).round(3)  # nats
-  tokenizer, rows = experiment.encoder.tokenizer, []
-  for p, i in np.ndindex(rewards.shape):
-    example, mask = experiment.task.train[experience.prompt_ids[p]], rollouts.mask[p, i]
-    ids = rollouts.tokens[p, i][mask].tolist()
-    rows.append(
-      {
-        "step": step,
-        "question": example.question,
-        "answer": example.answer,
-        "difficulty": example.difficulty,
-        "response": tokenizer.decode(ids),
-        "tokens": models.token_texts(tokenizer, ids),
-        "entropies": entropies[p, i][mask].tolist(),
-        "reward": float(rewards[p, i]),
-        "baseline": float(baselines[p, i]),
-        "advantage": float(advantages[p, i].flat[0]),  # the first token's, if each has one
-      }
-    )
+  batch = sharding.fetch(_groups(batch, places))
+  rows = []
+  for p, i in [*np.ndindex(groups, experience.scores.shape[1]), *extra]:
+    row = {"step": step, **_sample(experiment, *batch, fetched.index(p), i)}
+    names = [name for name, where in signs.items() if where[p, i]]
+    rows.append({**row, "unusual": names, "extra": p >= groups})
   return rows
+
+
+def _sample(experiment, experience, baselines, advantages, p, i):
+  """The row of response i of group p, but for its step."""
+  rollouts, tokenizer = experience.rollouts, experiment.encoder.tokenizer
+  example, mask = experiment.task.train[experience.prompt_ids[p]], rollouts.mask[p, i]
+  ids = rollouts.tokens[p, i][mask].tolist()
+  return {
+    "question": example.question,
+    "answer": example.answer,
+    "difficulty": example.difficulty,
+    "response": tokenizer.decode(ids),
+    "tokens": models.token_texts(tokenizer, ids),
+    "entropies": rollouts.entropies[p, i][mask].astype(np.float64).round(3).tolist(),  # nats
+    "reward": float(experience.rewards[p, i]),
+    "baseline": float(baselines[p, i]),
+    "advantage": float(advantages[p, i].flat[0]),  # the first token's, if each has one
+  }

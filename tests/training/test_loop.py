@@ -141,6 +141,8 @@ def test_samples_of_a_run(finished_run):
       "reward",
       "baseline",
       "advantage",
+      "unusual",
+      "extra",
     }
     assert "".join(row["tokens"]) == row["response"]
     assert len(row["tokens"]) == len(row["entropies"]) and min(row["entropies"]) >= 0

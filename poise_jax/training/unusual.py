@@ -1,0 +1,79 @@
+"""Answers that earn without the usual form: a first sign that a reward is had without the work.
+
+Short: an answer that earns with less than a quarter of the tokens that answers of its difficulty
+usually need to earn. Repeated: the same response, word for word, earns on prompts that ask for
+different things. Neither proves anything; both are worth reading.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from poise_jax.data.tasks import Example
+from poise_jax.distributed import sharding
+from poise_jax.types import Experience
+
+EARNS = 0.5  # score from which an answer earns
+SHORT = 0.25  # of the median length of answers that earn
+FEWEST = 8  # answers that earn, of one difficulty, from which their median says anything
+PROMPTS = 3  # prompts with different reference answers on which a repeated response earns
+
+
+def find(examples: Sequence[Example], experience: Experience) -> dict[str, Bool[np.ndarray, "P n"]]:
+  """The unusual answers of a step, on the host; all processes call this together.
+
+  Args:
+    examples: the prompt of each group.
+    experience: P groups; those without tokens are padding.
+
+  Returns:
+    {"short": ..., "repeated": ...}: whether an answer earns like this.
+  """
+  rollouts = experience.rollouts
+  prints = _fingerprints(rollouts.tokens, rollouts.mask)
+  scores, lengths, prints = sharding.fetch((experience.scores, rollouts.mask.sum(-1), prints))
+  earns = (scores >= EARNS) & (lengths > 0)
+  return {
+    "short": _short(examples, earns, lengths),
+    "repeated": _repeated(examples, earns, prints),
+  }
+
+
+def metrics(
+  signs: dict[str, Bool[np.ndarray, "P n"]], scores: Float[Array, "P n"]
+) -> dict[str, float]:
+  """The share of unusual answers among those that earn; 0 if none earns."""
+  earning = max(1, int(sharding.fetch((scores >= EARNS).sum())))
+  return {f"reward/{name}_fraction": float(found.sum()) / earning for name, found in signs.items()}
+
+
+def _short(examples, earns, lengths):
+  difficulties = np.array([example.difficulty for example in examples])[:, None]
+  short = np.zeros_like(earns)
+  for difficulty in np.unique(difficulties):
+    members = earns & (difficulties == difficulty)
+    if members.sum() >= FEWEST:
+      short |= members & (lengths < SHORT * np.median(lengths[members]))
+  return short
+
+
+def _repeated(examples, earns, prints):
+  asked = collections.defaultdict(set)  # response -> reference answers of the prompts it earns on
+  for p, i in np.argwhere(earns):
+    asked[prints[p, i]].add(examples[p].answer)
+  common = [response for response, answers in asked.items() if len(answers) >= PROMPTS]
+  return earns & np.isin(prints, np.array(common, prints.dtype))
+
+
+@jax.jit
+def _fingerprints(tokens: Int[Array, "P n T"], mask: Bool[Array, "P n T"]) -> UInt[Array, "P n"]:
+  """A hash of each response: equal for equal responses, hardly ever for others."""
+  first, second, third = np.uint32([2654435761, 2246822519, 3266489917])  # odd, of many bits
+  places = jnp.arange(tokens.shape[-1], dtype=jnp.uint32)
+  hashed = (tokens.astype(jnp.uint32) + 1) * first ^ (places + 1) * second
+  hashed = (hashed ^ hashed >> 15) * third
+  return jnp.where(mask, hashed ^ hashed >> 13, 0).sum(-1, dtype=jnp.uint32)
