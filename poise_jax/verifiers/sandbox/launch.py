@@ -18,6 +18,7 @@ def main(descriptor: int):
   import isolation
 
   try:
+    join(job["group"])
     isolation.enter(job["folders"], job["limits"]["disk"], job["filter"], job["parent"])
     isolation.limit(**job["limits"])
     second = os.fork()
@@ -35,6 +36,16 @@ def main(descriptor: int):
   module = sys.modules["__main__"] = types.ModuleType("__main__")
   vars(module).update(DATA=job["data"], PIPE=job["pipe"])
   exec(compile(job["program"], "main.py", "exec"), vars(module))
+
+
+def join(group: str | None):
+  """Moves this process to a control group, if it may."""
+  try:
+    if group:
+      with open(os.path.join(group, "cgroup.procs"), "w") as file:
+        file.write("0")  # the process that writes
+  except OSError:
+    pass  # a group in a hierarchy that was delegated to this user without its own group
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 
 from poise_jax.verifiers.base import SandboxError
-from poise_jax.verifiers.sandbox import isolation
+from poise_jax.verifiers.sandbox import control_group, isolation
 from poise_jax.verifiers.sandbox.syscalls import call_filter
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -36,7 +36,8 @@ class Sandbox:
       stdin: the program's standard input.
       data: plain data, the value of DATA.
       pipe: a file descriptor that the program inherits; its number in the program is PIPE.
-      memory: limit of the memory that each process maps, in bytes.
+      memory: limit of the memory that each process maps, in bytes; and, where control groups can
+        be made, of what all processes and the work folder hold together, `disk` added.
       disk: limit of the work folder, of each file and of the output, in bytes.
       processes: limit of processes at one time, threads included.
       cpu: limit of the CPU time of each process, in seconds.
@@ -45,7 +46,8 @@ class Sandbox:
     job = dict(program=program, data=data, pipe=pipe, here=_HERE, parent=os.getpid())
     job.update(limits=dict(memory=memory, disk=disk, processes=processes, cpu=cpu))
     paths = [sysconfig.get_paths()[name] for name in ("purelib", "platlib")]
-    job.update(folders=python_folders(), paths=paths, filter=call_filter())
+    self.group = control_group.create(memory + disk)
+    job.update(folders=python_folders(), paths=paths, filter=call_filter(), group=self.group)
     self.stdout = os.memfd_create("stdout")
     files = [os.memfd_create("job"), os.memfd_create("stdin")]
     try:
@@ -65,6 +67,7 @@ class Sandbox:
       )
     except OSError as error:  # no process, no memory
       os.close(self.stdout)
+      control_group.remove(self.group)
       raise SandboxError(f"the sandbox does not start: {error}") from error
     finally:
       for file in files:
@@ -100,6 +103,7 @@ class Sandbox:
     except ProcessLookupError:
       pass
     self.process.wait()
+    control_group.remove(self.group)
     try:
       if kind is None:
         self._check()
