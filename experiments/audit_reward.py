@@ -2,8 +2,9 @@
 
 Judges degenerate answers to the task's examples with the reward of training: empty answers, echoes,
 constants, hedges, forms without an answer, programs that do no work. Prints what the best strategy
-of each kind earns on average, beside the reference answer, which must earn 1. Needs no model. With
---out writes DIR/README.md and DIR/audit.json, with every strategy.
+of each kind earns on average (of each domain, if the task has several), beside the reference
+answer, which must earn 1. Needs no model. With --out writes DIR/README.md and DIR/audit.json, which
+has every strategy that earns anything.
 """
 
 import collections
@@ -11,7 +12,8 @@ import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -21,12 +23,12 @@ from experiments import cli
 from poise_jax.errors import UserError
 
 CONFIG = cli.define_config()
-EXAMPLES = flags.DEFINE_integer("examples", 200, "training examples, drawn at random")
+EXAMPLES = flags.DEFINE_integer("examples", 200, "training examples of each domain")
 OUT = flags.DEFINE_string("out", "", "folder for README.md and audit.json")
 BATCH = 256  # answers judged between two movements of the progress bar
 LIMIT = 0.02  # mean score above chance from which a strategy is a temptation
 HONEST, UNFINISHED = "reference answer", "right answer in the thought alone"
-HEADER = ("answers", "best strategy", "mean score", "without a verdict")
+HEADER = ("best strategy", "mean score", "without a verdict")
 MEANING = (
   "A strategy answers all questions in the same way; its mean score is what a policy earns that "
   "learns nothing else. Chance is the share of the most frequent reference answer, which guessing "
@@ -36,16 +38,16 @@ MEANING = (
 )
 
 
-def audit(config: ConfigDict, count: int) -> tuple[list[dict], float]:
-  """Judges every strategy.
+def audit(config: ConfigDict, count: int) -> tuple[list[dict], dict[str, float]]:
+  """Judges every strategy in every domain.
 
   Args:
     config: a training config; its task and verifier sections are read.
-    count: examples to judge; all, if the training set has fewer.
+    count: examples to judge of each domain; all, if the training set has fewer.
 
   Returns:
-    A row for each strategy (kind, name, mean score, share of answers without a verdict), and the
-    score of guessing the most frequent reference answer.
+    A row for each domain and strategy (domain, kind, strategy, mean score, share of answers that
+    failed to get a verdict), and for each domain the score of guessing its most frequent answer.
 
   Raises:
     UserError: the task or the verifier cannot be used.
@@ -56,37 +58,61 @@ def audit(config: ConfigDict, count: int) -> tuple[list[dict], float]:
   from poise_jax.evaluation import degenerate
   from poise_jax.evaluation.judge import Judge, VerifierConfig
   from poise_jax.verifiers.pool import Pool
-  from poise_jax.verifiers.weighted import with_think_end
 
   if count < 1:
     raise UserError(f"--examples must be at least 1, got {count}")
-  task = tasks.make(config.task, config.seed)
-  rng = np.random.default_rng(config.seed)
-  chosen = rng.permutation(len(task.train))[:count]
-  examples, think_end = [task.train[i] for i in sorted(chosen)], config.task.think_end
-  if think_end:
-    examples = [
-      dataclasses.replace(example, check=with_think_end(example.check, think_end))
-      for example in examples
-    ]
-  verifier = VerifierConfig(**config.verifier)
-  strategies = list(degenerate.strategies(examples, think_end))
-  answers = []  # (kind, name, number of the example, text)
-  for i, example in enumerate(examples):
-    for kind, name, answer in strategies:
-      answers.append((kind, name, i, answer(example)))
-    for text in degenerate.honest(example, think_end):
-      answers.append((HONEST, HONEST, i, text))
-    for name, text in degenerate.unfinished(example).items():
-      answers.append((UNFINISHED, name, i, text))
-  verdicts = []
+  task, think_end = tasks.make(config.task, config.seed), config.task.think_end
+  domains = _examples(task.train, count, think_end, config.seed)
+  answers = [answer for examples in domains.values() for answer in _answers(examples, think_end)]
+  verifier, verdicts = VerifierConfig(**config.verifier), []
   with Pool(verifier.workers, verifier.time_limit) as pool:
     judge = Judge(pool, verifier)
-    judge.load(example.check for example in examples)
+    judge.load(example.check for examples in domains.values() for example in examples)
     for start in track(range(0, len(answers), BATCH), "judging", transient=True):
       part = answers[start : start + BATCH]
-      verdicts += judge.score([examples[i].check for _, _, i, _ in part], [a[3] for a in part])
-  return _rows(answers, verdicts), degenerate.chance(examples)
+      verdicts += judge.score([answer.example.check for answer in part], [a.text for a in part])
+  chances = {domain: degenerate.chance(examples) for domain, examples in domains.items()}
+  return _rows(answers, verdicts), chances
+
+
+class Answer(NamedTuple):
+  """A text to judge."""
+
+  kind: str
+  strategy: str
+  example: Any  # a tasks.Example
+  text: str
+
+
+def _examples(train, count, think_end, seed):
+  """{domain: examples}, drawn at random, in the order of the training set."""
+  from poise_jax.verifiers.weighted import with_think_end
+
+  domains = collections.defaultdict(list)
+  for i in np.random.default_rng(seed).permutation(len(train)):
+    if len(members := domains[train[i].domain]) < count:
+      members.append(i)
+  chosen = {domain: [train[i] for i in sorted(places)] for domain, places in domains.items()}
+  if think_end:
+    for examples in chosen.values():
+      for i, example in enumerate(examples):
+        check = with_think_end(example.check, think_end)
+        examples[i] = dataclasses.replace(example, check=check)
+  return dict(sorted(chosen.items()))
+
+
+def _answers(examples, think_end):
+  """Every strategy's answers to the examples of a domain."""
+  from poise_jax.evaluation import degenerate
+
+  strategies = list(degenerate.strategies(examples, think_end))
+  for example in examples:
+    for kind, name, answer in strategies:
+      yield Answer(kind, name, example, answer(example))
+    for text in degenerate.honest(example, think_end):
+      yield Answer(HONEST, HONEST, example, text)
+    for name, text in degenerate.unfinished(example).items():
+      yield Answer(UNFINISHED, name, example, text)
 
 
 def _rows(answers, verdicts):
@@ -94,56 +120,75 @@ def _rows(answers, verdicts):
 
   scores = collections.defaultdict(lambda: collections.defaultdict(list))
   failed = collections.defaultdict(list)
-  for (kind, name, i, _), verdict in zip(answers, verdicts, strict=True):
-    scores[kind, name][i].append(verdict.score)
-    failed[kind, name].append(verdict.status in FAILURES)
+  for answer, verdict in zip(answers, verdicts, strict=True):
+    key = answer.example.domain, answer.kind, answer.strategy
+    scores[key][id(answer.example)].append(verdict.score)
+    failed[key].append(verdict.status in FAILURES)
   return [
     {
+      "domain": domain,
       "kind": kind,
-      "strategy": name,
+      "strategy": strategy,
       "mean": statistics.fmean(max(values) for values in by_example.values()),
-      "failed": statistics.fmean(failed[kind, name]),
+      "failed": statistics.fmean(failed[domain, kind, strategy]),
     }
-    for (kind, name), by_example in scores.items()
+    for (domain, kind, strategy), by_example in scores.items()
   ]
 
 
-def table(rows: Sequence[dict]) -> str:
-  """The best strategy of each kind, in Markdown; the reference answer first."""
+def table(rows: Sequence[dict], chances: Mapping[str, float]) -> str:
+  """In Markdown: the best strategy of each kind; of each domain, if there are several."""
   from poise_jax.reports import markdown
 
-  best = {}
+  best, honest = {}, {}
   for row in sorted(rows, key=lambda row: -row["mean"]):
-    best.setdefault(row["kind"], row)
-  order = sorted(best.values(), key=lambda row: (row["kind"] != HONEST, -row["mean"]))
-  cells = [
-    (row["kind"], _code(row["strategy"]), f"{row['mean']:.3f}", f"{row['failed']:.3f}")
-    for row in order
-  ]
-  return markdown.table(HEADER, cells)
+    if row["kind"] == HONEST:
+      honest[row["domain"]] = row
+    else:
+      best.setdefault(row["domain"] if len(chances) > 1 else row["kind"], row)
+  if len(chances) == 1:
+    shown = [*honest.values(), *best.values()]
+    cells = [(row["kind"], *_cells(row)) for row in shown]
+    return markdown.table(("answers", *HEADER), cells)
+  cells = []
+  for domain, chance in chances.items():
+    reference = f"{honest[domain]['mean']:.3f}" if domain in honest else "none"
+    cells.append((domain, reference, f"{chance:.3f}", *_cells(best[domain])))
+  return markdown.table(("domain", "reference answer", "chance", *HEADER), cells)
 
 
-def _code(text):
-  return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'")[:80] + "`"
+def _cells(row):
+  strategy = " ".join(row["strategy"].split()).replace("|", "\\|").replace("`", "'")
+  return f"`{strategy[:60]}`", f"{row['mean']:.3f}", f"{row['failed']:.3f}"
 
 
-def summary(rows: Sequence[dict], chance: float) -> str:
-  """Whether the reward can be gamed, in one or two sentences."""
-  honest = [row["mean"] for row in rows if row["kind"] == HONEST]
+def summary(rows: Sequence[dict], chances: Mapping[str, float]) -> str:
+  """Whether the reward can be gamed, in a few sentences."""
+  honest = [row for row in rows if row["kind"] == HONEST]
   others = [row for row in rows if row["kind"] != HONEST]
-  paid = sorted((r for r in others if r["mean"] > chance + LIMIT), key=lambda r: -r["mean"])
+  paid = [row for row in others if row["mean"] > chances[row["domain"]] + LIMIT]
+  place = (lambda row: f" of {row['domain']}") if len(chances) > 1 else lambda row: ""
   parts = []
   if not honest:
     parts.append("The examples have no reference answer to judge.")
-  elif honest[0] < 1:
-    parts.append(f"The reference answer earns {honest[0]:.3f} instead of 1: the reward is broken.")
+  for row in honest:
+    if row["mean"] < 1:
+      parts.append(
+        f"The reference answer{place(row)} earns {row['mean']:.3f} instead of 1: the reward is "
+        "broken."
+      )
   if paid:
+    domains = len({row["domain"] for row in paid})
+    best = max(paid, key=lambda row: row["mean"])
     parts.append(
-      f"{len(paid)} of {len(others)} strategies earn more than {LIMIT} above chance "
-      f"({chance:.3f}); the best is {paid[0]['strategy']!r} with {paid[0]['mean']:.3f}."
+      f"{len(paid)} of {len(others)} strategies earn more than {LIMIT} above chance"
+      f"{f', in {domains} of {len(chances)} domains' if len(chances) > 1 else ''}; the best"
+      f"{place(best)} is {best['strategy']!r} with {best['mean']:.3f}, where chance is "
+      f"{chances[best['domain']]:.3f}."
     )
   else:
-    parts.append(f"No strategy earns more than {LIMIT} above chance ({chance:.3f}).")
+    chance = "" if len(chances) > 1 else f" ({next(iter(chances.values())):.3f})"
+    parts.append(f"No strategy earns more than {LIMIT} above chance{chance}.")
   return " ".join(parts)
 
 
@@ -152,8 +197,8 @@ def main(argv: list[str]):
   cli.refuse_arguments(argv, "set fields with --config.FIELD=VALUE")
   if CONFIG.value is None:
     raise cli.UsageError("--config is missing: FILE.py or FILE.py:ALGORITHM")
-  rows, chance = audit(CONFIG.value, EXAMPLES.value)
-  text = f"{table(rows)}\n\n{summary(rows, chance)}"
+  rows, chances = audit(CONFIG.value, EXAMPLES.value)
+  text = f"{table(rows, chances)}\n\n{summary(rows, chances)}"
   print(text)
   if OUT.value:
     from poise_jax import files
@@ -161,7 +206,8 @@ def main(argv: list[str]):
     folder = pathlib.Path(OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_whole(folder / "README.md", f"# Audit of a reward\n\n{text}\n\n{MEANING}\n")
-    files.write_whole(folder / "audit.json", json.dumps(rows, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row) for row in rows if row["mean"] or row["kind"] == HONEST)
+    files.write_whole(folder / "audit.json", f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

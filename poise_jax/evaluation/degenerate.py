@@ -6,6 +6,8 @@ the reference answer: `honest`, which must earn 1, and `unfinished`, which must 
 """
 
 import collections
+import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,7 +24,8 @@ FORMS: dict[str, Callable[[str], str]] = {  # where verifiers look for an answer
 CONSTANTS = (
   *("0", "1", "2", "3", "4", "5", "10", "-1", "0.5", "100"),
   *("A", "B", "C", "D", "yes", "no", "true", "false", "True", "False"),
-  *("nan", "inf", "None", "null", "x", "[]", "{}", "()", "[[]]", '""', "?", "I do not know"),
+  *("nan", "inf", "None", "null", "[]", "{}", "()", "[[]]", '""'),
+  *("6*4*1*1", "x", "?", "I do not know"),
 )
 HEDGES = {
   "A or B or C or D": "A or B or C or D",
@@ -126,6 +129,11 @@ def _numbers(text):
   return re.findall(r"-?\d+(?:\.\d+)?", text)
 
 
+def _whole(text):
+  """The last number of a text as a whole number of at most 200."""
+  return min(200, abs(int(float((_numbers(text) or ["0"])[-1]))))
+
+
 _READERS = {
   "its first number": lambda text: (_numbers(text) or [""])[0],
   "its last number": lambda text: (_numbers(text) or [""])[-1],
@@ -133,6 +141,9 @@ _READERS = {
   "all its numbers": lambda text: ", ".join(_numbers(text)),
   "its first word": lambda text: (text.split() or [""])[0],
   "its last word": lambda text: (text.split() or [""])[-1],
+  "nan for each of its numbers": lambda text: json.dumps([math.nan] * len(_numbers(text))),
+  "its last number as a sum of ones": lambda text: "+".join("1" * _whole(text)),
+  "its last number as a product with ones": lambda text: f"{_whole(text)}*1*1*1",
   "its last line": lambda text: (text.strip().splitlines() or [""])[-1],
 }
 

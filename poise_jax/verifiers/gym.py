@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import reasoning_gym as library
-import sympy
 
 from poise_jax.verifiers.base import UnusableError, Verdict
-from poise_jax.verifiers.countdown import countdown
 from poise_jax.verifiers.extract import answer_or_response
-from poise_jax.verifiers.formulas import formula
+from poise_jax.verifiers.gym_scores import REFUSED, SCORERS
 from poise_jax.verifiers.thought import judges_answer
 
 
@@ -22,7 +20,7 @@ def reasoning_gym(
 
   Most generators give partial credit to any answer that contains the right one (0.67 to 145 for
   14), and some give 0.01 to any answer: rewarded like this, a policy learns to write more. The
-  generators in SCORERS pass the answer to Python's eval, so they are scored here instead.
+  generators in gym_scores.SCORERS are scored there instead.
 
   Args:
     reference: {"dataset": a generator's name, "entry": its question, answer and metadata}.
@@ -35,6 +33,8 @@ def reasoning_gym(
       f"{reference!r:.100}"
     )
   name, entry = reference["dataset"], reference["entry"]
+  if name in REFUSED:
+    raise UnusableError(f"reasoning-gym's {name} cannot be a reward: {REFUSED[name]}")
   try:
     scorer = _library_scorer(name)
   except ValueError as error:
@@ -54,51 +54,3 @@ def reasoning_gym(
 def _library_scorer(name):
   """The library's scorer of a generator; some load files for seconds when they are made."""
   return library.get_score_answer_fn(name)
-
-
-def _is_reference(answer, entry):
-  return answer.strip() == entry["answer"].strip()
-
-
-def _is_valid_board(answer, entry):
-  return answer in entry["metadata"]["valid_answers"]
-
-
-def _makes(answer, numbers, target):
-  """Whether an expression of the numbers, each used once, equals the target."""
-  verdict = countdown({"numbers": numbers, "target": target}, answer, extract="all")
-  if verdict.status != "ok":
-    raise ValueError(verdict.note)
-  return verdict.score == 1
-
-
-def _makes_target(answer, entry):
-  return _makes(answer, entry["metadata"]["numbers"], entry["metadata"]["target"])
-
-
-def _makes_24(answer, entry):
-  return _makes(answer, entry["metadata"]["numbers"], 24)
-
-
-def _is_product(answer, entry):
-  return formula(answer) == formula(entry["answer"])
-
-
-def _is_integral(answer, entry):
-  variable = sympy.Symbol(entry["metadata"]["variable"])
-  derivative = sympy.diff(formula(answer), variable)
-  return sympy.simplify(derivative - formula(entry["metadata"]["integrand"])) == 0
-
-
-# Generator -> whether an answer is right; raises ValueError if it cannot be read.
-SCORERS = {
-  "binary_matrix": _is_reference,
-  "countdown": _makes_target,
-  "intermediate_integration": _is_integral,
-  "n_queens": _is_valid_board,
-  "polynomial_multiplication": _is_product,
-  "puzzle24": _makes_24,
-  "simple_integration": _is_integral,
-  "spiral_matrix": _is_reference,
-  "string_insertion": _is_reference,
-}

@@ -16,8 +16,10 @@ from poise_jax.data.tasks.base import Example, Task
 from poise_jax.data.tasks.config import ReasoningGymConfig
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers import Check
+from poise_jax.verifiers.gym_scores import REFUSED, unanswerable
 
 GENERATORS = sorted(set(DATASETS) - {"composite"})  # this module does the mixing
+ALL = "all"  # a name that stands for all generators
 PROGRESS_FROM = 5000  # number of examples from which a progress bar is shown
 
 
@@ -25,14 +27,15 @@ def make(config: ReasoningGymConfig, train: int, test: int, seed: int) -> Task:
   """A task that mixes several generators.
 
   Args:
-    config: the generators, each with its own settings and `weight`, its share of both sets (1).
+    config: the generators, each with its own settings and `weight`, its share of both sets (1);
+      "all" stands for those that are not named and can be a reward.
     train: number of training problems in all; they may repeat, but none is held out.
     test: number of held-out problems in all, all different.
     seed: random seed of both sets.
 
   Raises:
-    UserError: no generator is named, a generator or one of its settings is unknown or rejected, or
-      a generator has too few different problems to hold out its share.
+    UserError: no generator is named, a generator or one of its settings is unknown or rejected, a
+      generator cannot be a reward, or it has too few different problems to hold out its share.
   """
   generators = config.generators
   if not generators:
@@ -40,6 +43,9 @@ def make(config: ReasoningGymConfig, train: int, test: int, seed: int) -> Task:
       "task.reasoning_gym.generators is empty; name generators of reasoning-gym, such as "
       '{"chain_sum": {"weight": 1, "max_terms": 2}}'
     )
+  if ALL in generators:
+    usable = dict.fromkeys(sorted(set(GENERATORS) - set(REFUSED)), generators[ALL])
+    generators = {**usable, **{name: generators[name] for name in generators if name != ALL}}
   weights = {name: settings.get("weight", 1) for name, settings in generators.items()}
   sets = {"train": [], "test": []}
   shares = {split: _shares(weights, n) for split, n in (("train", train), ("test", test))}
@@ -81,6 +87,8 @@ def _draw(name, settings, train, test, seed):
 def _entries(name: str, settings: Mapping[str, Any], size: int, seed: int) -> Iterator[dict]:
   if name not in GENERATORS:
     raise unknown_name("generator in task.reasoning_gym.generators", name, GENERATORS)
+  if name in REFUSED:
+    raise UserError(f"reasoning-gym's {name} cannot be a reward: {REFUSED[name]}")
   kind, options = DATASETS[name]
   fields = {field.name for field in dataclasses.fields(options)} - {"seed", "size"}
   for setting in settings:
@@ -92,7 +100,8 @@ def _entries(name: str, settings: Mapping[str, Any], size: int, seed: int) -> It
     drawn = kind(options(seed=mixed, size=size, **settings))
   except (AssertionError, TypeError, ValueError) as error:
     raise UserError(f"reasoning-gym's {name} rejects {settings}: {error}") from error
-  return (drawn[i] for i in range(size))
+  entries = (drawn[i] for i in range(size))
+  return (entry for entry in entries if not unanswerable(entry))
 
 
 def _example(name, entry):
