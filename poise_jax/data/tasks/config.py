@@ -54,7 +54,9 @@ class ReasoningConfig:
   # {domain: (lowest, highest) level}: sums, products, expressions, search, words; empty: all levels
   # of all domains. Domains have equal shares, and so have the levels of a domain
   levels: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-  guess: float = 0.0  # probability that the warm start's teacher guesses instead of thinking
+  # probability that the warm start's teacher guesses at level 1 instead of thinking;
+  # guess ** (1 / level) at higher levels
+  guess: float = 0.0
   slip: float = 0.0  # probability that it errs at a step of a thought
 
   def __post_init__(self):

@@ -211,9 +211,12 @@ def test_a_teacher_who_guesses_writes_no_thought():
 
 
 def test_the_share_of_guesses_is_their_probability():
-  task = make(2000, 5, guess=0.3)
-  share = np.mean([e.worked.startswith("</think>") for e in task.train])
-  assert abs(share - 0.3) < 0.05
+  """The longer a thought would be, the more often the teacher spares it."""
+  task = make(6000, 5, guess=0.3, levels={"sums": (1, 4)})
+  for level in range(1, 5):
+    cell = [e for e in task.train if e.difficulty == f"sums {level}"]
+    share = np.mean([e.worked.startswith("</think>") for e in cell])
+    assert abs(share - 0.3 ** (1 / level)) < 0.04
 
 
 def test_splits_are_disjoint_and_held_out_problems_are_unique(task):
