@@ -23,7 +23,7 @@ from poise_jax.estimators import buffer, probe
 from poise_jax.estimators.base import Estimator, EstimatorContext
 from poise_jax.estimators.buffer import Buffer
 from poise_jax.estimators.probe import ProbeConfig, ProbeState, leave_one_out_targets
-from poise_jax.estimators.statistics import deviations, explained_variance
+from poise_jax.estimators.statistics import explained_variance, noise_ceiling, pearson
 from poise_jax.rollout.features import ENTROPIES, feature_size
 from poise_jax.types import Estimate, Experience
 
@@ -89,7 +89,7 @@ def _estimate(config, domains, inputs, state, experience) -> Estimate:
 def _named_by_domain(metrics, domains):
   """Metrics of each domain [K] become one metric a domain, if there are several domains."""
   metrics = dict(metrics)
-  for name in ("probe/mae", "probe/pearson"):
+  for name in ("probe/mae", "probe/pearson", "probe/ceiling"):
     values = metrics.pop(f"{name}_by_domain")
     if len(domains) > 1:
       metrics |= {f"{name}/{domain}": values[k] for k, domain in enumerate(domains)}
@@ -189,8 +189,9 @@ def estimate(
     no probe is fitted), and metrics: probe/active, the fraction of prompts with a probe's baseline;
     over those prompts, NaN without any, probe/mae and probe/pearson of predictions against
     leave-one-out rewards (one noisy sample of the value, so far below the paper's Avg@8 figures),
-    the same for each domain [K] as probe/mae_by_domain and probe/pearson_by_domain, and
-    probe/value, the mean prediction; probe/variance_reduction, 1 - Var(A) / Var(R) of the
+    probe/ceiling, the r that a perfect predictor of the value would reach (NaN for n = 1), the same
+    for each domain [K] as probe/mae_by_domain, probe/pearson_by_domain and probe/ceiling_by_domain,
+    and probe/value, the mean prediction; probe/variance_reduction, 1 - Var(A) / Var(R) of the
     advantages in use (0 if all rewards are equal).
   """
   real = domains >= 0
@@ -208,26 +209,23 @@ def estimate(
   advantages = rewards - baselines
 
   counted = jnp.broadcast_to(real[:, None], rewards.shape)
+  siblings = max(rewards.shape[1] - 1, 1)  # rewards in a target
   metrics = {
     "probe/active": active.mean(where=real),
     "probe/mae": jnp.mean(error, where=valid),
-    "probe/pearson": _pearson(predictions, targets, valid),
+    "probe/pearson": pearson(predictions, targets, valid),
     "probe/mae_by_domain": jax.vmap(lambda where: jnp.mean(error, where=where))(in_domain),
-    "probe/pearson_by_domain": jax.vmap(lambda where: _pearson(predictions, targets, where))(
+    "probe/pearson_by_domain": jax.vmap(lambda where: pearson(predictions, targets, where))(
       in_domain
+    ),
+    "probe/ceiling": noise_ceiling(rewards, active, siblings),
+    "probe/ceiling_by_domain": jax.vmap(lambda where: noise_ceiling(rewards, where, siblings))(
+      in_domain[..., 0]
     ),
     "probe/value": jnp.mean(predictions, where=valid),
     "probe/variance_reduction": explained_variance(baselines, rewards, counted),
   }
   return advantages, baselines, predictions, metrics
-
-
-def _pearson(x, y, where):
-  """Correlation over selected entries: 0 if a side is constant, NaN if nothing is selected."""
-  dx, dy = (jnp.where(where, deviations(v, where), 0.0) for v in (x, y))
-  norms = jnp.linalg.norm(dx) * jnp.linalg.norm(dy)
-  r = jnp.where(norms > 0, (dx * dy).sum() / jnp.where(norms > 0, norms, 1.0), 0.0)
-  return jnp.where(where.any(), r, jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -99,3 +99,69 @@ def explained_variance(
   """1 - Var(target - value) / Var(target) over the entries in mask; 0 if all targets are equal."""
   total, residual = variance(targets, mask), variance(targets - values, mask)
   return jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def pearson(
+  x: Float[Array, "*shape"], y: Float[Array, "*shape"], where: Bool[Array, "*shape"]
+) -> Float[Array, ""]:
+  """Pearson's r over the entries in `where`: 0 if a side is constant, NaN if there are none."""
+  dx, dy = (jnp.where(where, deviations(v, where), 0.0) for v in (x, y))
+  norms = jnp.linalg.norm(dx) * jnp.linalg.norm(dy)
+  r = jnp.where(norms > 0, (dx * dy).sum() / jnp.where(norms > 0, norms, 1.0), 0.0)
+  return jnp.where(where.any(), r, jnp.nan)
+
+
+def value_variance(
+  rewards: Float[Array, "P n"], real: Bool[Array, " P"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Variance of the prompts' values V(x) = E[r | x], and the mean variance of a reward around them.
+
+  The estimators of the one-way random-effects model (Searle, Casella and McCulloch, "Variance
+  Components", 1992, section 3.5) from the mean squares between and within prompts: with
+  MSB = n sum_x (mean_x - mean)^2 / (P - 1) and MSW = sum (r - mean_x)^2 / (P (n - 1)),
+  E[MSW] = E[Var(r | x)] and E[MSB] = n Var(V) + E[Var(r | x)], so that (MSB - MSW) / n, which is
+  the covariance of two samples of a prompt, estimates Var(V) without bias. Both assume samples that
+  are independent given their prompt.
+
+  Args:
+    rewards: independent samples of each prompt.
+    real: prompts that count; the rewards of others may be anything.
+
+  Returns:
+    Var(V), which may be negative by chance, and E[Var(r | x)], in squared units of reward. NaN with
+    one sample a prompt or fewer than two prompts.
+  """
+  n, count = rewards.shape[1], real.sum()
+  if n < 2:
+    return jnp.full((), jnp.nan), jnp.full((), jnp.nan)
+  rewards = jnp.where(real[:, None], rewards, 0.0)
+  within = (deviations(rewards, axis=1) ** 2).sum() / (jnp.maximum(count, 1) * (n - 1))
+  means = jnp.where(real, deviations(rewards.mean(1), real), 0.0)
+  between = n * (means**2).sum() / jnp.maximum(count - 1, 1)
+  known = count >= 2
+  return jnp.where(known, (between - within) / n, jnp.nan), jnp.where(known, within, jnp.nan)
+
+
+def noise_ceiling(
+  rewards: Float[Array, "P n"], real: Bool[Array, " P"], samples: int = 1
+) -> Float[Array, ""]:
+  """Pearson's r of a perfect predictor of V(x) against means of `samples` rewards of a prompt.
+
+  sqrt(Var(V) / (Var(V) + E[Var(r | x)] / samples)): V is all that a prediction from anything but
+  the reward itself can know, and the noise that it cannot know stays in the denominator. The square
+  is the share of the variance that the baseline V(x) removes, 1 - Var(r - V) / Var(r) for one
+  sample, the highest of all baselines that are independent of r given x.
+
+  Args:
+    rewards: independent samples of each prompt.
+    real: prompts that count.
+    samples: rewards in a mean that predictions are compared with.
+
+  Returns:
+    A number in [0, 1]; NaN with one sample a prompt, with fewer than two prompts, or where all
+    rewards are equal.
+  """
+  value, noise = value_variance(rewards, real)
+  value = jnp.maximum(value, 0.0)
+  total = value + noise / samples
+  return jnp.where(total > 0, jnp.sqrt(value / jnp.where(total > 0, total, 1.0)), jnp.nan)

@@ -28,13 +28,15 @@ CONSOLE_METRICS = {  # metric -> name and format on the console
   "reward/mean": "reward {:.3f}",
   "eval/accuracy": "held-out {:.3f}",
   "probe/mae": "mae {:.3f}",
-  "probe/pearson": "r {:+.2f}",
+  "probe/pearson": "r {:.2f}",
   "probe/variance_reduction": "var.red. {:+.2f}",
   "policy/entropy": "entropy {:.2f}",
   "policy/grad_norm": "grad {:.2f}",
   "rollout/length": "length {:.1f}",
   "time/step": "{:.1f} s",
 }
+
+CEILINGS = {"probe/pearson": "probe/ceiling"}  # metric -> what a perfect predictor would reach
 
 
 class Sink(Protocol):
@@ -148,8 +150,12 @@ class Console:
     self.progress.update(self.task, description=name)
 
   def log(self, step: int, values: Mapping[str, float]):
-    """Prints the metrics of CONSOLE_METRICS."""
-    parts = [text.format(values[name]) for name, text in CONSOLE_METRICS.items() if name in values]
+    """Prints the metrics of CONSOLE_METRICS, those of CEILINGS as "r 0.62 of 0.71"."""
+    parts = []
+    for name, text in CONSOLE_METRICS.items():
+      if name in values:
+        ceiling = values.get(CEILINGS.get(name))
+        parts.append(text.format(values[name]) + ("" if ceiling is None else f" of {ceiling:.2f}"))
     time_left = self.time_left(step, time.perf_counter())
     self.progress.update(self.task, completed=step, time_left=time_left)
     if time_left and not self.console.is_terminal:

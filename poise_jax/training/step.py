@@ -192,8 +192,10 @@ def learn(
     metrics |= summary.metrics(
       experience,
       estimate.advantages,
+      estimate.baselines,
       *_groups(experiment, experience, groups),
       experiment.difficulties,
+      experiment.task.domains,
     )
   return state, estimator_state, estimate, metrics
 

@@ -10,31 +10,40 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from poise_jax import models
 from poise_jax.distributed import sharding
+from poise_jax.estimators import statistics
 from poise_jax.training.build import Experiment
 from poise_jax.types import Estimate, Experience
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=(5, 6))
 def metrics(
   experience: Experience,
   advantages: Float[Array, "P n"] | Float[Array, "P n T"],
+  baselines: Float[Array, "P n"],
   difficulties: Int[Array, " P"],
   groups: Int[Array, ""],
   names: tuple[str, ...],
+  domains: tuple[str, ...] = (),
 ) -> dict[str, Float[Array, ""]]:
   """Metrics of the groups that a step trained on.
 
   Args:
     experience: P groups.
     advantages: per response, or per token.
+    baselines: what the estimator expected of each response.
     difficulties: indices into `names`.
     groups: number of groups, at the front, that are not padding; at least 1.
     names: difficulties of the training set.
+    domains: the task's domains.
 
   Returns:
     Scalars: means and standard deviations over responses (advantages: over responses or token
-    positions), reward/mean/<difficulty>, which is NaN if the step has no prompt of that difficulty,
-    lengths in tokens and the entropy in nats per token.
+    positions); reward/mean/<difficulty> and baseline/mean/<difficulty>, which are NaN if the step
+    has no prompt of that difficulty, and the same as reward/domain/<domain> and
+    baseline/domain/<domain> if there are several; of the baselines against the rewards of their own
+    responses baseline/pearson and baseline/variance_reduction, 1 - Var(R - b) / Var(R), and
+    baseline/ceiling, see statistics.noise_ceiling; lengths in tokens and the entropy in nats per
+    token.
   """
   rewards, rollouts = experience.rewards, experience.rollouts
   real = jnp.arange(len(rewards)) < groups
@@ -46,12 +55,24 @@ def metrics(
     return jnp.std(x, where=real.reshape(-1, *[1] * (x.ndim - 1)))
 
   lengths = jnp.where(real[:, None], rollouts.mask.sum(-1), 0)
-  by_difficulty = jnp.where(real, difficulties, len(names)) == jnp.arange(len(names))[:, None]
-  means = jax.vmap(lambda where: jnp.mean(rewards, where=where[:, None]))(by_difficulty)
+  counted = jnp.broadcast_to(real[:, None], rewards.shape)
+  parts = {"mean": (difficulties, names)}
+  if len(domains) > 1:
+    parts["domain"] = experience.domains, domains
+  means = {
+    f"{of}/{part}/{name}": jnp.mean(values, where=(real & (places == i))[:, None])
+    for of, values in (("reward", rewards), ("baseline", baselines))
+    for part, (places, labels) in parts.items()
+    for i, name in enumerate(labels)
+  }
   return {
-    **{f"reward/mean/{name}": means[i] for i, name in enumerate(names)},
+    **means,
     "reward/mean": mean(rewards),
     "reward/std": std(rewards),
+    "baseline/mean": mean(baselines),
+    "baseline/pearson": statistics.pearson(baselines, rewards, counted),
+    "baseline/ceiling": statistics.noise_ceiling(rewards, real),
+    "baseline/variance_reduction": statistics.explained_variance(baselines, rewards, counted),
     "reward/score": mean(experience.scores),
     "advantage/std": std(advantages),
     "rollout/tokens": lengths.sum(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from poise_jax.estimators import poise, probe
+from poise_jax.estimators import poise, probe, statistics
 
 CONFIG = probe.ProbeConfig(alpha=1.0, buffer_rows=64, min_rows=12, bootstrap_steps=2)
 
@@ -57,7 +57,9 @@ def test_bootstrap_is_rloo_then_the_probe_takes_over():
     np.testing.assert_array_equal(baselines, rewards[:, ::-1])
     np.testing.assert_array_equal(predictions, 0.0)
     assert metrics["probe/active"] == 0.0
-    assert all(np.isnan(metrics[f"probe/{name}"]) for name in ("mae", "pearson", "value"))
+    assert all(
+      np.isnan(metrics[f"probe/{name}"]) for name in ("mae", "pearson", "ceiling", "value")
+    )
     assert not state.fitted.any()
     state = poise.update(state, rewards, features, domains, CONFIG)
   assert state.step == 2 and state.fitted.all()
@@ -135,6 +137,8 @@ def test_domains_do_not_leak():
     )
     pearson = scipy.stats.pearsonr(predictions[rows].ravel(), rewards[rows][:, ::-1].ravel())[0]
     np.testing.assert_allclose(metrics["probe/pearson_by_domain"][domain], pearson, rtol=1e-4)
+    ceiling = statistics.noise_ceiling(rewards, rows)
+    np.testing.assert_allclose(metrics["probe/ceiling_by_domain"][domain], ceiling, rtol=1e-4)
   assert np.isnan(metrics["probe/mae_by_domain"][2])
 
 
@@ -149,6 +153,8 @@ def test_equal_rewards_stay_finite():
     np.testing.assert_allclose(predictions, value, atol=1e-6)
     np.testing.assert_allclose(advantages, 0.0, atol=1e-6)
     assert metrics["probe/pearson"] == 0.0 and metrics["probe/variance_reduction"] == 0.0
+    for name in ("probe/ceiling", "probe/ceiling_by_domain"):  # rewards without any variance
+      assert np.isnan(metrics.pop(name)).all()
     assert all(np.isfinite(value).all() for value in metrics.values())
 
 
@@ -176,6 +182,8 @@ def test_metrics_against_numpy_and_scipy():
   pearson = scipy.stats.pearsonr(predictions.ravel(), targets.ravel())[0]
   np.testing.assert_allclose(metrics["probe/pearson"], pearson, rtol=1e-4)
   assert pearson > 0.3
+  ceiling = statistics.noise_ceiling(rewards, np.ones(64, bool))
+  np.testing.assert_allclose(metrics["probe/ceiling"], ceiling, rtol=1e-5)
   reduction = 1 - advantages.var() / rewards.var()
   np.testing.assert_allclose(metrics["probe/variance_reduction"], reduction, rtol=1e-4)
   np.testing.assert_allclose(metrics["probe/value"], predictions.mean(), rtol=1e-5)
@@ -247,6 +255,20 @@ def test_domains_have_buffers_of_their_own_size():
   assert together.buffer.filled.tolist() == [30, 8]
 
 
+def test_the_ceiling_is_that_of_the_targets():
+  """With n samples predictions are compared with the mean of n - 1 rewards, which is less noisy."""
+  state = poise.init(CONFIG, n=4, num_features=13)
+  for seed in range(2):
+    state = poise.update(state, *batch(seed, n=4), CONFIG)
+  rewards, features, domains = batch(5, prompts=200, n=4)
+  domains[150:] = -1
+  metrics = poise.estimate(state, rewards, features, domains, CONFIG)[3]
+  real = domains == 0
+  ceilings = [statistics.noise_ceiling(rewards, real, samples) for samples in (3, 1)]
+  np.testing.assert_allclose(metrics["probe/ceiling"], ceilings[0], rtol=1e-5)
+  assert ceilings[0] > ceilings[1] + 0.1 and metrics["probe/pearson"] < ceilings[0]
+
+
 @pytest.mark.parametrize("ablation", [dict(own_rollout=True), dict(reads=("prompt",))])
 def test_one_rollout_a_prompt(ablation):
   """The baseline is the rollout's own prediction, and before that the mean of all others."""
@@ -269,5 +291,6 @@ def test_one_rollout_a_prompt(ablation):
       np.testing.assert_allclose(predictions, expected, atol=1e-5)
       np.testing.assert_array_equal(baselines, predictions)
       np.testing.assert_allclose(metrics["probe/mae"], np.abs(expected - rewards).mean(), rtol=1e-4)
+      assert np.isnan(metrics["probe/ceiling"])
     np.testing.assert_allclose(advantages, rewards - baselines, atol=1e-6)
     state = poise.update(state, rewards, features, domains, config)

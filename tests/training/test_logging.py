@@ -199,6 +199,18 @@ def test_the_console_has_a_line_per_step_and_in_a_terminal_a_bar():
       assert lines[1].endswith("left") and lines[3] == "step    3/3  reward 0.750  1.5 s"
 
 
+def test_the_console_shows_r_beside_its_ceiling():
+  out = io.StringIO()
+  screen = logging.Console(rich.console.Console(file=out, width=120), steps=9, start=0)
+  r = {"probe/pearson": 0.618}
+  for step, values in enumerate([r, {**r, "probe/ceiling": 0.707}, {"probe/ceiling": 0.5}]):
+    screen.log(step, {"reward/mean": 0.5, "policy/entropy": 0.25, **values})
+  first, second, third = out.getvalue().splitlines()
+  assert "reward 0.500  r 0.62  entropy 0.25" in first
+  assert "reward 0.500  r 0.62 of 0.71  entropy 0.25" in second
+  assert "reward 0.500  entropy 0.25" in third
+
+
 def test_the_report_is_written_at_evaluations_and_at_the_end(tmp_path):
   page = tmp_path / "report.html"
   with pytest.raises(KeyboardInterrupt):

@@ -50,6 +50,9 @@ def test_metrics_of_a_run(finished_run):
   assert elapsed == sorted(elapsed) and elapsed[3] - elapsed[2] >= rows[3]["time/step"]
   step_metrics = {
     "reward/mean",
+    "baseline/mean",
+    "baseline/pearson",
+    "baseline/variance_reduction",
     "policy/entropy",
     "policy/clip_fraction",
     "policy/grad_norm",

@@ -31,7 +31,7 @@ def experience():
     rollouts,
     scores=rng.random((P, N)).astype(np.float32),
     token_rewards=np.where(mask, rewards, 0),
-    domains=np.zeros(P, np.int32),
+    domains=np.array([1, 0, 1, 1, 0, 0], np.int32),
     prompt_ids=np.arange(P, dtype=np.int32),
   )
 
@@ -39,13 +39,30 @@ def experience():
 @pytest.mark.parametrize("shape", [(P, N), (P, N, T)], ids=["per response", "per token"])
 def test_metrics_are_those_of_the_groups_that_are_not_padding(experience, shape):
   advantages = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-  metrics = summary.metrics(experience, advantages, DIFFICULTIES, jnp.int32(REAL), NAMES)
-  rewards = experience.token_rewards[:REAL].sum(-1)
+  baselines = np.random.default_rng(2).normal(size=(P, N)).astype(np.float32)
+  rewards = experience.token_rewards.sum(-1)
+  baselines += rewards.mean(1, keepdims=True)
+  baselines[REAL:] = np.nan
+  metrics = summary.metrics(
+    experience, advantages, baselines, DIFFICULTIES, jnp.int32(REAL), NAMES, ("maths", "words")
+  )
+  rewards, baselines = rewards[:REAL], baselines[:REAL]
   lengths = experience.rollouts.mask[:REAL].sum(-1)
   expected = {
     "reward/mean/easy": rewards[[0, 3]].mean(),
     "reward/mean/hard": np.nan,
     "reward/mean/medium": rewards[[1, 2]].mean(),
+    "baseline/mean/easy": baselines[[0, 3]].mean(),
+    "baseline/mean/hard": np.nan,
+    "baseline/mean/medium": baselines[[1, 2]].mean(),
+    "reward/domain/maths": rewards[1].mean(),
+    "reward/domain/words": rewards[[0, 2, 3]].mean(),
+    "baseline/domain/maths": baselines[1].mean(),
+    "baseline/domain/words": baselines[[0, 2, 3]].mean(),
+    "baseline/mean": baselines.mean(),
+    "baseline/pearson": np.corrcoef(baselines.ravel(), rewards.ravel())[0, 1],
+    "baseline/ceiling": ceiling(rewards),
+    "baseline/variance_reduction": 1 - (rewards - baselines).var() / rewards.var(),
     "reward/mean": rewards.mean(),
     "reward/std": rewards.std(),
     "reward/score": experience.scores[:REAL].mean(),
@@ -59,6 +76,21 @@ def test_metrics_are_those_of_the_groups_that_are_not_padding(experience, shape)
   for name, value in expected.items():
     assert metrics[name].shape == ()
     assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5, nan_ok=True), name
+
+
+def ceiling(rewards):
+  """The noise ceiling from the table of a one-way analysis of variance."""
+  within = rewards.var(1, ddof=1).mean()
+  value = max(rewards.mean(1).var(ddof=1) - within / N, 0)
+  return np.sqrt(value / (value + within))
+
+
+def test_one_domain_has_no_metrics_of_its_own(experience):
+  rewards = experience.token_rewards.sum(-1)
+  metrics = summary.metrics(
+    experience, rewards, rewards, DIFFICULTIES, jnp.int32(REAL), NAMES, ("maths",)
+  )
+  assert not [name for name in metrics if "/domain/" in name]
 
 
 def test_all_finite_reads_every_array():
