@@ -45,6 +45,9 @@ class Estimator(NamedTuple):
   estimate: Callable[[State, Experience], Estimate]
   # (state, experience, policy parameters after this step's update, aux) -> state; donates state
   update: Callable[[State, Experience, PyTree[Array], PyTree[Array]], State]
+  # (state, experience) -> the value of each prompt [P, n] as predicted from each of its responses,
+  # NaN where nothing predicts it yet; None: it predicts no value of a new prompt
+  predict: Callable[[State, Experience], Float[Array, "P n"]] | None = None
   # state -> weights with which prompts are drawn [N]; None: prompts are taken in order
   priorities: Callable[[State], Float[Array, " N"]] | None = None
   pretrain_steps: int = 0  # first steps, in which the policy is not updated

@@ -5,6 +5,8 @@ policy: the same mesh layout, mini-batches, micro-batches and precision.
 """
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,11 @@ from jaxtyping import Array, Float, PyTree
 
 from poise_jax.errors import UserError, check_finite
 from poise_jax.learner import update as learner
+from poise_jax.learner.batching import map_microbatches
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.models import ModelConfig, Rows, hidden_states
 from poise_jax.models.products import matmul
-from poise_jax.types import TrainState
+from poise_jax.types import Prompts, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +75,19 @@ def values(
   head = params["value_head"]
   with jax.named_scope("value_head"):
     return matmul(hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
+
+
+def prompt_values(
+  model: ModelConfig, params: PyTree[Array], prompts: Prompts, config: UpdateConfig
+) -> Float[Array, " P"]:
+  """The critic's output at the last token of each prompt: its value before a response begins."""
+  return values(model, params, Rows(prompts.tokens, prompts.mask), config)[:, -1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def predict(
+  model: ModelConfig, params: PyTree[Array], prompts: Prompts, config: UpdateConfig, n: int
+) -> Float[Array, " P"]:
+  """`prompt_values` of a whole batch, a micro-batch of groups of n at a time."""
+  size = math.gcd(len(prompts.tokens), max(config.microbatch_size // n, 1))
+  return map_microbatches(lambda x: prompt_values(model, params, x, config), prompts, size)

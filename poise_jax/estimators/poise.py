@@ -63,6 +63,7 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
     init=lambda params: init(config, context.rollout.n, width, len(domains), rows),
     estimate=functools.partial(_estimate, config, domains, inputs),
     update=functools.partial(_update, config, inputs),
+    predict=functools.partial(_predict, config, inputs),
     needs_probabilities=config.model == "logistic",
   )
 
@@ -94,6 +95,10 @@ def _named_by_domain(metrics, domains):
     if len(domains) > 1:
       metrics |= {f"{name}/{domain}": values[k] for k, domain in enumerate(domains)}
   return metrics
+
+
+def _predict(config, inputs, state, experience):
+  return predict(state, *inputs(experience)[1:], config)
 
 
 def _update(config, inputs, state, experience, params, aux):
@@ -161,6 +166,29 @@ def _without_probe(rewards, real):
   return (counted.sum() - counted) / jnp.maximum(real.sum() - 1, 1)
 
 
+def _active(state, domains, config):
+  """Which prompts [P] have a fitted probe, once the bootstrap is over."""
+  return (domains >= 0) & (state.step >= config.bootstrap_steps) & state.fitted[domains]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def predict(
+  state: State, features: Float[Array, "P n F"], domains: Int[Array, " P"], config: ProbeConfig
+) -> Float[Array, "P n"]:
+  """Reward of a new response to the same prompt, as predicted from each response's features.
+
+  Args: see `estimate`.
+
+  Returns:
+    Predictions in units of reward; NaN during the bootstrap, and for prompts without a fitted
+    probe.
+  """
+  active = _active(state, domains, config)
+  by_domain = jax.vmap(probe.predict, (0, None))(state.probes, features)  # [K, P, n]
+  predictions = by_domain[domains, jnp.arange(len(domains))]
+  return jnp.where(active[:, None], predictions, jnp.nan)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def estimate(
   state: State,
@@ -195,11 +223,9 @@ def estimate(
     advantages in use (0 if all rewards are equal).
   """
   real = domains >= 0
-  active = real & (state.step >= config.bootstrap_steps) & state.fitted[domains]
+  active = _active(state, domains, config)
   valid = jnp.broadcast_to(active[:, None], rewards.shape)
-  by_domain = jax.vmap(probe.predict, (0, None))(state.probes, features)  # [K, P, n]
-  predictions = by_domain[domains, jnp.arange(len(domains))]
-  predictions = jnp.where(valid, predictions, 0.0)
+  predictions = jnp.where(valid, predict(state, features, domains, config), 0.0)
   targets = targets_of(rewards)
   error = jnp.abs(predictions - targets)
   in_domain = valid & (domains == jnp.arange(len(state.fitted))[:, None])[..., None]  # [K, P, n]

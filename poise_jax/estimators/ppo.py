@@ -114,6 +114,11 @@ def make(context: EstimatorContext) -> Estimator:
     predicted = _predict(model, state.params, batch, update_config)
     return _estimate(experience, predicted, state.skipped, config)
 
+  def predict(state, experience):
+    prompts, (_, n) = experience.rollouts.prompts, experience.scores.shape
+    predicted = critic.predict(model, state.params, prompts, update_config, n)
+    return jnp.broadcast_to(predicted[:, None], experience.scores.shape)
+
   def update(state, experience, params, predicted):
     batch = _targets(experience, predicted, config, update_config.microbatch_size)
     rows = update_config.minibatch_size // batch.tokens.shape[1]
@@ -125,6 +130,7 @@ def make(context: EstimatorContext) -> Estimator:
     init=lambda params: critic.init(model, params, update_config),
     estimate=estimate,
     update=update,
+    predict=predict,
     pretrain_steps=config.pretrain_steps,
   )
 

@@ -11,26 +11,29 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
 
 from poise_jax.estimators import critic
 from poise_jax.estimators.base import Estimator, EstimatorContext
 from poise_jax.estimators.statistics import explained_variance
-from poise_jax.learner.batching import accumulate, map_microbatches, over_minibatches
-from poise_jax.learner.update import UpdateConfig, apply_gradients
-from poise_jax.models import ModelConfig, Rows
-from poise_jax.types import Estimate, Prompts
+from poise_jax.learner.batching import accumulate, over_minibatches
+from poise_jax.learner.update import apply_gradients
+from poise_jax.types import Estimate
 
 
 def make(context: EstimatorContext) -> Estimator:
   """The estimator. Its state is the critic's TrainState."""
   model, config = context.model, context.critic.update(context.update)
 
+  def logits(state, experience):  # z(x) [P]
+    prompts, n = experience.rollouts.prompts, experience.scores.shape[1]
+    return critic.predict(model, state.params, prompts, config, n)
+
   def estimate(state, experience):
-    p, n = experience.scores.shape
-    size = math.gcd(p, max(config.microbatch_size // n, 1))
-    logits = _predict(model, state.params, experience.rollouts.prompts, config, size)
-    return _estimate(experience, logits, state.skipped)
+    return _estimate(experience, logits(state, experience), state.skipped)
+
+  def predict(state, experience):
+    predicted = jax.nn.sigmoid(logits(state, experience))
+    return jnp.broadcast_to(predicted[:, None], experience.scores.shape)
 
   def update(state, experience, params, aux):
     p, n = experience.scores.shape
@@ -45,22 +48,10 @@ def make(context: EstimatorContext) -> Estimator:
     init=lambda params: critic.init(model, params, config),
     estimate=estimate,
     update=update,
+    predict=predict,
     pretrain_steps=context.critic.pretrain_steps,
     needs_probabilities=True,
   )
-
-
-def prompt_logits(
-  model: ModelConfig, params: PyTree[Array], prompts: Prompts, config: UpdateConfig
-) -> Float[Array, " P"]:
-  """z(x) at a prompt's last token; sigmoid(z) is the expected reward."""
-  return critic.values(model, params, Rows(prompts.tokens, prompts.mask), config)[:, -1]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _predict(model, params, prompts, config, size):
-  """z(x) [P], `size` prompts at a time."""
-  return map_microbatches(lambda x: prompt_logits(model, params, x, config), prompts, size)
 
 
 @jax.jit
@@ -85,7 +76,7 @@ def _critic_step(model, config, size, state, batch):
   count = jnp.maximum(batch["real"].sum(), 1)
 
   def loss_fn(params, micro):
-    logits = prompt_logits(model, params, micro["prompts"], config)
+    logits = critic.prompt_values(model, params, micro["prompts"], config)
     losses = optax.sigmoid_binary_cross_entropy(logits, micro["targets"])
     return jnp.where(micro["real"], losses, 0.0).sum() / count, ()
 

@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
 from poise_jax import verifiers
+from poise_jax.data.tasks import Example
 from poise_jax.distributed.sharding import fetch, put_rows
 from poise_jax.errors import UserError, check_finite
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.evaluation.held_out import EvalSet
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig, sample
+from poise_jax.types import Rollouts
 from poise_jax.verifiers.base import FAILURES
 
 EXAMPLE_FIELDS = ("question", "answer", "domain", "difficulty")  # fields copied into a row
@@ -78,6 +80,39 @@ class EvalConfig:
       raise UserError(str(error).replace("rollout.", "eval.")) from error
 
 
+def sampled(
+  model: ModelConfig,
+  params: PyTree,
+  test: EvalSet,
+  rollout: RolloutConfig,
+  seed: int,
+  batch_size: int,
+  mesh: Mesh,
+  start: int = 0,
+) -> Iterator[tuple[list[int], list[Example], Rollouts]]:
+  """Responses to a held-out set, one batch of prompts at a time.
+
+  The draws for a prompt depend only on the seed, the name of the set and the prompt's index.
+
+  Args: see `answer`.
+
+  Yields:
+    The indices of a batch's prompts, the examples of its `batch_size` rows, in which the last
+    prompt is repeated to fill the batch, and their responses on the mesh.
+  """
+  root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(test.name.encode()))
+  for batch, width in test.batches(batch_size)[start:]:
+    padded = np.array([*batch, *[batch[-1]] * (batch_size - len(batch))])  # one compiled shape
+    examples = [test.examples[i] for i in padded]
+    prompts = put_rows(
+      mesh,
+      batch_size,
+      lambda rows: test.encoder([examples[i] for i in rows], width),  # noqa: B023
+    )
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(padded)
+    yield batch, examples, sample(model, params, prompts, keys, rollout)
+
+
 def answer(
   model: ModelConfig,
   params: PyTree,
@@ -89,9 +124,7 @@ def answer(
   score: Callable = verifiers.score,
   start: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
-  """Answers to a held-out set, sampled and verified, one batch of prompts at a time.
-
-  The draws for a prompt depend only on the seed, the name of the set and the prompt's index.
+  """Answers to a held-out set, sampled and verified, one batch of prompts at a time; see `sampled`.
 
   Args:
     model: the decoder's shape.
@@ -109,17 +142,8 @@ def answer(
     difficulty, response, tokens, truncated, reward in [0, 1], status (of the verdict), vote (the
     verdict's answer, which counts in a majority; None unless the status is "ok").
   """
-  root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(test.name.encode()))
-  for batch, width in test.batches(batch_size)[start:]:
+  for batch, _, rollouts in sampled(model, params, test, rollout, seed, batch_size, mesh, start):
     examples = [test.examples[i] for i in batch]
-    padded = np.array([*batch, *[batch[-1]] * (batch_size - len(batch))])  # one compiled shape
-    prompts = put_rows(
-      mesh,
-      batch_size,
-      lambda rows: test.encoder([test.examples[padded[i]] for i in rows], width),  # noqa: B023
-    )
-    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(padded)
-    rollouts = sample(model, params, prompts, keys, rollout)
     tokens, mask, truncated = fetch((rollouts.tokens, rollouts.mask, rollouts.truncated))
     rows = []
     for (p, i), is_truncated in np.ndenumerate(truncated[: len(examples)]):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from poise_jax import files, provenance
-from poise_jax.reports import html, run_log, svg
+from poise_jax.reports import html, run_log, svg, value
 from poise_jax.reports.html import HEATS, Card
 from poise_jax.reports.run_log import Run
 from poise_jax.reports.svg import Line
@@ -47,7 +47,6 @@ FAMILIES = {  # title -> prefix of the metrics of the figure
 }
 PARTS = ("rollout", "reward", "reference", "estimate", "update")  # of a step's time
 PREDICTIONS = 500  # latest answers in the calibration figure, about
-BINS = 8  # bins of the calibration figure
 TOKENS_SHOWN = 400  # tokens per response
 ANSWERS_SHOWN = 8  # answers per step
 EXTRA_SHOWN = 4  # further answers per step, which earned without the usual form
@@ -173,25 +172,9 @@ def _calibration(run: Run) -> Iterator[Card]:
     return
   baseline = np.array([row["baseline"] for row in rows])
   reward = np.array([row["reward"] for row in rows])
-  ends = min(0.0, baseline.min()), max(1.0, baseline.max())
-  ylim = min(ends[0], reward.min()), max(ends[1], reward.max())
-  figure = svg.Figure("baseline (predicted reward)", ends, ylim, "reward")
-  figure.line("var(--ink)", ends, ends, "stroke-width:1;stroke-dasharray:4 4")
-  figure.dots(svg.color_of(0), baseline, reward, 2.2, opacity=0.3)
-  # Bins with equally many answers each, as far as predictions differ.
-  edges = np.unique(np.quantile(baseline, np.linspace(0, 1, BINS + 1)))
-  bin_of = np.clip(np.searchsorted(edges, baseline, side="right") - 1, 0, max(0, len(edges) - 2))
-  x, y, titles = [], [], []
-  for i in np.unique(bin_of):
-    members = reward[bin_of == i]
-    x.append(baseline[bin_of == i].mean())
-    y.append(members.mean())
-    error = members.std() / np.sqrt(len(members))
-    count = f"{len(members)} answers"
-    titles.append(f"{count}: baseline {x[-1]:.3f}, reward {y[-1]:.3f} ± {error:.3f}")
-    figure.line(svg.color_of(1), [x[-1]] * 2, [y[-1] - error, y[-1] + error])
-  figure.line(svg.color_of(1), x, y)
-  figure.dots(svg.color_of(1), x, y, 3.2, titles)
+  figure = value.calibration(
+    baseline, reward, ("baseline", "reward"), "answers", "baseline (predicted reward)"
+  )
   steps = dict.fromkeys(f"{row['step']}" for row in (rows[0], rows[-1]))
   note = f"{len(rows)} answers in samples.jsonl, steps {' to '.join(steps)}; bars: ± standard error"
   labels = ["one answer", "mean of answers with similar baselines"]

@@ -120,15 +120,11 @@ class Checkpoints:
       UserError: the checkpoint is not damaged, but belongs to another model or algorithm.
       OSError: no checkpoint can be read.
     """
-    params, rest = _parts(abstract_state)
     damaged = []
     for step in reversed(run_checkpoint.steps_of(self.workdir)):
       checkpoint, problem = run_checkpoint.path_of(self.workdir, step), None
       try:
-        about = run_checkpoint.about(checkpoint)
-        _check_fits(checkpoint, about["arrays"], _described(abstract_state))
-        params = run_checkpoint.read(checkpoint, PARAMS, params)
-        rest = run_checkpoint.read(checkpoint, REST, rest)
+        state, about = read(checkpoint, abstract_state)
       except OSError as error:
         problem = str(error)
       # A checkpoint that one process cannot read is damaged for all.
@@ -141,7 +137,7 @@ class Checkpoints:
       if damaged:
         self.manager.reload()
       self._retention.best = about["best"]["step"]
-      return (rest[0].replace(params=params), *rest[1:]), about
+      return state, about
     raise OSError(
       f"no checkpoint in {self.workdir / FOLDER} can be read; restore the files, or start again "
       f"with --overwrite={self.workdir.absolute().name}"
@@ -169,6 +165,23 @@ class Checkpoints:
         f"could not {action} a checkpoint in {self.workdir / FOLDER} "
         f"({run_checkpoint.reason(error)}); free space or repair the disk; {outlook}"
       ) from error
+
+
+def read(
+  checkpoint: pathlib.Path, abstract_state: tuple[PyTree[jax.ShapeDtypeStruct], ...]
+) -> tuple[tuple[PyTree[Array], ...], dict[str, Any]]:
+  """Reads the state of a checkpoint and its `about`, and changes nothing; see Checkpoints.restore.
+
+  Raises:
+    UserError: it belongs to another model or algorithm.
+    OSError: it is damaged.
+  """
+  about = run_checkpoint.about(checkpoint)
+  _check_fits(checkpoint, about["arrays"], _described(abstract_state))
+  params, rest = _parts(abstract_state)
+  params = run_checkpoint.read(checkpoint, PARAMS, params)
+  rest = run_checkpoint.read(checkpoint, REST, rest)
+  return (rest[0].replace(params=params), *rest[1:]), about
 
 
 def _parts(state: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...]]:
