@@ -179,7 +179,7 @@ def tables(values: Values, predictor: str, rows: Sequence[Mapping[str, Any]]) ->
   predicted, realised = independent(values)
   if len(predicted):
     lines = [
-      [b.count, f"{b.predicted:.3f}", f"{b.realised:.3f} ± {b.error:.3f}"]
+      [b.count, f"{b.x:.3f}", f"{b.y:.3f} ± {b.error:.3f}"]
       for b in value.deciles(predicted, realised)
     ]
     header = ("prompts, by decile of the prediction", f"predicted by {predictor}", f"avg@{k}")

@@ -1,7 +1,7 @@
 """report.html: a run at a glance, from the files of its workdir.
 
-Curves, reward by difficulty, calibration of the baseline, and answers whose tokens are colored by
-entropy. Training writes it at every evaluation; it can be written again at any time.
+Curves, reward by difficulty, predicted against realised values, and answers whose tokens are
+colored by entropy. Training writes it at every evaluation; it can be written again at any time.
 """
 
 import datetime
@@ -13,23 +13,15 @@ from typing import Any
 import numpy as np
 
 from poise_jax import files, provenance
-from poise_jax.reports import html, run_log, svg, value
+from poise_jax.reports import curves, html, run_log, svg, value
 from poise_jax.reports.html import HEATS, Card
 from poise_jax.reports.run_log import Run
-from poise_jax.reports.svg import Line
 
 CURVES = {  # title -> metrics of the figure with their labels
   "Reward": {"reward/mean": "mean over rollouts"},
   "Held-out accuracy (greedy)": {"eval/accuracy": "± standard error"},
   "Policy entropy (nats per token)": {"policy/entropy": ""},
   "Gradient norm": {"policy/grad_norm": ""},
-  "Probe: agreement with the sibling's reward": {
-    "probe/pearson": "Pearson's r",
-    "probe/variance_reduction": "1 − Var(advantage) / Var(reward)",
-  },
-  "Probe: mean absolute error": {"probe/mae": ""},
-  "Critic: explained variance": {"critic/explained_variance": ""},
-  "Tracker: mean value": {"tracker/value": ""},
   "Answers that earn without the usual form (fraction)": {
     "reward/short_fraction": "short",
     "reward/repeated_fraction": "repeated",
@@ -39,6 +31,7 @@ CURVES = {  # title -> metrics of the figure with their labels
 }
 FAMILIES = {  # title -> prefix of the metrics of the figure
   "Reward by difficulty": "reward/mean/",
+  "Reward by domain": "reward/domain/",
   "Parts of the reward": "reward/part/",
   "Held-out accuracy by difficulty": "eval/accuracy/",
   "Held-out avg@n (sampled)": "eval/avg_at_",
@@ -46,7 +39,6 @@ FAMILIES = {  # title -> prefix of the metrics of the figure
   "Held-out maj@k (sampled)": "eval/maj_at_",
 }
 PARTS = ("rollout", "reward", "reference", "estimate", "update")  # of a step's time
-PREDICTIONS = 500  # latest answers in the calibration figure, about
 TOKENS_SHOWN = 400  # tokens per response
 ANSWERS_SHOWN = 8  # answers per step
 EXTRA_SHOWN = 4  # further answers per step, which earned without the usual form
@@ -76,12 +68,13 @@ def render(run: Run) -> str:
   now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
   commands, origin = provenance.origin(run.starts) if run.starts else ([], [])
   max_entropy, answers = _answers(run)
+  values = {"Predicted values": cards} if (cards := list(value.cards(run))) else {}
   page = html.Page(
     title=f"{name}: {run.algorithm}",
     heading=name,
     about=f"{run.algorithm}, seed {run.seed}, {model}; {state}; written {now}",
     tiles=_tiles(run),
-    figures={"": list(_cards(run))},
+    figures={"": list(_cards(run)), **values},
     max_entropy=max_entropy,
     steps=answers,
     commands=commands,
@@ -103,6 +96,7 @@ def _tiles(run: Run) -> dict[str, str]:
     tiles[f"reward, last {min(10, len(reward))} steps"] = f"{reward[-10:].mean():.3f}"
     tiles["rollouts sampled"] = f"{run.positions('rollouts')[-1]:,.0f}"
     tiles["tokens generated"] = f"{run.positions('tokens')[-1]:,.0f}"
+  tiles |= value.tiles(run)
   _, seconds = run.series("time/step")
   if len(seconds):
     tiles["median time per step"] = f"{np.median(seconds):.2f} s"
@@ -115,12 +109,11 @@ def _tiles(run: Run) -> dict[str, str]:
 def _cards(run: Run) -> Iterator[Card]:
   """Every figure for which the run has numbers."""
   for title, metrics in CURVES.items():
-    lines = [line for name, label in metrics.items() if (line := _line(run, name, label))]
+    lines = [line for name, label in metrics.items() if (line := curves.line(run, name, label))]
     if lines:
-      yield _card(title, lines)
+      yield curves.card(title, lines)
     if title.startswith("Held-out"):
       yield from _families(run)
-      yield from _calibration(run)
   yield from _seconds(run)
 
 
@@ -131,54 +124,11 @@ def _families(run: Run) -> Iterator[Card]:
   for title, prefix in FAMILIES.items():
     names = sorted(name for name in logged - errors if name.startswith(prefix))
     redundant = prefix if prefix.endswith("/") else "eval/"  # part of every name
-    lines = [_line(run, name, name.removeprefix(redundant)) for name in names]
+    lines = [curves.line(run, name, name.removeprefix(redundant)) for name in names]
     if lines:
       left_out = len(lines) - len(svg.COLORS)
       note = f"{left_out} more in metrics.jsonl" if left_out > 0 else ""
-      yield _card(title, lines[: len(svg.COLORS)], note)
-
-
-def _line(run: Run, name: str, label: str) -> Line | None:
-  """The curve of a metric, smoothed if it has many points; None if it was never logged."""
-  x, y = run.series(name)
-  if not len(x):
-    return None
-  if name.startswith("eval/"):
-    places, spread = run.series(f"{name}_se")
-    return Line(label, x, y, spread if np.array_equal(places, x) else None)
-  if len(x) < 20:
-    return Line(label, x, y)
-  return Line(label, x, run_log.smooth(y), raw=y)
-
-
-def _card(title: str, lines: list[Line], note: str = "") -> Card:
-  notes = [note] if note else []
-  if lines[0].raw is not None:
-    notes.append("moving mean over 5 steps")
-  labels = [line.label for line in lines if line.label]
-  return Card(title, svg.curves(lines, "step"), labels, "; ".join(notes))
-
-
-def _calibration(run: Run) -> Iterator[Card]:
-  """Baselines against the rewards of their answers; on the diagonal they are right on average."""
-
-  def latest(steps):
-    rows_per_step = max(1, run.config["log_samples"] * run.config["rollout"]["n"])
-    return steps[-max(1, PREDICTIONS // rows_per_step) :]
-
-  rows = [row for row in run.samples(latest) if not row.get("extra")]
-  rows = [row for row in rows if np.isfinite([row["baseline"], row["reward"]]).all()]
-  if not rows:
-    return
-  baseline = np.array([row["baseline"] for row in rows])
-  reward = np.array([row["reward"] for row in rows])
-  figure = value.calibration(
-    baseline, reward, ("baseline", "reward"), "answers", "baseline (predicted reward)"
-  )
-  steps = dict.fromkeys(f"{row['step']}" for row in (rows[0], rows[-1]))
-  note = f"{len(rows)} answers in samples.jsonl, steps {' to '.join(steps)}; bars: ± standard error"
-  labels = ["one answer", "mean of answers with similar baselines"]
-  yield Card("Calibration of the baseline", figure, labels, note)
+      yield curves.card(title, lines[: len(svg.COLORS)], note)
 
 
 def _seconds(run: Run) -> Iterator[Card]:

@@ -42,8 +42,8 @@ def metrics(
     has no prompt of that difficulty, and the same as reward/domain/<domain> and
     baseline/domain/<domain> if there are several; of the baselines against the rewards of their own
     responses baseline/pearson and baseline/variance_reduction, 1 - Var(R - b) / Var(R), and
-    baseline/ceiling, see statistics.noise_ceiling; lengths in tokens and the entropy in nats per
-    token.
+    baseline/ceiling, see statistics.noise_ceiling (NaN with dynamic sampling); lengths in tokens
+    and the entropy in nats per token.
   """
   rewards, rollouts = experience.rewards, experience.rollouts
   real = jnp.arange(len(rewards)) < groups
@@ -55,7 +55,7 @@ def metrics(
     return jnp.std(x, where=real.reshape(-1, *[1] * (x.ndim - 1)))
 
   lengths = jnp.where(real[:, None], rollouts.mask.sum(-1), 0)
-  counted = jnp.broadcast_to(real[:, None], rewards.shape)
+  counted, chosen = jnp.broadcast_to(real[:, None], rewards.shape), len(experience.age) > 0
   parts = {"mean": (difficulties, names)}
   if len(domains) > 1:
     parts["domain"] = experience.domains, domains
@@ -71,7 +71,8 @@ def metrics(
     "reward/std": std(rewards),
     "baseline/mean": mean(baselines),
     "baseline/pearson": statistics.pearson(baselines, rewards, counted),
-    "baseline/ceiling": statistics.noise_ceiling(rewards, real),
+    # Dynamic sampling, which alone has ages, chooses groups by their rewards.
+    "baseline/ceiling": jnp.nan if chosen else statistics.noise_ceiling(rewards, real),
     "baseline/variance_reduction": statistics.explained_variance(baselines, rewards, counted),
     "reward/score": mean(experience.scores),
     "advantage/std": std(advantages),

@@ -40,7 +40,12 @@ def write_run(folder, steps=30, total=40, kind="probe", tokens=True):
       row |= {"time/step": 2.0 if step > 1 else 60.0}
       row["time/update"] += 58 * (step == 1)
       if kind == "probe":
-        row |= {"probe/pearson": 0.2, "probe/mae": 0.3, "probe/variance_reduction": -0.1}
+        row |= {"probe/active": 1.0, "probe/pearson": 0.2, "probe/mae": 0.3, "probe/ceiling": 0.6}
+        row |= {
+          "probe/variance_reduction": step / 100 - 0.1,
+          "baseline/mean/easy": 0.3 + step / 100,
+        }
+        row |= {"baseline/mean/h<a>rd": 0.2}
       elif kind == "critic":
         row |= {"critic/explained_variance": 0.4}
       for i in range(2):
@@ -101,14 +106,17 @@ def test_a_page_shows_every_figure_and_loads_nothing(tmp_path):
     "Held-out accuracy (greedy)",
     "Reward by difficulty",
     "Held-out accuracy by difficulty",
-    "Calibration of the baseline",
     "Policy entropy (nats per token)",
     "Gradient norm",
-    "Probe: agreement with the sibling's reward",
-    "Probe: mean absolute error",
     "Response length (tokens)",
     "Truncated responses (fraction)",
     "Time per step (seconds)",
+    "Calibration of the baseline",
+    "Probe: agreement with the sibling's reward",
+    "Probe: mean absolute error",
+    "Variance removed by the baseline",
+    "Predicted value and reward by difficulty",
+    "Predicted value and reward by response length",
   ]
   assert page.tags.count("svg") == len(page.titles)
   assert "at step 30 of 40" in page.text and "0.200 → 0.500" in page.text
@@ -285,7 +293,7 @@ def test_figures_are_legible_in_a_browser(tmp_path, width):
   assert messages == []
   measured = json.loads(re.search(r"MEASURED(.*)END", dom)[1])
   assert measured["wide"] <= measured["room"]  # no horizontal scrolling
-  assert len(measured["figures"]) == 12
+  assert len(measured["figures"]) == 15
   for figure in measured["figures"]:
     assert figure["width"] > 300 and figure["height"] > 150 and figure["colored"], figure
     assert figure["texts"] >= 6 and figure["size"] > 8, figure

@@ -85,6 +85,13 @@ def ceiling(rewards):
   return np.sqrt(value / (value + within))
 
 
+def test_groups_chosen_by_their_rewards_have_no_ceiling(experience):
+  rewards = experience.token_rewards.sum(-1)
+  chosen = experience.replace(age=np.zeros(P, np.int32))
+  metrics = summary.metrics(chosen, rewards, rewards, DIFFICULTIES, jnp.int32(REAL), NAMES)
+  assert np.isnan(metrics["baseline/ceiling"]) and metrics["baseline/pearson"] == pytest.approx(1)
+
+
 def test_one_domain_has_no_metrics_of_its_own(experience):
   rewards = experience.token_rewards.sum(-1)
   metrics = summary.metrics(
