@@ -179,7 +179,7 @@ def bars(
   colors: Sequence[str],
   xlabel: str,
 ) -> Figure:
-  """Horizontal bars from top to bottom, each with its label in front and an error bar ± error."""
+  """Horizontal bars from top to bottom, each with its label, if any, and an error bar ± error."""
   rows = range(len(labels))
   shown = [x if len(x) <= LABEL_CHARACTERS else f"…{x[1 - LABEL_CHARACTERS :]}" for x in labels]
   low = min(0.0, *(v - e for v, e in zip(values, errors, strict=True)))
@@ -188,7 +188,7 @@ def bars(
     xlabel,
     (low, high),
     (0.5 - len(labels), 0.5),
-    yticks=[(-i, label) for i, label in enumerate(shown)],
+    yticks=[(-i, label) for i, label in enumerate(shown) if label],
     left=max(LEFT, 14 + round(6.4 * max(map(len, shown)))),
     height=max(HEIGHT, TOP + 20 * len(labels) + BOTTOM_MARGIN),
   )
