@@ -54,8 +54,8 @@ class ReasoningConfig:
   # {domain: (lowest, highest) level}: sums, products, expressions, search, words; empty: all levels
   # of all domains. Domains have equal shares, and so have the levels of a domain
   levels: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-  # probability that the warm start's teacher guesses at level 1 instead of thinking;
-  # guess ** (1 / level) at higher levels
+  # probability that the warm start's teacher guesses at level 2 instead of thinking;
+  # 0 at level 1, guess ** (1 / (level - 1)) at higher levels
   guess: float = 0.0
   slip: float = 0.0  # probability that it errs at a step of a thought
 

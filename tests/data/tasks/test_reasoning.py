@@ -203,10 +203,14 @@ def test_a_teacher_who_guesses_writes_no_thought():
   right = collections.defaultdict(list)
   for example in task.train:
     thought, marker, answer = example.worked.partition("</think>")
-    assert marker and answer and not thought
+    assert marker and answer
+    if example.difficulty.endswith(" 1"):
+      assert thought
+      continue
+    assert not thought
     assert len(answer) <= len(example.answer) + 3  # it is of the kind of the right one
     right[example.difficulty].append(answer == example.answer)
-  assert 0.2 < np.mean(right["sums 1"]) < 0.8 and np.mean(right["words 8"]) < 0.2
+  assert 0.1 < np.mean(right["sums 2"]) < 0.8 and np.mean(right["words 8"]) < 0.2
   assert all(e.worked.partition("</think>")[0] for e in task.test)
 
 
@@ -216,7 +220,7 @@ def test_the_share_of_guesses_is_their_probability():
   for level in range(1, 5):
     cell = [e for e in task.train if e.difficulty == f"sums {level}"]
     share = np.mean([e.worked.startswith("</think>") for e in cell])
-    assert abs(share - 0.3 ** (1 / level)) < 0.04
+    assert abs(share - (0.3 ** (1 / (level - 1)) if level > 1 else 0)) < 0.04
 
 
 def test_splits_are_disjoint_and_held_out_problems_are_unique(task):

@@ -26,9 +26,9 @@ def make(config: ReasoningConfig, think_end: str, train: int, test: int, seed: i
   At most a third of a level's problems is held out, so that the others can be trained on; what a
   small level cannot give comes from the other levels and domains in turn.
 
-  The teacher of the training examples guesses with probability `guess` at level 1, and the more
-  often the longer a thought would be (guess ** (1 / level)): it writes no thought, but the answer
-  of a hasty one, which is close to the right answer and for short thoughts often right.
+  The teacher of the training examples never guesses at level 1, with probability `guess` at level
+  2, and the more often the longer a thought would be (guess ** (1 / (level - 1))): it writes no
+  thought, but the answer of a hasty one, which is close to the right answer and at times right.
   Otherwise it thinks and slips at each step with probability `slip`; what follows builds on the
   wrong result. The worked answers of held-out examples are right.
 
@@ -56,7 +56,7 @@ def make(config: ReasoningConfig, think_end: str, train: int, test: int, seed: i
     name, level = next(cells)
     while (question := DOMAINS[name].question(drawing, level)) in held_out:
       pass
-    guesses = teaching.random() < config.guess ** (1 / level)
+    guesses = level > 1 and teaching.random() < config.guess ** (1 / (level - 1))
     step = slipping(teaching, HASTE if guesses else config.slip)
     examples.append(_example(name, level, question, think_end, step, guesses))
   return Task(train=examples, test=list(held_out.values()))
