@@ -101,8 +101,12 @@ def _strategies(frequent):
 
 
 def chance(examples: Sequence[Example]) -> float:
-  """Share of the examples that have the most frequent reference answer: what guessing pays."""
-  return _most_frequent(examples)[1] / len(examples)
+  """Share of the examples that have the most frequent reference answer: what guessing pays.
+
+  0 if the most frequent one is empty, which stands for several answers that are right.
+  """
+  answer, count = _most_frequent(examples)
+  return count / len(examples) if answer else 0.0
 
 
 def _most_frequent(examples):

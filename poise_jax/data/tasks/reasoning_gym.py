@@ -16,7 +16,7 @@ from poise_jax.data.tasks.base import Example, Task
 from poise_jax.data.tasks.config import ReasoningGymConfig
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers import Check
-from poise_jax.verifiers.gym_scores import REFUSED, unanswerable
+from poise_jax.verifiers.gym_scores import REFUSED, useless
 
 GENERATORS = sorted(set(DATASETS) - {"composite"})  # this module does the mixing
 ALL = "all"  # a name that stands for all generators
@@ -101,7 +101,7 @@ def _entries(name: str, settings: Mapping[str, Any], size: int, seed: int) -> It
   except (AssertionError, TypeError, ValueError) as error:
     raise UserError(f"reasoning-gym's {name} rejects {settings}: {error}") from error
   entries = (drawn[i] for i in range(size))
-  return (entry for entry in entries if not unanswerable(entry))
+  return (entry for entry in entries if not useless(name, entry))
 
 
 def _example(name, entry):

@@ -34,8 +34,21 @@ CROWD = 8  # workers per core while responses hang, so that the other responses 
 PATIENCE = 0.1  # seconds without an idle worker before more workers start
 REAP_EVERY = 1.0  # seconds
 MEMORY = 4 << 30  # bytes that a worker may allocate
+
+
+def _integral(integrand):
+  entry = {"answer": "x", "metadata": {"variable": "x", "integrand": integrand}}
+  check = Check("reasoning_gym", {"dataset": "simple_integration", "entry": entry})
+  return check, "<answer>x**2</answer>"
+
+
+# sympy compiles code for polynomials in one, two and more terms when it meets the first of each.
+_INTEGRANDS = ("x**3", "x**2*exp(x)", "x*exp(x)*sin(x)", "x*exp(x)*sin(x)*cos(x)/log(x)")
 # Judged once while a library loads, so that it also loads what it otherwise loads on first use.
-_FIRST_USE = {"math": (Check("math", r"\sqrt{2} + x"), r"\boxed{x + 2^{1/2} \text{ cm}}")}
+_FIRST_USE = {
+  "math": [(Check("math", r"\sqrt{2} + x"), r"\boxed{x + 2^{1/2} \text{ cm}}")],
+  "reasoning_gym": [_integral(integrand) for integrand in _INTEGRANDS],
+}
 
 
 @dataclasses.dataclass
@@ -212,8 +225,8 @@ class Server:
       self.dismiss()  # the present workers would each load the libraries themselves
       for name in sorted(new):
         load(name)
-        if name in _FIRST_USE:
-          verify(*_FIRST_USE[name])
+        for use in _FIRST_USE.get(name, ()):
+          verify(*use)
       if not self.loaded and sys.platform == "linux" and not call_filter():
         print(
           "poise_jax: libseccomp is missing, so system calls of answers are not filtered; see "

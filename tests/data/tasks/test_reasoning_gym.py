@@ -125,3 +125,10 @@ def test_all_stands_for_those_that_are_not_named(monkeypatch):
 def test_an_integral_that_the_library_cannot_work_out_is_no_problem():
   task = make({"intermediate_integration": {}}, 60, 10)
   assert not any("Integral" in example.answer for example in (*task.train, *task.test))
+
+
+def test_a_string_into_which_nothing_is_inserted_is_no_problem():
+  """With the default settings 95 % are such, and the question ends with the answer."""
+  task = make({"string_insertion": {}}, 20, 5)
+  for example in (*task.train, *task.test):
+    assert not example.question.endswith(example.answer)
