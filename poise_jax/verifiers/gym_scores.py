@@ -28,7 +28,9 @@ def useless(name: str, entry: Mapping[str, Any]) -> bool:
   default settings ask for the string itself.
   """
   answer = str(entry["answer"])
-  return "Integral(" in answer or name == "string_insertion" and entry["question"].endswith(answer)
+  return "Integral(" in answer or (
+    name == "string_insertion" and entry["question"].split()[-1] == answer
+  )
 
 
 def _is_reference(answer, entry):
