@@ -23,6 +23,9 @@ TIME_LIMIT = flags.DEFINE_float("time_limit", 10.0, "seconds per answer")
 TIMED = flags.DEFINE_integer("timed", 10_000, "answers in each throughput measurement; 0: none")
 
 
+CODE = "```python\ndef add(a, b):\n  return a + b  # {}\n```"
+
+
 def bare(reference: str, response: str) -> Verdict:
   """math-verify alone, without its own time limits: the pool has one."""
   import math_verify
@@ -80,16 +83,19 @@ def agreement(sets, verdicts: dict[str, list[Verdict]]) -> str:
 
 
 def throughput(pool: Pool, count: int) -> str:
-  """Table of answers per minute, for whole numbers, fractions and expressions that need sympy."""
+  """Table of answers per minute: whole numbers, fractions, expressions that need sympy, programs."""
   examples = {  # name -> function from a number to (verifier, reference, response)
     "last_integer": lambda i: ("last_integer", str(i), f"3 + 4 = {i}"),
     "math, numbers": lambda i: ("math", str(i), rf"So it is \boxed{{{i:,}}}."),
     "math, fractions": lambda i: ("math", f"{i}/7", rf"So it is \boxed{{\frac{{{2 * i}}}{{14}}}}."),
     "math, sympy": lambda i: ("math", rf"\sqrt{{{i}}}", rf"So it is \boxed{{{i}^{{1/2}}}}."),
   }
+  tests = {"tests": "assert add(1, 2) == 3\nassert add(0, 0) == 0", "entry_point": "add"}
+  examples["code, asserts"] = lambda i: ("code", tests, CODE.format(i))
+  share = {"math, sympy": 20, "code, asserts": 50}  # the count is divided by this
   lines = ["| answers | number | per minute |", "|---|---|---|"]
   for name, make in examples.items():
-    n = count if "sympy" not in name else max(1, count // 20)
+    n = max(1, count // share.get(name, 1))
     rows = [make(i) for i in range(1, n + 1)]
     checks = [Check(verifier, reference) for verifier, reference, _ in rows]
     pool.score(checks[:100], [text for *_, text in rows[:100]])
