@@ -83,7 +83,7 @@ def agreement(sets, verdicts: dict[str, list[Verdict]]) -> str:
 
 
 def throughput(pool: Pool, count: int) -> str:
-  """Table of answers per minute: whole numbers, fractions, expressions that need sympy, programs."""
+  """Table of answers per minute: numbers, fractions, expressions that need sympy, programs."""
   examples = {  # name -> function from a number to (verifier, reference, response)
     "last_integer": lambda i: ("last_integer", str(i), f"3 + 4 = {i}"),
     "math, numbers": lambda i: ("math", str(i), rf"So it is \boxed{{{i:,}}}."),
