@@ -38,11 +38,11 @@ def check(config: ConfigDict, argv: list[str]):
 def check_field(config: ConfigDict, name: str):
   """Raises UsageError if `config` has no field of that dotted name; suggests the nearest one."""
   fields = flat(config)
-  for part in re.split(r"\.|\[.*?\]", name):
-    if part and not part.isidentifier():
+  for part in name.split(".") if is_free(name) else ():
+    if not part.isidentifier():
       raise UsageError(
-        f"--config.{name}: {part!r} cannot be set on the command line, where names have letters, "
-        "digits and underscores only; set it in the config file"
+        f"--config.{name}: {part!r} cannot be set on the command line, where names are letters, "
+        "digits and underscores; set it in the config file"
       )
   name = name.partition("[")[0]  # --config.task.arithmetic.kinds[0] is a field, too
   if name in fields or is_free(name):

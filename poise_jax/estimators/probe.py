@@ -184,7 +184,9 @@ def _centred(features, valid, total):
   first, and its intercept absorbs the second.
   """
   rows = valid[:, None]
-  mean = jnp.where(rows, features, 0.0).sum(0) / total
+  # Rounded to three bits less than float32 has: a fused multiply-add of this division and the
+  # subtraction below would otherwise subtract another mean than the one that the probe stores.
+  mean = jax.lax.reduce_precision(jnp.where(rows, features, 0.0).sum(0) / total, 8, 20)
   z = jnp.where(rows, features - mean, 0.0)
   shift = z.sum(0) / total
   # Exact comparison: a variance of rounding errors would not tell constants. scikit-learn's rule is

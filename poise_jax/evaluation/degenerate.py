@@ -135,7 +135,7 @@ def _numbers(text):
 
 def _whole(text):
   """The last number of a text as a whole number of at most 200."""
-  return min(200, abs(int(float((_numbers(text) or ["0"])[-1]))))
+  return int(min(200.0, abs(float((_numbers(text) or ["0"])[-1]))))
 
 
 _READERS = {

@@ -131,8 +131,8 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
           best, due = {"step": step, "eval/accuracy": metrics["eval/accuracy"]}, True
       sample_groups = min(config.log_samples, groups)
       examples = [experiment.task.train[i] for i in sharding.fetch(experience.prompt_ids)]
-      signs = unusual.find(examples, experience)
-      metrics |= unusual.metrics(signs, experience.scores)
+      signs, shares = unusual.find(examples, experience)
+      metrics |= shares
       log.samples(summary.samples(experiment, step, experience, estimate, sample_groups, signs))
       log.log(step, metrics)
       last_step = step

@@ -121,7 +121,7 @@ def samples(
   # The same number in every step, so that this compiles once.
   places = np.resize(np.array(fetched, np.int32), groups * (2 if signs else 1))
   batch = (experience, estimate.baselines, estimate.advantages)
-  batch = sharding.fetch(_groups(batch, places))
+  batch = sharding.fetch(_groups(batch, jax.device_put(places)))
   rows = []
   for p, i in [*np.ndindex(groups, experience.scores.shape[1]), *extra]:
     row = {"step": step, **_sample(experiment, *batch, fetched.index(p), i)}

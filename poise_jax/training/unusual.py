@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Int, UInt
 
 from poise_jax.data.tasks import Example
 from poise_jax.distributed import sharding
@@ -23,7 +23,9 @@ FEWEST = 8  # answers that earn, of one difficulty, from which their median says
 PROMPTS = 3  # prompts with different reference answers on which a repeated response earns
 
 
-def find(examples: Sequence[Example], experience: Experience) -> dict[str, Bool[np.ndarray, "P n"]]:
+def find(
+  examples: Sequence[Example], experience: Experience
+) -> tuple[dict[str, Bool[np.ndarray, "P n"]], dict[str, float]]:
   """The unusual answers of a step, on the host; all processes call this together.
 
   Args:
@@ -31,24 +33,18 @@ def find(examples: Sequence[Example], experience: Experience) -> dict[str, Bool[
     experience: P groups; those without tokens are padding.
 
   Returns:
-    {"short": ..., "repeated": ...}: whether an answer earns like this.
+    {"short": ..., "repeated": ...}: whether an answer earns like this; and metrics, the shares of
+    such answers among those that earn (0 if none does).
   """
-  rollouts = experience.rollouts
-  prints = _fingerprints(rollouts.tokens, rollouts.mask)
-  scores, lengths, prints = sharding.fetch((experience.scores, rollouts.mask.sum(-1), prints))
+  lengths, prints = _lengths_and_hashes(experience.rollouts.tokens, experience.rollouts.mask)
+  scores, lengths, prints = sharding.fetch((experience.scores, lengths, prints))
   earns = (scores >= EARNS) & (lengths > 0)
-  return {
+  found = {
     "short": _short(examples, earns, lengths),
     "repeated": _repeated(examples, earns, prints),
   }
-
-
-def metrics(
-  signs: dict[str, Bool[np.ndarray, "P n"]], scores: Float[Array, "P n"]
-) -> dict[str, float]:
-  """The share of unusual answers among those that earn; 0 if none earns."""
-  earning = max(1, int(sharding.fetch((scores >= EARNS).sum())))
-  return {f"reward/{name}_fraction": float(found.sum()) / earning for name, found in signs.items()}
+  earning = max(1, int(earns.sum()))
+  return found, {f"reward/{name}_fraction": x.sum() / earning for name, x in found.items()}
 
 
 def _short(examples, earns, lengths):
@@ -70,10 +66,13 @@ def _repeated(examples, earns, prints):
 
 
 @jax.jit
-def _fingerprints(tokens: Int[Array, "P n T"], mask: Bool[Array, "P n T"]) -> UInt[Array, "P n"]:
-  """A hash of each response: equal for equal responses, hardly ever for others."""
+def _lengths_and_hashes(
+  tokens: Int[Array, "P n T"], mask: Bool[Array, "P n T"]
+) -> tuple[Int[Array, "P n"], UInt[Array, "P n"]]:
+  """Hashes are equal for equal responses, hardly ever for others."""
   first, second, third = np.uint32([2654435761, 2246822519, 3266489917])  # odd, of many bits
   places = jnp.arange(tokens.shape[-1], dtype=jnp.uint32)
   hashed = (tokens.astype(jnp.uint32) + 1) * first ^ (places + 1) * second
   hashed = (hashed ^ hashed >> 15) * third
-  return jnp.where(mask, hashed ^ hashed >> 13, 0).sum(-1, dtype=jnp.uint32)
+  hashes = jnp.where(mask, hashed ^ hashed >> 13, 0).sum(-1, dtype=jnp.uint32)
+  return mask.sum(-1), hashes

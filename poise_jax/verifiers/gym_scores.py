@@ -17,20 +17,29 @@ from poise_jax.verifiers.countdown import countdown
 from poise_jax.verifiers.formulas import formula
 
 REFUSED = {  # generator -> why its score cannot be a reward
+  "boxnet": "moves of boxes that are not there are ignored, so that one plan solves every grid",
   "propositional_logic": "any conclusion has full marks, also a premise that is said again",
+}
+
+DRAWS = {  # generator -> problems to draw for each that is of use, see `useless`
+  "intermediate_integration": 4,
+  "polynomial_equations": 20,
+  "string_insertion": 50,
 }
 
 
 def useless(name: str, entry: Mapping[str, Any]) -> bool:
   """Whether a generator's problem has no answer, or none that takes work.
 
-  The library cannot work out some of its integrals, and 95 % of its string_insertion problems with
-  default settings ask for the string itself.
+  The library cannot work out some of its integrals. Any text is right for a polynomial without real
+  roots, and 95 % of string_insertion's problems with default settings ask for the string itself.
   """
-  answer = str(entry["answer"])
-  return "Integral(" in answer or (
-    name == "string_insertion" and entry["question"].split()[-1] == answer
-  )
+  answer = entry["answer"]
+  if name == "polynomial_equations":
+    return not answer
+  if name == "string_insertion":
+    return entry["question"].split()[-1] == answer
+  return name == "intermediate_integration" and "Integral(" in answer
 
 
 def _is_reference(answer, entry):
@@ -73,8 +82,9 @@ def _not_a_number(name):
 
 def _is_probability(answer, entry):
   """The library compares beginnings of texts, so that "0" begins as any probability does."""
-  text = answer.replace(" ", "")
-  if not re.fullmatch(r"\d{1,30}(/[1-9]\d{0,30}|\.\d{0,30}(e-\d\d?)?|e-\d\d?)?", text, re.ASCII):
+  text = answer.replace(" ", "").replace(",", "").lower()
+  number = r"\+?(\d{1,30}(/[1-9]\d{0,30}|\.\d{0,30})?|\.\d{1,30})(e-\d\d?)?"
+  if not re.fullmatch(number, text, re.ASCII):
     raise ValueError("an answer of coin_flip is a decimal number or a fraction")
   value, expected = Fraction(text), Fraction(entry["answer"])
   return abs(value - expected) <= min(1e-4, expected / 100)
@@ -82,7 +92,7 @@ def _is_probability(answer, entry):
 
 def _is_complex(answer, entry):
   """For the library, NaN is as close as it can be."""
-  text = answer.lower().replace(" ", "").replace("*", "").replace("i", "j").strip("()")
+  text = answer.lower().replace(" ", "").replace("*i", "i").replace("i", "j").strip("()")
   if "n" in text:
     raise ValueError("an answer of complex_arithmetic has digits, signs and i only")
   return abs(complex(text) - complex(*entry["metadata"]["result"])) < 1e-9
@@ -133,7 +143,7 @@ def _is_integral(answer, entry):
 
 # Generator -> whether an answer is right; raises ValueError if it cannot be read.
 SCORERS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
-  # The library's scores call eval.
+  # The library's scores evaluate the answer or the question as Python.
   "binary_matrix": _is_reference,
   "bitwise_arithmetic": _is_same_integer,
   "countdown": _makes_target,

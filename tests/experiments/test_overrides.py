@@ -137,7 +137,8 @@ def test_fields_of_the_shape(config_of):
     ("--config.model.shape.qk_nrom=True", "did you mean --config.model.shape.qk_norm?"),
     ("--config.task.template_arg.a=1", "no such field"),
     (f"{OPTIONS}.a-b=1", "'a-b' cannot be set on the command line"),
-    ("--config.steps*=1", r"'steps\*' cannot be set on the command line"),
+    ("--config.train.learning-rate=1", "did you mean --config.train.learning_rate?"),
+    ("--config.steps*=1", "did you mean --config.steps?"),
   ],
 )
 def test_mistakes(config_of, argument, message):

@@ -52,7 +52,7 @@ def test_usual_answers_are_not_flagged():
   rng = np.random.default_rng(1)
   for seed in range(20):
     batch = experience(rng.integers(8, T, (P, N)), rng.integers(0, 2, (P, N)), seed)
-    found = unusual.find(examples(), batch)
+    found, _ = unusual.find(examples(), batch)
     assert set(found) == {"short", "repeated"}
     assert not any(flags.any() for flags in found.values())
 
@@ -62,26 +62,26 @@ def test_short_answers_are_flagged_where_they_earn():
   lengths[3, 1] = lengths[4, 2] = lengths[5, 0] = 4
   lengths[6, 0] = 5  # a quarter is not less than a quarter
   scores[5, 0] = 0.4
-  found = unusual.find(examples(), experience(lengths, scores))
+  found, metrics = unusual.find(examples(), experience(lengths, scores))
   assert places(found["short"]) == [(3, 1), (4, 2)]
-  assert unusual.metrics(found, scores)["reward/short_fraction"] == pytest.approx(2 / 31)
+  assert metrics["reward/short_fraction"] == pytest.approx(2 / 31)
 
 
 def test_short_is_measured_against_the_same_difficulty():
   lengths = np.full((P, N), 30)
   lengths[1::2] = 3  # easy answers are short, all of them
-  assert not unusual.find(examples(), experience(lengths))["short"].any()
+  assert not unusual.find(examples(), experience(lengths))[0]["short"].any()
   lengths[0, 0] = 3
-  assert places(unusual.find(examples(), experience(lengths))["short"]) == [(0, 0)]
+  assert places(unusual.find(examples(), experience(lengths))[0]["short"]) == [(0, 0)]
 
 
 def test_a_few_answers_that_earn_have_no_usual_length():
   lengths, scores = np.full((P, N), 20), np.zeros((P, N))
   lengths[0, 0] = 1
   scores[0] = scores[2, :3] = 1  # seven answers to hard questions
-  assert not unusual.find(examples(), experience(lengths, scores))["short"].any()
+  assert not unusual.find(examples(), experience(lengths, scores))[0]["short"].any()
   scores[2, 3] = 1
-  assert places(unusual.find(examples(), experience(lengths, scores))["short"]) == [(0, 0)]
+  assert places(unusual.find(examples(), experience(lengths, scores))[0]["short"]) == [(0, 0)]
 
 
 def test_a_response_that_earns_on_different_questions_is_flagged():
@@ -89,9 +89,9 @@ def test_a_response_that_earns_on_different_questions_is_flagged():
   scores = np.ones((P, N))
   scores[7, 0] = 0  # the same words, but they earn nothing here
   batch = repeat(experience(scores=scores), where)
-  found = unusual.find(examples(), batch)
+  found, metrics = unusual.find(examples(), batch)
   assert places(found["repeated"]) == where[:-1]
-  assert unusual.metrics(found, scores)["reward/repeated_fraction"] == pytest.approx(3 / 31)
+  assert metrics["reward/repeated_fraction"] == pytest.approx(3 / 31)
 
 
 @pytest.mark.parametrize(
@@ -102,23 +102,22 @@ def test_a_response_that_earns_on_different_questions_is_flagged():
   ],
 )
 def test_a_repeated_response_may_be_right(where, answers):
-  assert not unusual.find(examples(answers), repeat(experience(), where))["repeated"].any()
+  assert not unusual.find(examples(answers), repeat(experience(), where))[0]["repeated"].any()
 
 
 def test_groups_of_padding_and_batches_that_earn_nothing():
   lengths = np.full((P, N), 20)
   lengths[5:] = 0  # padding has the same, empty response everywhere, and may have any score
-  found = unusual.find(examples(), experience(lengths))
+  found, _ = unusual.find(examples(), experience(lengths))
   assert not any(flags.any() for flags in found.values())
-  nothing = experience(scores=0.0)
-  metrics = unusual.metrics(unusual.find(examples(), nothing), nothing.scores)
+  _, metrics = unusual.find(examples(), experience(scores=0.0))
   assert metrics == {"reward/short_fraction": 0.0, "reward/repeated_fraction": 0.0}
 
 
 def test_fingerprints_tell_order_length_and_tokens_apart():
   rows = [[1, 2, 3], [3, 2, 1], [1, 2, 0], [1, 3, 2], [2, 2, 2], [0, 0, 0], [1, 2, 3]]
   tokens, mask = np.array(rows, np.int32)[:, None], np.ones((7, 1, 3), bool)
-  prints = np.asarray(unusual._fingerprints(tokens, mask))[:, 0]
+  prints = np.asarray(unusual._lengths_and_hashes(tokens, mask)[1])[:, 0]
   assert prints[0] == prints[-1] and len(set(prints.tolist())) == 6
-  shorter = np.asarray(unusual._fingerprints(tokens, mask & (np.arange(3) < 2)))[:, 0]
+  shorter = np.asarray(unusual._lengths_and_hashes(tokens, mask & (np.arange(3) < 2))[1])[:, 0]
   assert shorter[0] == shorter[2] != prints[2]

@@ -14,7 +14,7 @@ import reasoning_gym
 from poise_jax.verifiers import STATUSES, Check, UnusableError, Verdict, verify
 from poise_jax.verifiers.base import SandboxError
 from poise_jax.verifiers.formulas import formula
-from poise_jax.verifiers.gym import SCORERS
+from poise_jax.verifiers.gym_scores import REFUSED, SCORERS
 from poise_jax.verifiers.pool import Pool, messages, server, worker
 from poise_jax.verifiers.pool.pool import _verdicts
 
@@ -86,7 +86,7 @@ def test_no_generator_at_all_compiles_an_answer():
   sys.addaudithook(hook)
   answers = ["marked(1)", "[marked]", "marked + 1", "{'marked': marked}", "1 if marked else 2"]
   for name in GENERATORS:
-    if name in SLOW:
+    if name in SLOW or name in REFUSED:
       continue
     check = Check("reasoning_gym", {"dataset": name, "entry": _entry(name)})
     watching = True

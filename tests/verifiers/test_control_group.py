@@ -19,9 +19,11 @@ for i in range(6):
   if not os.fork():
     held.append(bytearray({size} << 20))
     open(f'held_{{i}}', 'w').close()
-    time.sleep(2)
+    time.sleep(20)
     os._exit(0)
-time.sleep(1)
+for _ in range(60):
+  time.sleep(0.05)
+  if len(os.listdir('.')) == 6: break
 print(len(os.listdir('.')))
 """
 
@@ -73,9 +75,16 @@ def test_groups_of_a_killed_process_are_removed_by_the_next():
   assert not os.path.exists(kept)
 
 
-@pytest.mark.parametrize("content", ["", "5:memory:/nowhere\n", "0::/../outside\n"])
-def test_without_control_groups_programs_run(monkeypatch, content):
-  monkeypatch.setattr(control_group, "_parent", lambda: control_group.find(content, ""))
+@pytest.mark.parametrize("fault", ["no file", "no mount", "read-only"])
+def test_without_control_groups_programs_run(monkeypatch, fault, tmp_path):
+  faults = {
+    "no file": lambda *_: open(tmp_path / "missing"),
+    "no mount": lambda *_: None,
+    "read-only": lambda *_: (str(tmp_path / "missing"), 2),
+  }
+  monkeypatch.setattr(control_group, "find", faults[fault])
+  control_group._parent.cache_clear()
+  monkeypatch.setattr(control_group, "_parent", control_group._parent.__wrapped__)
   assert control_group.create(1 << 28) is None
   with Sandbox("print(7)") as sandbox:
     assert sandbox.wait(20) == 0
@@ -105,6 +114,32 @@ def test_version_2_finds_the_nearest_group_that_limits_memory(tmp_path):
   assert control_group.find(lines, elsewhere) is None
   # Where version 1 has the memory controller, version 2 cannot limit memory.
   assert control_group.find("4:memory:/\n" + lines, mounts) is None
+
+
+def test_a_group_outside_of_the_namespace_is_not_taken_for_another(tmp_path):
+  (tmp_path / "outside").mkdir()
+  for folder in (tmp_path, tmp_path / "outside"):
+    (folder / "cgroup.subtree_control").write_text("memory\n")
+  mounts = mounted(tmp_path, "cgroup2")
+  for path in ("/../outside", "/.."):
+    assert control_group.find(f"0::{path}\n", mounts) is None
+    assert (
+      control_group.find(f"4:memory:{path}\n", mounted(tmp_path, "cgroup", "/", "memory")) is None
+    )
+
+
+@pytest.mark.parametrize("name", ["pod:cri-containerd:1", "docker:2"])
+def test_names_of_groups_may_have_colons(tmp_path, name):
+  """And sources of other mounts may be empty."""
+  (tmp_path / name).mkdir()
+  (tmp_path / "cgroup.subtree_control").write_text("memory\n")
+  other = "29 25 0:25 / /run rw shared:3 - tmpfs  rw\n"
+  assert control_group.find(f"0::/{name}\n", other + mounted(tmp_path, "cgroup2")) == (
+    str(tmp_path),
+    2,
+  )
+  mounts = other + mounted(tmp_path, "cgroup", options="rw,memory")
+  assert control_group.find(f"4:memory:/{name}\n", mounts) == (str(tmp_path / name), 1)
 
 
 def test_version_1_uses_the_own_group(tmp_path):

@@ -4,6 +4,7 @@ Training and held-out problems are disjoint, and the seed alone determines both.
 """
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from poise_jax.data.tasks.base import Example, Task
 from poise_jax.data.tasks.config import ReasoningGymConfig
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers import Check
-from poise_jax.verifiers.gym_scores import REFUSED, useless
+from poise_jax.verifiers.gym_scores import DRAWS, REFUSED, useless
 
 GENERATORS = sorted(set(DATASETS) - {"composite"})  # this module does the mixing
 ALL = "all"  # a name that stands for all generators
@@ -96,12 +97,13 @@ def _entries(name: str, settings: Mapping[str, Any], size: int, seed: int) -> It
       raise unknown_name(f"setting of task.reasoning_gym.generators.{name}", setting, fields)
   # reasoning-gym adds its seed to a problem's number, so neighbouring seeds would share problems.
   mixed = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
+  draws = size * DRAWS.get(name, 1)
   try:
-    drawn = kind(options(seed=mixed, size=size, **settings))
+    drawn = kind(options(seed=mixed, size=draws, **settings))
   except (AssertionError, TypeError, ValueError) as error:
     raise UserError(f"reasoning-gym's {name} rejects {settings}: {error}") from error
-  entries = (drawn[i] for i in range(size))
-  return (entry for entry in entries if not useless(name, entry))
+  entries = map(drawn.__getitem__, range(draws))
+  return itertools.islice((entry for entry in entries if not useless(name, entry)), size)
 
 
 def _example(name, entry):

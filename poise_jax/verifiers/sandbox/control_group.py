@@ -7,17 +7,16 @@ None and the other limits hold.
 
 import contextlib
 import functools
-import itertools
 import os
 import re
+import tempfile
 import time
 
-_NAME = "poise_jax_{process}_{number}"
+_PREFIX = "poise_jax_"  # of a group's name; the id of the process that made it follows
 _FILES = {  # version -> file of the limit, and files of limits on swap
   1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
   2: ("memory.max", "memory.swap.max"),
 }
-_numbers = itertools.count()
 
 
 def create(memory: int) -> str | None:
@@ -29,10 +28,12 @@ def create(memory: int) -> str | None:
   if not found:
     return None
   parent, version = found
-  group = os.path.join(parent, _NAME.format(process=os.getpid(), number=next(_numbers)))
   limit, swap = _FILES[version]
   try:
-    os.mkdir(group)
+    group = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}_", dir=parent)
+  except OSError:
+    return None
+  try:
     _write(group, limit, memory)
   except OSError:
     remove(group, 0)
@@ -57,13 +58,16 @@ def remove(group: str | None, seconds: float = 1.0):
 @functools.cache
 def _parent():
   """See `find`, for this process; removes groups of dead processes."""
-  with open("/proc/self/cgroup") as own, open("/proc/self/mountinfo") as mounts:
-    found = find(own.read(), mounts.read())
-  if found:
-    for name in os.listdir(found[0]):
-      process = re.fullmatch(_NAME.format(process=r"(\d+)", number=r"\d+"), name)
-      if process and not os.path.exists(f"/proc/{process[1]}"):
-        remove(os.path.join(found[0], name), 0)
+  try:
+    with open("/proc/self/cgroup") as own, open("/proc/self/mountinfo") as mounts:
+      found = find(own.read(), mounts.read())
+    names = os.listdir(found[0]) if found else []
+  except OSError:
+    return None
+  for name in names:
+    process = re.match(rf"{_PREFIX}(\d+)_", name)
+    if process and not os.path.exists(f"/proc/{process[1]}"):
+      remove(os.path.join(found[0], name), 0)
   return found
 
 
@@ -78,11 +82,11 @@ def find(own: str, mounts: str) -> tuple[str, int] | None:
     A folder and the version of the control groups there: in version 1, this process' own group; in
     version 2, the nearest one above whose groups are limited in memory. None: nowhere.
   """
-  groups = dict(line.split(":")[1:] for line in own.splitlines())  # controllers -> path
+  groups = dict(line.split(":", 2)[1:] for line in own.splitlines())  # controllers -> path
   for line in mounts.splitlines():
     before, _, after = line.partition(" - ")
     root, place = before.split()[3:5]
-    kind, _, options = after.split()[:3]
+    kind, _, options = after.split(" ")[:3]
     names = [name for name in groups if "memory" in name.split(",")]
     if kind == "cgroup" and names and "memory" in options.split(","):
       folder = _below(place, root, groups[names[0]])
@@ -99,6 +103,8 @@ def find(own: str, mounts: str) -> tuple[str, int] | None:
 
 def _below(place, root, path):
   """The folder of a group in a mounted hierarchy, of which a part may be mounted; else None."""
+  if path.startswith("/..") or root.startswith("/.."):
+    return None  # outside of this process' namespace of groups
   relative = os.path.relpath(path, root)
   folder = os.path.normpath(os.path.join(place, relative))
   return folder if not relative.startswith("..") and os.path.isdir(folder) else None

@@ -46,11 +46,12 @@ class Sandbox:
     job = dict(program=program, data=data, pipe=pipe, here=_HERE, parent=os.getpid())
     job.update(limits=dict(memory=memory, disk=disk, processes=processes, cpu=cpu))
     paths = [sysconfig.get_paths()[name] for name in ("purelib", "platlib")]
-    self.group = control_group.create(memory + disk)
-    job.update(folders=python_folders(), paths=paths, filter=call_filter(), group=self.group)
+    job.update(folders=python_folders(), paths=paths, filter=call_filter())
     self.stdout = os.memfd_create("stdout")
     files = [os.memfd_create("job"), os.memfd_create("stdin")]
+    self.group = None
     try:
+      self.group = job["group"] = control_group.create(memory + disk)
       for file, content in zip(files, (json.dumps(job).encode(), stdin), strict=True):
         with open(file, "wb", closefd=False) as out:
           out.write(content)
@@ -65,10 +66,12 @@ class Sandbox:
         cwd="/",
         start_new_session=True,
       )
-    except OSError as error:  # no process, no memory
+    except BaseException as error:
       os.close(self.stdout)
       control_group.remove(self.group)
-      raise SandboxError(f"the sandbox does not start: {error}") from error
+      if isinstance(error, OSError):  # no process, no memory
+        raise SandboxError(f"the sandbox does not start: {error}") from error
+      raise
     finally:
       for file in files:
         os.close(file)

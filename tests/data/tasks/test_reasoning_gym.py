@@ -122,6 +122,11 @@ def test_all_stands_for_those_that_are_not_named(monkeypatch):
   assert counts == {"gcd": 10, "lcm": 30}
 
 
+def test_a_polynomial_without_real_roots_is_no_problem():
+  task = make({"polynomial_equations": {"min_degree": 2, "max_degree": 2}}, 60, 10)
+  assert all(example.answer for example in (*task.train, *task.test))
+
+
 def test_an_integral_that_the_library_cannot_work_out_is_no_problem():
   task = make({"intermediate_integration": {}}, 60, 10)
   assert not any("Integral" in example.answer for example in (*task.train, *task.test))
@@ -129,6 +134,6 @@ def test_an_integral_that_the_library_cannot_work_out_is_no_problem():
 
 def test_a_string_into_which_nothing_is_inserted_is_no_problem():
   """With the default settings 95 % are such, and the question ends with the answer."""
-  task = make({"string_insertion": {}}, 20, 5)
+  task = make({"string_insertion": {"max_string_length": 10}}, 300, 5)  # 3 % are of use
   for example in (*task.train, *task.test):
     assert example.question.split()[-1] != example.answer
