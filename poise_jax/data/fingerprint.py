@@ -37,14 +37,29 @@ def check_fingerprint(task: Task, workdir: pathlib.Path) -> None:
   processes.on_first(_write_or_compare, workdir / "data.json", current)
 
 
+def compare_fingerprint(task: Task, workdir: pathlib.Path) -> None:
+  """Checks, without writing, that the data is that of a run, if it has a data.json.
+
+  Raises:
+    UserError: the data differs.
+  """
+  _compare(workdir / "data.json", fingerprint(task), "restore it")
+
+
 def _write_or_compare(path, current):
-  if not path.exists():
+  if path.exists():
+    _compare(path, current, "restore it or choose another --workdir")
+  else:
     files.write_whole(path, json.dumps(current, indent=2, ensure_ascii=False) + "\n")
+
+
+def _compare(path, current, way_out):
+  if not path.exists():
     return
   before = json.loads(path.read_text())
   if before["sha256"] != current["sha256"]:
     raise UserError(
       f"the data differs from the data this run started with ({path}: {before['train']} training "
       f"and {before['test']} held-out examples; now {current['train']} and {current['test']}); "
-      "restore it or choose another --workdir"
+      f"{way_out}"
     )

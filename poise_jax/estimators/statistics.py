@@ -147,10 +147,13 @@ def noise_ceiling(
 ) -> Float[Array, ""]:
   """Pearson's r of a perfect predictor of V(x) against means of `samples` rewards of a prompt.
 
-  sqrt(Var(V) / (Var(V) + E[Var(r | x)] / samples)): V is all that a prediction from anything but
-  the reward itself can know, and the noise that it cannot know stays in the denominator. The square
-  is the share of the variance that the baseline V(x) removes, 1 - Var(r - V) / Var(r) for one
-  sample, the highest of all baselines that are independent of r given x.
+  sqrt(Var(V) / (Var(V) + E[Var(r | x)] / samples)). The square is the share of the variance that
+  the baseline V(x) removes, 1 - Var(r - V) / Var(r) for one sample. No prediction that is
+  independent of the rewards given x has a higher r, except by chance in a batch. One that reads the
+  rewarded response itself may have it: the probe with own_rollout, or GRPO's group mean.
+
+  The estimate is too low in small batches, since it is the root of a noisy ratio: over several
+  batches, average squares and take the root of the mean.
 
   Args:
     rewards: independent samples of each prompt.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from poise_jax import files, provenance
 from poise_jax.errors import UserError
-from poise_jax.reports import html, markdown, run_log, svg
+from poise_jax.reports import html, markdown, run_log, svg, value
 from poise_jax.reports.html import Card
 from poise_jax.reports.run_log import AXES, Run
 from poise_jax.reports.svg import Figure, Line
@@ -31,7 +31,8 @@ PANELS = {  # metric -> title of its figure
 COSTS = {"eval/accuracy": "Held-out accuracy", "reward/mean": "Mean reward"}
 HEADER = (
   *("algorithm", "seed", "steps", "rollouts", "tokens"),
-  *("held-out accuracy before", "after", "gain", "reward, last 10 steps", "clipped", "minutes"),
+  *("held-out accuracy before", "after", "gain", "reward, last 10 steps", "clipped"),
+  *("variance removed by the baseline", "r of the baseline", "minutes"),
   "seconds per step: sampling + estimation + update",
 )
 PROBE_HEADER = ("run", "domain", "MAE", "r", "held-out accuracy before", "after")
@@ -47,7 +48,10 @@ MEANING = (
   "Curves are means over seeds; bands are ± one standard error of the mean (none for a single "
   "seed). A curve ends where its shortest run ends. Metrics other than held-out accuracy are "
   'moving means over 5 steps. "Clipped" is the fraction of optimizer steps whose gradient norm '
-  "exceeded train.max_grad_norm."
+  "exceeded train.max_grad_norm. The variance removed, 1 − Var(reward − baseline) / Var(reward), "
+  "and r of the baselines against rewards, beside the r of a predictor that knows V(x), are means "
+  "over the second half of the steps; GRPO's baseline contains its own reward, so both numbers are "
+  "too high for it."
 )
 RIGHT = 1 - 1e-6  # smallest reward of a right answer
 
@@ -115,7 +119,9 @@ def rows(groups: Groups) -> list[list[str]]:
       final = np.array([run.series("eval/accuracy")[1][-1] for run in runs])
       accuracy = f"{final.mean():.3f} ± {standard_error(final):.3f}"
       seeds = f"mean of {len(runs)} ± standard error"
-      lines.append([label, seeds, *[""] * 4, accuracy, *[""] * 5])
+      removed = [x for run in runs if (x := _removed(run)) is not None]
+      removed = f"{np.mean(removed):.3f}" if len(removed) == len(runs) else ""
+      lines.append([label, seeds, *[""] * 4, accuracy, *[""] * 3, removed, *[""] * 3])
   return lines
 
 
@@ -134,9 +140,22 @@ def _row(label: str, run: Run) -> list[str]:
     f"{accuracy[-1] - accuracy[0]:+.3f}",
     f"{reward[-10:].mean():.3f}" if len(reward) else "",
     "" if (clipped := _clipped([run])) is None else f"{clipped:.2f}",
+    "" if (removed := _removed(run)) is None else f"{removed:.3f}",
+    value.r_of_ceiling(_second_half(run), "baseline"),
     f"{run.positions('minutes')[-1]:.1f}",
     " + ".join(f"{np.median(seconds):.2f}" for seconds in times if len(seconds)),
   ]
+
+
+def _second_half(run: Run) -> list[dict[str, float]]:
+  """The metrics of the steps in the second half of a run."""
+  return [row for row in run.rows if row["step"] > run.step / 2]
+
+
+def _removed(run: Run) -> float | None:
+  """The share of the reward's variance that the baseline removes; None if it was not logged."""
+  removed = value.common(_second_half(run), "baseline/variance_reduction")
+  return float(removed.mean()) if len(removed) else None
 
 
 def _clipped(runs: Sequence[Run]) -> float | None:

@@ -1,6 +1,7 @@
 """Values of held-out prompts under a run's policy, and what its estimator predicts of them."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterable
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from poise_jax.data.fingerprint import compare_fingerprint
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.evaluation.answer import sampled
@@ -42,12 +44,14 @@ def measure(
     Rewards and predictions, and the step of the checkpoint.
 
   Raises:
-    UserError: samples is less than 1, or the checkpoint does not belong to the config.
+    UserError: samples is less than 1, the checkpoint does not belong to the config, or the data is
+      not that of the run.
     OSError: the checkpoint is damaged.
   """
   if samples < 1:
     raise UserError(f"--samples={samples} must be at least 1: predictions are compared with avg@k")
   experiment = build(config)
+  compare_fingerprint(experiment.task, checkpoint.parent.parent)
   with (
     jax.set_mesh(experiment.mesh),
     Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool,
@@ -57,14 +61,29 @@ def measure(
     judge.load(example.check for test in experiment.held_out for example in test.examples)
     parts = list(_batches(experiment, LoopState(*state), judge, samples + 1, track))
   rewards, predictions, domains = zip(*parts, strict=True)
-  values = Values(np.concatenate(rewards), np.concatenate(predictions), sum(domains, []))
+  values = Values(
+    np.concatenate(rewards), np.concatenate(predictions), sum(domains, []), dict(judge.counts)
+  )
   return values, about["step"]
+
+
+def batch_size(experiment: Experiment, n: int) -> int:
+  """Prompts a batch: about as many responses as in a step, but no more than the sets have prompts.
+
+  A multiple of the mesh's shards and, where a step has as many, of the critic's micro-batches.
+  """
+  shards = sharding.batch_shards(experiment.mesh)
+  prompts = experiment.config.rollouts // n
+  micro = max(experiment.update.microbatch_size // n, 1)
+  unit = math.lcm(shards, micro)
+  unit = unit if unit <= prompts else shards
+  largest = max(len(test.examples) for test in experiment.held_out)
+  return min(max(prompts // unit, 1), -(-largest // unit)) * unit
 
 
 def _batches(experiment: Experiment, state: LoopState, judge: Judge, n: int, track):
   """(rewards [B, n], predictions [B, n], domains) of each batch of held-out prompts."""
-  config, shards = experiment.config, sharding.batch_shards(experiment.mesh)
-  size = max(1, config.rollouts // n // shards) * shards  # about as many responses as in a step
+  config, size = experiment.config, batch_size(experiment, n)
   decoding = experiment.sampling_params(state.policy.params)
   options = dataclasses.replace(experiment.rollout, n=n)
   total = sum(len(test.batches(size)) for test in experiment.held_out)
@@ -77,7 +96,11 @@ def _batches(experiment: Experiment, state: LoopState, judge: Judge, n: int, tra
   )
   for test, ids, examples, rollouts in track(batches, total):
     encoding = dataclasses.replace(experiment, encoder=test.encoder)
-    scores = step.score(encoding, judge, examples, rollouts)
+    count = len(ids)  # the rows behind repeat the last prompt
+    tokens, mask = sharding.fetch((rollouts.tokens, rollouts.mask))
+    real = rollouts.replace(tokens=tokens[:count], mask=mask[:count])
+    scores = np.zeros((size, n), np.float32)
+    scores[:count] = step.score(encoding, judge, examples[:count], real)
     places = {name: i for i, name in enumerate(experiment.task.domains)}
     batch = sharding.put_batch(
       experiment.mesh,
@@ -94,5 +117,5 @@ def _batches(experiment: Experiment, state: LoopState, judge: Judge, n: int, tra
     predictions = np.full(scores.shape, np.nan, np.float32)
     if experiment.estimator.predict:
       predictions = sharding.fetch(experiment.estimator.predict(state.estimator, experience))
-    count, rewards = len(ids), sharding.fetch(experience.rewards)
+    rewards = sharding.fetch(experience.rewards)
     yield rewards[:count], predictions[:count], [e.domain for e in examples[:count]]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from poise_jax.data.fingerprint import check_fingerprint
+from poise_jax.data.fingerprint import check_fingerprint, compare_fingerprint
 from poise_jax.data.tasks import Example, Task
 from poise_jax.verifiers import Check
 
@@ -22,6 +22,19 @@ def test_other_data_or_another_order_is_an_error(tmp_path):
   for other in (Task(task.train[::-1], task.test), Task(task.train, [example("d")])):
     with pytest.raises(ValueError, match="2 training and 1 held-out examples; now 2 and 1"):
       check_fingerprint(other, tmp_path)
+
+
+def test_a_comparison_writes_nothing(tmp_path):
+  task = Task([example("a")], [example("b")])
+  compare_fingerprint(task, tmp_path)
+  assert not list(tmp_path.iterdir())  # a run of an old version is not made to look like a new one
+  check_fingerprint(task, tmp_path)
+  stored = (tmp_path / "data.json").read_bytes()
+  compare_fingerprint(task, tmp_path)
+  for other in (Task([example("c")], task.test), Task(task.train, [example("c")])):
+    with pytest.raises(ValueError, match="the data differs .*; restore it$"):
+      compare_fingerprint(other, tmp_path)
+  assert (tmp_path / "data.json").read_bytes() == stored
 
 
 def test_the_checksum_is_that_of_earlier_versions(tmp_path):

@@ -57,11 +57,11 @@ def test_a_row_per_run_and_a_mean_per_algorithm(tmp_path):
   ]
   text = comparison.report(paths, tmp_path / "out")
   assert text.splitlines()[2:] == [
-    "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 |  | 1.5 |  |",
-    "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 |  | 1.5 |  |",
+    "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 |  |  |  | 1.5 |  |",
+    "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 |  |  |  | 1.5 |  |",
     # Standard deviation 0.1768, divided by the root of two seeds.
-    "| **poise** | **mean of 2 ± standard error** |  |  |  |  | **0.625 ± 0.125** |  |  |  |  |  |",
-    "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 |  | 1.5 |  |",
+    "| **poise** | **mean of 2 ± standard error** |  |  |  |  | **0.625 ± 0.125** |  |  |  |  |  |  |  |",
+    "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 |  |  |  | 1.5 |  |",
   ]
   readme = (tmp_path / "out" / "README.md").read_text()
   assert text in readme and "python -m experiments.train --config=a.py\n" in readme
@@ -96,7 +96,7 @@ def test_runs_that_clipping_treats_differently(tmp_path, fractions, warns):
     rows = [rows[0], *({**row, "policy/grad_clipped": fraction} for row in rows[1:])]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   text = comparison.report(paths, tmp_path / "out")
-  assert f"| 0.075 | {fractions[0]:.2f} | 1.5 |" in text
+  assert f"| 0.075 | {fractions[0]:.2f} |  |  | 1.5 |" in text
   warning = "(optimizer steps clipped: poise 50%, dr_grpo 25%)"
   for place in (
     text,
@@ -104,6 +104,26 @@ def test_runs_that_clipping_treats_differently(tmp_path, fractions, warns):
   ):
     assert (warning in place) == warns
     assert ("Tune train.max_grad_norm" in place) == warns
+
+
+def test_baselines_over_the_second_half_of_the_steps(tmp_path):
+  paths = [write(tmp_path / "a"), write(tmp_path / "b", seed=1), write(tmp_path / "c", "grpo")]
+  for path, removed in zip(paths[:2], (0.25, 0.5), strict=True):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[1:]:
+      late = row["step"] > 6
+      row |= {"baseline/variance_reduction": removed if late else -9.0}
+      row |= {"baseline/pearson": 0.5 if late else -1.0}
+      if row["step"] > 10:  # two steps, whose mean square is 0.25
+        row["baseline/ceiling"] = {11: 0.1, 12: 0.7}[row["step"]]
+    if removed == 0.5:
+      rows = [{k: v for k, v in row.items() if k != "baseline/ceiling"} for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  lines = comparison.report(paths, tmp_path / "out").splitlines()[2:]
+  ends = [line.split("|")[11:13] for line in lines]
+  assert ends == [[" 0.250 ", " 0.50 of 0.50 "], [" 0.500 ", " 0.50 "], [" **0.375** ", "  "]] + [
+    ["  ", "  "]
+  ]
 
 
 def test_probes_by_domain(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_run_report import page_of, write_run
 
+from poise_jax.estimators import statistics
 from poise_jax.reports import run_log, value
 
 
@@ -27,13 +28,46 @@ def test_deciles_against_numpy():
   order = np.argsort(x)
   for b, members in zip(bins, order.reshape(10, 100), strict=True):
     assert b.x == pytest.approx(x[members].mean()) and b.y == pytest.approx(y[members].mean())
-    assert b.error == pytest.approx(y[members].std() / 10)
+    assert b.error == pytest.approx(y[members].std(ddof=1) / 10)
 
 
-@pytest.mark.parametrize("x,counts", [([0.3] * 7, [7]), ([0, 0, 0, 1], [3, 1]), ([0.5], [1])])
-def test_points_of_equal_predictions_share_a_bin(x, counts):
+@pytest.mark.parametrize(
+  "x,counts",
+  [
+    ([0.3] * 70, [70]),
+    ([0] * 30 + [1] * 10, [30, 10]),
+    ([0.5], [1]),
+    (range(4), [4]),
+    (range(12), [6, 6]),
+    (range(30), [5] * 6),
+  ],
+)
+def test_few_points_and_points_of_equal_predictions_share_bins(x, counts):
   bins = value.deciles(np.array(x, float), np.arange(len(x), dtype=float))
   assert [b.count for b in bins] == counts
+
+
+def test_a_single_prompt_has_no_standard_error():
+  x, y = np.array([0.1, 0.2, 0.3]), np.array([0.0, 1.0, 1.0])
+  (one,) = value.deciles(x, y, np.array([4, 4, 4]))
+  (three,) = value.deciles(x, y)
+  assert one.error is None and three.error == pytest.approx(y.std(ddof=1) / np.sqrt(3))
+  assert value.with_error(one.y, one.error) == "0.667"
+  body = str(value.calibration(x, y, ("a", "b"), "answers", prompts=np.array([4, 4, 4])).body())
+  assert "3 answers: a 0.200, b 0.667<" in body and "nan" not in body
+
+
+def test_standard_errors_know_that_answers_share_a_prompt():
+  """Against the spread of the mean over many draws of prompts with 4 answers of one value."""
+  rng = np.random.default_rng(5)
+  means, errors = [], []
+  for _ in range(400):
+    v = np.repeat(rng.choice([0.05, 0.95], 30), 4)
+    (b,) = value.deciles(np.full(120, 0.5), (rng.random(120) < v) * 1.0, np.arange(120) // 4)
+    means.append(b.y)
+    errors.append(b.error)
+  assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
+  assert np.mean(errors) > 1.5 * np.sqrt(0.25 / 120)  # if answers were independent
 
 
 def test_r_stands_beside_its_ceiling(tmp_path):
@@ -57,6 +91,38 @@ def test_r_stands_beside_its_ceiling(tmp_path):
   removed = str(figures["Variance removed by the baseline"].figure.body())
   assert "step 30: 0.64" in removed and "step 30: 0.25" in removed
   assert "as GRPO" in figures["Variance removed by the baseline"].note
+
+
+def test_the_ceiling_over_steps_is_no_lower_than_what_the_value_reaches():
+  """Many small batches of known values: r of V itself exceeds the mean of roots, not the root of
+  the mean square."""
+  rng, rows = np.random.default_rng(2), []
+  for _ in range(1500):
+    v = rng.choice([0.35, 0.65], 12)
+    rewards = (rng.random((12, 2)) < v[:, None]).astype(np.float32)
+    r = statistics.pearson(np.repeat(v[:, None], 2, 1), rewards, np.ones((12, 2), bool))
+    ceiling = float(statistics.noise_ceiling(rewards, np.ones(12, bool)))
+    if np.isfinite(ceiling):
+      rows.append({"step": 1, "probe/pearson": float(r), "probe/ceiling": ceiling})
+  rows += [{"step": 2, "probe/pearson": -1.0}, {"step": 2, "probe/ceiling": 0.0}]  # one of the two
+  r, ceiling = map(float, value.r_of_ceiling(rows, "probe").split(" of "))
+  both = value.common(rows, "probe/pearson", "probe/ceiling")
+  error = both[:, 0].std() / np.sqrt(len(both))
+  assert r == pytest.approx(both[:, 0].mean(), abs=0.006) and len(both) == len(rows) - 2
+  assert both[:, 1].mean() < r - 3 * error and r < ceiling + 3 * error
+
+
+def test_the_curve_of_a_ceiling_is_smoothed_as_a_square(tmp_path):
+  folder = write_run(tmp_path / "a")
+
+  def measured(row):
+    if row["step"]:
+      row |= {"probe/pearson": 0.2, "probe/ceiling": row["step"] % 2}
+
+  rewrite(folder, "metrics", measured)
+  cards = {card.title: card for card in value.cards(run_log.read(folder))}
+  body = str(cards["Probe: agreement with the sibling's reward"].figure.body())
+  assert f"step 10: {np.sqrt(0.4):.4g}" in body  # 2 of 5 steps
 
 
 def test_older_runs_have_no_ceiling(tmp_path):
@@ -91,7 +157,9 @@ def test_predicted_value_and_reward_by_group(tmp_path, part, what):
     if row["step"]:
       row |= {f"reward/{part}/a": 0.8, f"baseline/{part}/a": 0.4}
       row |= {f"reward/{part}/b": 0.2} if row["step"] % 2 else {}  # rare
-      row |= {f"baseline/{part}/b": 0.1 if row["step"] > 20 else 0.9}  # earlier steps do not count
+      # Steps without a reward do not count, nor do those before the last ten with both.
+      row |= {f"baseline/{part}/b": 0.1 if row["step"] > 10 and row["step"] % 2 else 0.9}
+      row |= {f"a copy of baseline/{part}/c": 0.5}
 
   rewrite(folder, "metrics", measured)
   cards = {card.title: card for card in value.cards(run_log.read(folder))}
