@@ -25,7 +25,7 @@ from poise_jax.estimators.statistics import (
 RESAMPLES = 200  # of the prompts, for standard errors
 HOPELESS, CERTAIN = 0.02, 0.98  # values beyond which a prompt teaches nothing
 LOW, HIGH = 0.2, 0.8  # ends of the middle range of values
-SINGLE = "one other reward (RLOO)"
+SINGLE = "one other reward (RLOO with n = 2)"
 METRICS = (  # columns of the table, see `quality`
   *("MAE", "r", "ceiling", "r, one reward", "ceiling, one reward"),
   *("variance reduction", "its ceiling"),
