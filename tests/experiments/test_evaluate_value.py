@@ -1,6 +1,7 @@
 """The command experiments.evaluate_value on runs of a few seconds, and its mistakes."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -238,3 +239,11 @@ def test_a_missing_run_is_named_without_jax():
   for arguments, message in (([], "--run=DIR is missing"), (["x"], "unexpected argument 'x'")):
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr
+
+
+def test_several_processes_are_refused(tmp_path):
+  """Each of them would write the same files."""
+  command = [sys.executable, "-m", "experiments.evaluate_value", f"--run={tmp_path}"]
+  environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  assert done.returncode == 1 and "runs in one process" in done.stderr
