@@ -8,12 +8,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import commands
 import jax
 import numpy as np
 import pytest
 from tiny_run import tiny
 
-from experiments import evaluate_value
 from poise_jax import estimators
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
@@ -22,6 +22,7 @@ from poise_jax.training import loop, values
 from poise_jax.verifiers import Verdict
 from poise_jax.verifiers.pool import Pool
 
+evaluate_value = commands.load("evaluate_value")
 ROOT = pathlib.Path(__file__).parents[2]
 
 

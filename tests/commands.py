@@ -1,0 +1,21 @@
+"""Imports of commands, of which several have flags of the same name."""
+
+import importlib
+
+from absl import flags
+
+from experiments import cli  # noqa: F401 - what all commands import defines its flags first
+
+
+def load(name: str):
+  """experiments.NAME without its flags, for tests that call its functions."""
+  kept = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
+  for flag in kept:
+    delattr(flags.FLAGS, flag)
+  try:
+    return importlib.import_module(f"experiments.{name}")
+  finally:
+    for flag in list(flags.FLAGS):
+      delattr(flags.FLAGS, flag)
+    for flag in {id(flag): flag for flag in kept.values()}.values():
+      flags.FLAGS[flag.name] = flag  # and its short name
