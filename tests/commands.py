@@ -9,13 +9,13 @@ from experiments import cli  # noqa: F401 - what all commands import defines its
 
 def load(name: str):
   """experiments.NAME without its flags, for tests that call its functions."""
-  kept = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
-  for flag in kept:
+  earlier = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
+  for flag in earlier:
     delattr(flags.FLAGS, flag)
   try:
     return importlib.import_module(f"experiments.{name}")
   finally:
     for flag in list(flags.FLAGS):
       delattr(flags.FLAGS, flag)
-    for flag in {id(flag): flag for flag in kept.values()}.values():
+    for flag in {id(flag): flag for flag in earlier.values()}.values():
       flags.FLAGS[flag.name] = flag  # and its short name

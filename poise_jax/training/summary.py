@@ -122,9 +122,9 @@ def samples(
   places = np.resize(np.array(fetched, np.int32), groups * (2 if signs else 1))
   batch = (experience, estimate.baselines, estimate.advantages)
   batch = sharding.fetch(_groups(batch, jax.device_put(places)))
-  rows = []
+  row_of, rows = {p: row for row, p in enumerate(fetched)}, []
   for p, i in [*np.ndindex(groups, experience.scores.shape[1]), *extra]:
-    row = {"step": step, **_sample(experiment, *batch, fetched.index(p), i)}
+    row = {"step": step, **_sample(experiment, *batch, row_of[p], i)}
     names = [name for name, where in signs.items() if where[p, i]]
     rows.append({**row, "unusual": names, "extra": p >= groups})
   return rows
@@ -142,7 +142,7 @@ def _sample(experiment, experience, baselines, advantages, p, i):
     "response": tokenizer.decode(ids),
     "tokens": models.token_texts(tokenizer, ids),
     "entropies": rollouts.entropies[p, i][mask].astype(np.float64).round(3).tolist(),  # nats
-    "reward": float(experience.rewards[p, i]),
+    "reward": float(experience.token_rewards[p, i].sum()),
     "baseline": float(baselines[p, i]),
     "advantage": float(advantages[p, i].flat[0]),  # the first token's, if each has one
   }

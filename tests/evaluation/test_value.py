@@ -98,10 +98,10 @@ def test_the_choice_of_informative_prompts_leaves_the_numbers_unbiased(n):
   rewards = (rng.random((len(v), n)) < v[:, None]).astype(np.float32)
   values = Values(rewards, np.repeat(v[:, None], n, 1).astype(np.float32), [""] * len(v))
   (group,) = (group for group in values.groups if group.informative)
-  members, kept = group.where, v[group.where]
+  members, means = group.where, v[group.where]
   assert 0.3 < members.mean() < 0.95 and group.first == n // 2
   numbers = value.quality(values.predictions[:, n // 2 :], rewards[:, n // 2 :], members)
-  removable = kept.var() / (kept.mean() * (1 - kept.mean()))
+  removable = means.var() / (means.mean() * (1 - means.mean()))
   for metric in ("variance reduction", "its ceiling"):
     assert float(numbers[metric]) == pytest.approx(removable, abs=0.015)
   assert float(numbers["r, one reward"]) == pytest.approx(np.sqrt(removable), abs=0.015)

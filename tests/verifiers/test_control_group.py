@@ -69,10 +69,10 @@ def test_groups_of_a_killed_process_are_removed_by_the_next():
   left = killed.stdout.strip()
   assert killed.returncode == -signal.SIGKILL and os.path.isdir(left)
   control_group._parent.cache_clear()
-  kept = control_group.create(1 << 28)
-  assert not os.path.exists(left) and os.path.isdir(kept)
-  control_group.remove(kept)
-  assert not os.path.exists(kept)
+  new = control_group.create(1 << 28)
+  assert not os.path.exists(left) and os.path.isdir(new)
+  control_group.remove(new)
+  assert not os.path.exists(new)
 
 
 @pytest.mark.parametrize("fault", ["no file", "no mount", "read-only"])
