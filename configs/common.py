@@ -16,8 +16,8 @@ from poise_jax.errors import unknown_name
 from poise_jax.estimators import CriticConfig, ProbeOptions
 from poise_jax.evaluation.answer import EvalConfig
 from poise_jax.evaluation.judge import VerifierConfig
+from poise_jax.learner.config import UpdateOptions
 from poise_jax.learner.losses import PolicyLossConfig
-from poise_jax.learner.update import UpdateOptions
 from poise_jax.learner.warm_start import WarmStartConfig
 from poise_jax.models import ModelConfig
 from poise_jax.rollout.config import RolloutOptions

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from poise_jax import models, rollout
 from poise_jax.learner import update
-from poise_jax.learner.update import UpdateConfig
+from poise_jax.learner.config import UpdateConfig
 from poise_jax.models import ModelConfig
 from poise_jax.reports import markdown, svg
 from poise_jax.rollout import RolloutConfig

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from poise_jax.estimators.critic import CriticConfig
 from poise_jax.estimators.probe import ProbeConfig
-from poise_jax.learner.update import UpdateConfig
+from poise_jax.learner.config import UpdateConfig
 from poise_jax.models import ModelConfig
 from poise_jax.rollout import RolloutConfig
 from poise_jax.types import Estimate, Experience

@@ -6,7 +6,6 @@ policy: the same mesh layout, mini-batches, micro-batches and precision.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,9 @@ from jaxtyping import Array, Float, PyTree
 
 from poise_jax.errors import UserError, check_finite
 from poise_jax.learner import update as learner
-from poise_jax.learner.batching import map_microbatches
-from poise_jax.learner.update import UpdateConfig
+from poise_jax.learner.batching import Batch, map_microbatches, minibatches
+from poise_jax.learner.config import UpdateConfig
+from poise_jax.learner.micro_batch import MicroBatch
 from poise_jax.models import ModelConfig, Rows, hidden_states
 from poise_jax.models.products import matmul
 from poise_jax.types import Prompts, TrainState
@@ -77,17 +77,50 @@ def values(
     return matmul(hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
 
 
-def prompt_values(
+def token_values(
+  model: ModelConfig,
+  params: PyTree[Array],
+  batch: Batch,
+  micro: MicroBatch,
+  config: UpdateConfig,
+) -> Float[Array, "B T"]:
+  """V_t, the critic's prediction before token t of each response; 0 for the sequences of other
+  micro-batches."""
+  predicted = values(model, params, batch.rows(micro), config)
+  return micro.read(micro.before_tokens(predicted), batch.tokens.shape[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def microbatch_values(
+  model: ModelConfig,
+  config: UpdateConfig,
+  params: PyTree[Array],
+  batch: Batch,
+  micro: MicroBatch,
+) -> Float[Array, "B T"]:
+  """`token_values` as a program."""
+  return token_values(model, params, batch, micro, config)
+
+
+@jax.jit
+def prompt_batch(prompts: Prompts, fields: dict[str, Float[Array, "P 1"]]) -> Batch:
+  """Prompts as sequences with one more token, before which the critic's value is that of the
+  prompt."""
+  token = jnp.zeros((len(prompts.tokens), 1), jnp.int32)
+  return Batch(prompts, jnp.arange(len(token)), token, token == 0, fields)
+
+
+def predict(
   model: ModelConfig, params: PyTree[Array], prompts: Prompts, config: UpdateConfig
 ) -> Float[Array, " P"]:
-  """The critic's output at the last token of each prompt: its value before a response begins."""
-  return values(model, params, Rows(prompts.tokens, prompts.mask), config)[:, -1]
+  """The critic's output at the last token of each prompt, a micro-batch at a time."""
+  batch = prompt_batch(prompts, {})
+  parts = minibatches(batch, config.minibatch_size, config.microbatch_size)
+  return _joined(
+    map_microbatches(functools.partial(microbatch_values, model, config, params), parts)
+  )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def predict(
-  model: ModelConfig, params: PyTree[Array], prompts: Prompts, config: UpdateConfig, n: int
-) -> Float[Array, " P"]:
-  """`prompt_values` of a whole batch, a micro-batch of groups of n at a time."""
-  size = math.gcd(len(prompts.tokens), max(config.microbatch_size // n, 1))
-  return map_microbatches(lambda x: prompt_values(model, params, x, config), prompts, size)
+@jax.jit
+def _joined(parts):
+  return jnp.concatenate(parts)[:, 0]

@@ -1,32 +1,30 @@
 """PPO with a critic that predicts a value for each token (arXiv 1707.06347).
 
 VC-PPO's separate lambdas and VAPO's length-adaptive lambda are options. Letters: P prompts, n
-samples a prompt, B = P n sequences, R rows of m responses, T response positions.
+samples a prompt, B sequences, T response positions.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from poise_jax.estimators import critic
 from poise_jax.estimators.base import Estimator, EstimatorContext
 from poise_jax.estimators.critic import CriticConfig
 from poise_jax.estimators.statistics import explained_variance, whiten
 from poise_jax.learner.batching import (
-  Batch,
   accumulate,
   flat,
   form,
   map_microbatches,
+  minibatches,
   over_minibatches,
-  responses_per_row,
 )
 from poise_jax.learner.losses import token_weights
-from poise_jax.learner.update import UpdateConfig, apply_gradients
-from poise_jax.models import ModelConfig
-from poise_jax.types import Estimate, TrainState
+from poise_jax.learner.update import apply_gradients
+from poise_jax.types import Estimate
 
 
 def gae(
@@ -109,22 +107,23 @@ def make(context: EstimatorContext) -> Estimator:
   model, config = context.model, context.critic
   update_config = config.update(context.update)
 
+  def parts_of(batch):
+    return minibatches(batch, update_config.minibatch_size, update_config.microbatch_size)
+
   def estimate(state, experience):
-    batch = _rows(experience, update_config.microbatch_size)
-    predicted = _predict(model, state.params, batch, update_config)
+    parts = parts_of(form(experience.rollouts, {}))
+    predicted = _predict(model, state.params, parts, update_config)
     return _estimate(experience, predicted, state.skipped, config)
 
   def predict(state, experience):
-    prompts, (_, n) = experience.rollouts.prompts, experience.scores.shape
-    predicted = critic.predict(model, state.params, prompts, update_config, n)
+    prompts = experience.rollouts.prompts
+    predicted = critic.predict(model, state.params, prompts, update_config)
     return jnp.broadcast_to(predicted[:, None], experience.scores.shape)
 
   def update(state, experience, params, predicted):
-    batch = _targets(experience, predicted, config, update_config.microbatch_size)
-    rows = update_config.minibatch_size // batch.tokens.shape[1]
-    count = len(batch.tokens) // rows
+    parts = parts_of(_targets(experience, predicted, config))
     step = functools.partial(_critic_step, model, config, update_config)
-    return over_minibatches(step, state, batch, rows, count)[0]
+    return over_minibatches(step, state, parts)[0]
 
   return Estimator(
     init=lambda params: critic.init(model, params, update_config),
@@ -135,28 +134,14 @@ def make(context: EstimatorContext) -> Estimator:
   )
 
 
-def token_values(
-  model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
-) -> Float[Array, "B T"]:
-  """V_t, the critic's prediction before token t of each response; B = R m."""
-  return batch.before_tokens(critic.values(model, params, batch.rows, config))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _predict(model, params, batch, config):
-  """V_t [R m, T] for a whole batch, a micro-batch at a time."""
-  rows = config.microbatch_size // batch.tokens.shape[1]
-  return map_microbatches(lambda micro: token_values(model, params, micro, config), batch, rows)
-
-
-def _rows(experience, microbatch_size, **fields):
-  """The experience as rows; `fields` [P, n, T]."""
-  n = experience.rollouts.tokens.shape[1]
-  return form(experience.rollouts, responses_per_row(n, microbatch_size), fields)
+def _predict(model, params, parts, config):
+  """V_t of each mini-batch [B, T], a micro-batch at a time."""
+  return map_microbatches(functools.partial(critic.microbatch_values, model, config, params), parts)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _estimate(experience, predicted, skipped, config: CriticConfig) -> Estimate:
+  predicted = jnp.concatenate(predicted)
   mask, rewards = flat(experience.rollouts.mask), flat(experience.token_rewards)
   lam = length_adaptive_lam(mask, config.length_alpha) if config.length_alpha else config.lam
   advantages = gae(rewards, predicted, mask, config.gamma, lam)
@@ -179,29 +164,40 @@ def _returns(rewards, predicted, mask, config):
   return advantages + jnp.where(mask, predicted, 0.0)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _targets(experience, predicted, config, microbatch_size):
-  """Rows with the old values and the critic's targets."""
+@functools.partial(jax.jit, static_argnums=2)
+def _targets(experience, predicted, config):
+  """Sequences with the old values and the critic's targets."""
   rewards, mask = flat(experience.token_rewards), flat(experience.rollouts.mask)
   returns = _returns(rewards, flat(predicted), mask, config).reshape(predicted.shape)
-  return _rows(experience, microbatch_size, old_values=predicted, returns=returns)
+  return form(experience.rollouts, {"old_values": predicted, "returns": returns})
+
+
+def _critic_step(model, config, update, state, part):
+  """One optimizer step of the critic on a mini-batch; `state` is donated."""
+  weighted = part.with_fields(weights=_weights(part.batch.mask))
+  gradient = functools.partial(_gradient, model, config, update)
+  grads, _ = accumulate(gradient, state.params, weighted)
+  return _optimizer_step(update, state, grads, part.batch.mask), {}
+
+
+@jax.jit
+def _weights(mask):
+  return token_weights(mask, "token-mean")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _critic_step(
-  model: ModelConfig, config: CriticConfig, update: UpdateConfig, state: TrainState, batch: Batch
-) -> tuple[TrainState, dict]:
-  """One optimizer step of the critic on a mini-batch; `state` is donated."""
-  weights = token_weights(flat(batch.mask), "token-mean").reshape(batch.mask.shape)
+def _gradient(model, config, update, total, params, batch, micro):
+  """Adds the gradient of a micro-batch's part of the loss to `total`."""
 
-  def loss_fn(params, micro):
-    predicted = token_values(model, params, micro, update)
-    fields = {name: flat(x) for name, x in micro.fields.items()}
-    loss = value_loss(
-      predicted, fields["old_values"], fields["returns"], fields["weights"], config.value_clip
-    )
-    return loss, ()
+  def loss_fn(params):
+    predicted = critic.token_values(model, params, batch, micro, update)
+    weights = jnp.where(micro.inside, batch.fields["weights"], 0.0)
+    old, returns = batch.fields["old_values"], batch.fields["returns"]
+    return value_loss(predicted, old, returns, weights, config.value_clip)
 
-  rows = update.microbatch_size // batch.tokens.shape[1]
-  grads, _ = accumulate(loss_fn, state.params, batch.with_fields(weights=weights), rows)
-  return apply_gradients(update, state, grads, has_tokens=batch.mask.any()), {}
+  return jax.tree.map(jnp.add, total, jax.grad(loss_fn)(params)), ()
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _optimizer_step(update, state, grads, mask):
+  return apply_gradients(update, state, grads, has_tokens=mask.any())

@@ -15,7 +15,7 @@ import optax
 from poise_jax.estimators import critic
 from poise_jax.estimators.base import Estimator, EstimatorContext
 from poise_jax.estimators.statistics import explained_variance
-from poise_jax.learner.batching import accumulate, over_minibatches
+from poise_jax.learner.batching import accumulate, minibatches, over_minibatches
 from poise_jax.learner.update import apply_gradients
 from poise_jax.types import Estimate
 
@@ -25,8 +25,7 @@ def make(context: EstimatorContext) -> Estimator:
   model, config = context.model, context.critic.update(context.update)
 
   def logits(state, experience):  # z(x) [P]
-    prompts, n = experience.rollouts.prompts, experience.scores.shape[1]
-    return critic.predict(model, state.params, prompts, config, n)
+    return critic.predict(model, state.params, experience.rollouts.prompts, config)
 
   def estimate(state, experience):
     return _estimate(experience, logits(state, experience), state.skipped)
@@ -37,12 +36,11 @@ def make(context: EstimatorContext) -> Estimator:
 
   def update(state, experience, params, aux):
     p, n = experience.scores.shape
-    # As many optimizer steps as the policy takes. Rows are prompts, whatever n is.
+    # As many optimizer steps as the policy takes. Sequences are prompts, whatever n is.
     size = p // math.gcd(p, max(p * n // config.minibatch_size, 1))
-    micro = math.gcd(size, max(config.microbatch_size // n, 1))
-    step = functools.partial(_critic_step, model, config, micro)
-    batch = {"prompts": experience.rollouts.prompts, **_targets(experience)}
-    return over_minibatches(step, state, batch, size, p // size)[0]
+    batch = critic.prompt_batch(experience.rollouts.prompts, _targets(experience))
+    step = functools.partial(_critic_step, model, config)
+    return over_minibatches(step, state, minibatches(batch, size, config.microbatch_size))[0]
 
   return Estimator(
     init=lambda params: critic.init(model, params, config),
@@ -66,19 +64,31 @@ def _estimate(experience, logits, skipped) -> Estimate:
 
 @jax.jit
 def _targets(experience):
-  """Mean reward of each prompt [P], and which prompts are not padding [P]."""
-  return {"targets": experience.rewards.mean(1), "real": experience.real_groups}
+  """Mean reward of each prompt, and its weight in the loss before division: 0 for padding."""
+  real = experience.real_groups.astype(jnp.float32)
+  return {"targets": experience.rewards.mean(1)[:, None], "real": real[:, None]}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _critic_step(model, config, size, state, batch):
+def _critic_step(model, config, state, part):
   """One optimizer step of the critic on a mini-batch of prompts; `state` is donated."""
-  count = jnp.maximum(batch["real"].sum(), 1)
+  gradient = functools.partial(_gradient, model, config)
+  grads, _ = accumulate(gradient, state.params, part)
+  return _optimizer_step(config, state, grads, part.batch), {}
 
-  def loss_fn(params, micro):
-    logits = critic.prompt_values(model, params, micro["prompts"], config)
-    losses = optax.sigmoid_binary_cross_entropy(logits, micro["targets"])
-    return jnp.where(micro["real"], losses, 0.0).sum() / count, ()
 
-  grads, _ = accumulate(loss_fn, state.params, batch, size)
-  return apply_gradients(config, state, grads, has_tokens=batch["real"].any()), {}
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _gradient(model, config, total, params, batch, micro):
+  """Adds the gradient of a micro-batch's part of the loss to `total`."""
+  real = batch.fields["real"]
+
+  def loss_fn(params):
+    logits = critic.token_values(model, params, batch, micro, config)
+    losses = optax.sigmoid_binary_cross_entropy(logits, batch.fields["targets"])
+    return jnp.where(micro.inside & (real > 0), losses, 0.0).sum() / jnp.maximum(real.sum(), 1)
+
+  return jax.tree.map(jnp.add, total, jax.grad(loss_fn)(params)), ()
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _optimizer_step(config, state, grads, batch):
+  return apply_gradients(config, state, grads, has_tokens=(batch.fields["real"] > 0).any())

@@ -29,7 +29,7 @@ from poise_jax.evaluation import table
 from poise_jax.evaluation.answer import EvalConfig, answer
 from poise_jax.evaluation.held_out import EvalSet, make_sets
 from poise_jax.evaluation.judge import Judge, VerifierConfig
-from poise_jax.learner.update import check_dtype
+from poise_jax.learner.config import check_dtype
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.layouts import sampling_layout, training_shardings
 from poise_jax.provenance import provenance

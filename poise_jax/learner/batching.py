@@ -1,183 +1,211 @@
-"""From groups to micro-batches. No other module knows how a batch is divided.
+"""From groups to mini-batches and their passes. No other module knows how a batch is divided.
 
-A row is one prompt and m responses to it: the whole group (m = n) where it fits into a device's
-part of a micro-batch, otherwise an equal part of the group. Letters: P prompts, n samples a prompt,
-R rows, m responses a row, B = R m sequences, T response and Tp prompt positions.
+Letters: P prompts, n samples a prompt, B sequences, T response and Tp prompt positions.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from poise_jax.distributed.sharding import batch_shards, constrain
+from poise_jax.distributed.sharding import batch_shards, fetch
+from poise_jax.learner.micro_batch import MicroBatch
+from poise_jax.learner.plan import Lengths, Plan, plan
 from poise_jax.models import Rows
 from poise_jax.types import Prompts, Rollouts, TrainState
-
-Tree = TypeVar("Tree", bound=PyTree[Array])
 
 
 @flax.struct.dataclass
 class Batch:
-  """R rows, with the fields that a loss reads beside the tokens."""
+  """B sequences, with the fields that a loss reads beside the tokens."""
 
-  prompts: Prompts  # [R, Tp]
-  tokens: Int[Array, "R m T"]
-  mask: Bool[Array, "R m T"]  # the responses' tokens
-  fields: dict[str, Shaped[Array, "R m _"]]  # [R, m, T], or [R, m, 1]: one value a response
+  prompts: Prompts  # [P, Tp]
+  group: Int[Array, " B"]  # number of a sequence's prompt
+  tokens: Int[Array, "B T"]
+  mask: Bool[Array, "B T"]  # the responses' tokens, which come before all padding
+  fields: dict[str, Shaped[Array, "B _"]]  # [B, T], or [B, 1]: one value a response
 
-  @property
-  def rows(self) -> Rows:
-    """The sequences of a teacher-forced pass [R, Tp + m T]: each prompt, then its responses."""
+  def rows(self, micro: MicroBatch) -> Rows:
+    """The rows of a teacher-forced pass over the sequences of a micro-batch."""
+    prompts = jax.tree.map(lambda x: x[self.group], self.prompts)
+    return micro.lay_out((prompts.tokens, self.tokens), (prompts.mask, self.mask))
 
-    def side_by_side(prompt, responses):
-      return jnp.concatenate([prompt, responses.reshape(len(responses), -1)], axis=1)
-
-    return Rows(
-      side_by_side(self.prompts.tokens, self.tokens),
-      side_by_side(self.prompts.mask, self.mask),
-      prompt=self.prompts.tokens.shape[1],
-      responses=self.tokens.shape[1],
-    )
-
-  def before_tokens(self, states: Shaped[Array, "B L ..."]) -> Shaped[Array, "B T ..."]:
-    """The states of a pass over `rows`, [R m, Tp + T, ...], that predict the responses' tokens."""
-    length = self.tokens.shape[2]
-    return states[:, -length - 1 : -1]  # the state before a token predicts it
-
-  def with_fields(self, **fields: Shaped[Array, "R m _"]) -> "Batch":
-    """The same rows with more fields."""
+  def with_fields(self, **fields: Shaped[Array, "B _"]) -> "Batch":
+    """The same sequences with more fields."""
     return self.replace(fields={**self.fields, **fields})
 
 
-def flat(x: Shaped[Array, "R m T"]) -> Shaped[Array, "B T"]:
-  """[R, m, T] -> [R m, T], the shape that losses take."""
+class Minibatch(NamedTuple):
+  """The sequences of an optimizer step, and the passes in which they are computed."""
+
+  batch: Batch
+  plan: Plan
+
+  def with_fields(self, **fields: Shaped[Array, "B _"]) -> "Minibatch":
+    """The same mini-batch with more fields."""
+    return self._replace(batch=self.batch.with_fields(**fields))
+
+
+def flat(x: Shaped[Array, "P n T"]) -> Shaped[Array, "B T"]:
+  """[P, n, T] -> [P n, T], the shape that losses take."""
   return x.reshape(-1, x.shape[-1])
 
 
-def responses_per_row(n: int, microbatch_size: int, mesh: Mesh | AbstractMesh | None = None) -> int:
-  """m, the responses a row with which a device's part of a micro-batch consists of whole rows.
-
-  Args:
-    n: samples a prompt.
-    microbatch_size: sequences in a micro-batch, over all devices.
-    mesh: the devices. None: the mesh in use.
-  """
-  mesh = mesh or jax.sharding.get_abstract_mesh()
-  return math.gcd(n, microbatch_size // (1 if mesh.empty else batch_shards(mesh)))
-
-
-@functools.partial(jax.jit, static_argnames="responses")
-def form(rollouts: Rollouts, responses: int, fields: dict[str, Shaped[Array, "P n _"]]) -> Batch:
-  """Groups -> R = P n / m rows, in order.
+@jax.jit
+def form(rollouts: Rollouts, fields: dict[str, Shaped[Array, "P n _"]]) -> Batch:
+  """Groups -> B = P n sequences, in order.
 
   Args:
     rollouts: P groups.
-    responses: m.
     fields: values of tokens [P, n, T] or of responses [P, n, 1].
-
-  Raises:
-    ValueError: m does not divide n.
   """
-  n = rollouts.tokens.shape[1]
-  if n % responses:
-    raise ValueError(f"the responses in a row must divide n={n}, got {responses}")
-
-  def rows(x):
-    return x.reshape(-1, responses, *x.shape[2:])
-
-  prompts = jax.tree.map(lambda x: jnp.repeat(x, n // responses, axis=0), rollouts.prompts)
-  return Batch(prompts, rows(rollouts.tokens), rows(rollouts.mask), jax.tree.map(rows, fields))
+  p, n, _ = rollouts.tokens.shape
+  group = jnp.repeat(jnp.arange(p), n)
+  tokens, mask = flat(rollouts.tokens), flat(rollouts.mask)
+  return Batch(rollouts.prompts, group, tokens, mask, jax.tree.map(flat, fields))
 
 
-@functools.partial(jax.jit, static_argnames=("index", "rows"))
-def minibatch(batch: Tree, index: int, rows: int) -> Tree:
-  """Mini-batch `index` of `rows` rows."""
-  return jax.tree.map(lambda x: x[index * rows : (index + 1) * rows], batch)
+def lengths(batch: Batch) -> Lengths:
+  """Lengths of the sequences, on the host; all processes must call this.
+
+  Where a batch has no values, because a program is only traced, all sequences have the limit.
+  """
+  limits = batch.prompts.tokens.shape[1], batch.tokens.shape[1]
+  if isinstance(batch.mask, jax.core.Tracer):
+    sizes = [np.full(len(batch.mask), limit) for limit in limits]
+    return Lengths(*sizes, np.arange(len(batch.mask)) // _samples(batch), limits)
+  return Lengths(*(np.asarray(x) for x in fetch(_lengths(batch))), limits)
+
+
+def _samples(batch):
+  """Samples a prompt; traced batches have whole groups."""
+  return len(batch.tokens) // len(batch.prompts.tokens)
+
+
+@jax.jit
+def _lengths(batch):
+  # A prompt without a token has one position, whose state predicts the response.
+  prompts = jnp.maximum(batch.prompts.mask.sum(1), 1)[batch.group]
+  return prompts, batch.mask.sum(1), batch.group
+
+
+def minibatches(
+  batch: Batch, size: int, microbatch_size: int, count: int | None = None
+) -> list[Minibatch]:
+  """The first `count` mini-batches of `size` sequences, in order, with their plans.
+
+  Args:
+    batch: the sequences.
+    size: sequences a mini-batch. A batch that is not a multiple of it is one mini-batch.
+    microbatch_size: see `plan.plan`.
+    count: number of mini-batches; None: all.
+  """
+  size = size if len(batch.tokens) % size == 0 else len(batch.tokens)
+  count = len(batch.tokens) // size if count is None else count
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = 1 if mesh.empty else batch_shards(mesh)
+  everything = lengths(batch)
+  parts = []
+  for index in range(count):
+    part = everything.part(index * size, (index + 1) * size)
+    made = plan(part, max(microbatch_size, shards), shards)
+    # Explicitly, as the loop allows no other transfers.
+    tables = jax.device_put([(m.row, m.start) for m in made.micro_batches])
+    passes = [
+      m.replace(row=row, start=start)
+      for m, (row, start) in zip(made.micro_batches, tables, strict=True)
+    ]
+    parts.append(Minibatch(_part(batch, index, size), made._replace(micro_batches=passes)))
+  return parts
+
+
+@functools.partial(jax.jit, static_argnames=("index", "size"))
+def _part(batch, index, size):
+  """Sequences [index * size, (index + 1) * size), with all prompts."""
+  part = jax.tree.map(lambda x: x[index * size : (index + 1) * size], batch.replace(prompts=None))
+  return part.replace(prompts=batch.prompts)
+
+
+def useful_positions(parts: list[Minibatch]) -> float:
+  """Share of the positions of the passes of mini-batches that hold a token."""
+  tokens, positions = (
+    sum(getattr(part.plan, name) for part in parts) for name in ("tokens", "positions")
+  )
+  return tokens / max(positions, 1)
 
 
 def over_minibatches(
-  step: Callable[[TrainState, Tree], tuple[TrainState, dict[str, Float[Array, ""]]]],
+  step: Callable[[TrainState, Minibatch], tuple[TrainState, dict[str, Float[Array, ""]]]],
   state: TrainState,
-  batch: Tree,
-  rows: int,
-  count: int,
+  parts: list[Minibatch],
 ) -> tuple[TrainState, list[dict[str, Float[Array, ""]]]]:
-  """Takes an optimizer step on each of the first `count` mini-batches of `rows` rows, in order.
+  """Takes an optimizer step on each mini-batch, in order.
 
   Args:
     step: (state, mini-batch) -> (state, metrics); may donate the state.
     state: state before the first optimizer step.
-    batch: arrays whose leading axis is rows.
-    rows: rows a mini-batch.
-    count: number of mini-batches.
+    parts: mini-batches.
 
   Returns:
     The state after the last optimizer step, and each mini-batch's metrics.
   """
   history = []
-  for index in range(count):
-    state, metrics = step(state, minibatch(batch, index, rows))
+  for part in parts:
+    state, metrics = step(state, part)
     history.append(metrics)
   return state, history
 
 
-def microbatches(batch: Tree, rows: int) -> Tree:
-  """[R, ...] -> [R / rows, rows, ...]; each device holds its part of every micro-batch."""
-  split = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), batch)
-  return jax.tree.map(lambda x: constrain(x, None, "batch", *[None] * (x.ndim - 2)), split)
-
-
 def map_microbatches(
-  function: Callable[[Tree], Shaped[Array, "B ..."]], batch: Tree, rows: int
-) -> Shaped[Array, "N ..."]:
-  """Applies a function to one micro-batch of `rows` rows after another.
+  function: Callable[[Batch, MicroBatch], Float[Array, "B T"]], parts: list[Minibatch]
+) -> list[Float[Array, "B T"]]:
+  """One value for each token of the responses, computed a micro-batch after the other.
 
   Args:
-    function: micro-batch -> [B, ...].
-    batch: arrays whose leading axis is rows.
-    rows: rows a micro-batch.
+    function: (mini-batch, micro-batch) -> values, 0 for sequences that are not in it, as
+      `MicroBatch.read` gives them; jitted.
+    parts: mini-batches.
 
   Returns:
-    The results [N, ...] in order, N for all micro-batches.
+    Each mini-batch's values.
   """
-  parts = jax.lax.map(function, microbatches(batch, rows))
-  return parts.reshape(-1, *parts.shape[2:])
+  results = []
+  for batch, passes in parts:
+    tokens = batch.replace(fields={})  # so that passes of all kinds are one program
+    values = [function(tokens, micro) for micro in passes.micro_batches]
+    results.append(functools.reduce(_add, values))
+  return results
 
 
 def accumulate(
-  loss_fn: Callable[[PyTree[Array], Tree], tuple[Float[Array, ""], PyTree[Array]]],
+  gradient: Callable[..., tuple[PyTree[Array], PyTree[Array]]],
   params: PyTree[Array],
-  batch: Tree,
-  rows: int,
+  part: Minibatch,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
   """Sums gradients and metrics over the micro-batches of a mini-batch.
 
   Args:
-    loss_fn: (params, micro-batch) -> (loss, metrics).
+    gradient: (total, params, mini-batch, micro-batch) -> (total plus the gradient of the
+      micro-batch's part of the loss, its metrics); jitted, may donate the total.
     params: point at which gradients are taken.
-    batch: arrays whose leading axis is rows.
-    rows: rows a micro-batch.
+    part: the mini-batch.
 
   Returns:
     The gradient of the summed loss, and the summed metrics.
   """
-  parts = microbatches(batch, rows)
-  gradient = jax.grad(loss_fn, has_aux=True)
-  first = jax.tree.map(lambda x: x[0], parts)
-  if len(jax.tree.leaves(parts)[0]) == 1:
-    return gradient(params, first)
+  # Not under jit, where zeros would not depend on params, and XLA would replicate them.
+  total, metrics = jax.tree.map(jnp.zeros_like, params), []
+  for micro in part.plan.micro_batches:
+    total, sums = gradient(total, params, part.batch, micro)
+    metrics.append(sums)
+  return total, functools.reduce(_add, metrics)
 
-  def add(total, micro):
-    return jax.tree.map(jnp.add, total, gradient(params, micro)), None
 
-  # Starts from zeros: starting from the first micro-batch would compile its gradient twice.
-  shapes = jax.eval_shape(gradient, params, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(add, zeros, parts)[0]
+@jax.jit
+def _add(a, b):
+  return jax.tree.map(jnp.add, a, b)

@@ -1,105 +1,33 @@
 """TrainState -> TrainState: one pass over a step's experience, an optimizer step a mini-batch.
 
-Letters: P prompts, n samples a prompt, R rows of m responses (batching.py), B = R m sequences, T
-response positions.
+Letters: P prompts, n samples a prompt, B sequences of a mini-batch, T response positions.
 """
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from poise_jax.errors import UserError, check_finite, unknown_name
+from poise_jax.errors import UserError
 from poise_jax.learner.batching import (
   Batch,
+  Minibatch,
   accumulate,
-  flat,
   form,
   map_microbatches,
+  minibatches,
   over_minibatches,
-  responses_per_row,
+  useful_positions,
 )
+from poise_jax.learner.config import UpdateConfig, UpdateOptions
 from poise_jax.learner.logprobs import token_logprobs
-from poise_jax.learner.losses import PolicyLossConfig, policy_loss, token_weights
+from poise_jax.learner.losses import policy_loss, token_weights
+from poise_jax.learner.micro_batch import MicroBatch
 from poise_jax.models import ModelConfig, hidden_states, unembedding
-from poise_jax.models.transformer import REMAT_POLICIES
 from poise_jax.types import Experience, Rollouts, TrainState
-
-DTYPES = ("float32", "bfloat16", "float16")
-OLD_LOGPROBS = ("sampler", "recompute")
-
-
-def check_dtype(field: str, dtype: str):
-  """Raises UserError if `dtype` is not a computation dtype."""
-  if dtype not in DTYPES:
-    raise unknown_name(field, dtype, DTYPES)
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateOptions:
-  """Options of the update that a user may set; raises UserError for values that cannot work."""
-
-  loss: PolicyLossConfig = PolicyLossConfig()  # objective
-  minibatch_size: int = 64  # sequences an optimizer step, for any n
-  microbatch_size: int = 64  # sequences in memory at once; does not change the result
-  # source of the old policy's log-probs: "recompute" in the trainer, or those of the "sampler"
-  old_logprobs: str = "recompute"
-  learning_rate: float = 1e-6  # AdamW's learning rate after the warm-up
-  warmup_steps: int = 0  # optimizer steps of linear warm-up; constant afterwards
-  weight_decay: float = 0.0  # decoupled decay (AdamW) of every parameter
-  max_grad_norm: float = 1.0  # global norm to which gradients are clipped; 0: no clipping
-  adam_b1: float = 0.9  # decay rate of AdamW's mean of gradients
-  adam_b2: float = 0.999  # decay rate of AdamW's mean of squared gradients
-  dtype: str = "float32"  # computation dtype; master weights stay float32
-  # activations recomputed in the backward pass: "none", "full", or "dots" (all but products)
-  remat: str = "none"
-  # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": the fastest that runs on the
-  # devices in use; float32 is always computed by "xla"
-  attention: str = "auto"
-  logprob_chunk: int = 0  # tokens whose logits a device holds at once; 0: as many as take 256 MiB
-
-  def __post_init__(self):
-    check_finite("train", self)
-    if self.old_logprobs not in OLD_LOGPROBS:
-      raise unknown_name("train.old_logprobs", self.old_logprobs, OLD_LOGPROBS)
-    if self.loss.importance_cap and self.old_logprobs == "sampler":
-      raise UserError(
-        f"train.loss.importance_cap={self.loss.importance_cap} compares recomputed log-probs with "
-        "the sampler's; it needs train.old_logprobs='recompute'"
-      )
-    for name in ("minibatch_size", "microbatch_size"):
-      if getattr(self, name) < 1:
-        raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-    for name in (
-      "learning_rate",
-      "warmup_steps",
-      "weight_decay",
-      "max_grad_norm",
-      "logprob_chunk",
-    ):
-      if getattr(self, name) < 0:
-        raise UserError(f"train.{name} must not be negative, got {getattr(self, name)}")
-    for name in ("adam_b1", "adam_b2"):
-      if not 0 <= getattr(self, name) < 1:
-        raise UserError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
-    if self.remat not in REMAT_POLICIES:
-      raise unknown_name("train.remat", self.remat, REMAT_POLICIES)
-    check_dtype("train.dtype", self.dtype)
-    if self.minibatch_size % self.microbatch_size:
-      raise UserError(
-        f"train.minibatch_size must be a multiple of train.microbatch_size="
-        f"{self.microbatch_size}, got {self.minibatch_size}"
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateConfig(UpdateOptions):
-  """UpdateOptions and what a run derives: a static argument of the update."""
-
-  temperature: float = 1.0  # temperature of the trained policy, which is the sampling temperature
 
 
 @functools.cache
@@ -123,43 +51,49 @@ def init(params: PyTree[Array], config: UpdateOptions) -> TrainState:
 
 
 def response_logprobs(
-  model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
+  model: ModelConfig,
+  params: PyTree[Array],
+  batch: Batch,
+  micro: MicroBatch,
+  config: UpdateConfig,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """Log-probs and entropies of the responses' tokens under `params`, in nats.
 
-  Logits of prompts are not computed. Entries outside of the mask are meaningless.
+  0 for the sequences of other micro-batches; entries outside of the mask are meaningless.
 
   Args:
     model: the decoder's shape.
     params: parameters in the training layout.
-    batch: rows; only their tokens are read.
+    batch: a mini-batch; only its tokens are read.
+    micro: the sequences to compute.
     config: dtype, remat, attention, temperature and logprob_chunk.
   """
-  dtype = jnp.dtype(config.dtype)
+  rows = batch.rows(micro)
   states, _ = hidden_states(
-    model, params, batch.rows, dtype, config.remat, attention=config.attention
+    model, params, rows, jnp.dtype(config.dtype), config.remat, attention=config.attention
   )
   unembed = unembedding(model, params)
   with jax.named_scope("token_logprobs"):
-    return token_logprobs(
-      batch.before_tokens(states),
+    values = token_logprobs(
+      micro.before_tokens(states),
       unembed,
-      flat(batch.tokens),
+      micro.targets(rows),
       config.temperature,
       config.logprob_chunk,
     )
+  return tuple(micro.read(x, batch.tokens.shape[1]) for x in values)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def batch_logprobs(
-  model: ModelConfig, params: PyTree[Array], batch: Batch, config: UpdateConfig
-) -> Float[Array, "R m T"]:
-  """Log-probs of the responses' tokens under `params`, a micro-batch at a time."""
-  rows = config.microbatch_size // batch.tokens.shape[1]
-  logprobs = map_microbatches(
-    lambda micro: response_logprobs(model, params, micro, config)[0], batch, rows
-  )
-  return logprobs.reshape(batch.tokens.shape)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def microbatch_logprobs(
+  model: ModelConfig,
+  config: UpdateConfig,
+  params: PyTree[Array],
+  batch: Batch,
+  micro: MicroBatch,
+) -> Float[Array, "B T"]:
+  """The log-probs of `response_logprobs`, as a program."""
+  return response_logprobs(model, params, batch, micro, config)[0]
 
 
 def sequence_logprobs(
@@ -169,9 +103,14 @@ def sequence_logprobs(
 
   Entries outside of the mask are meaningless.
   """
-  shape = rollouts.tokens.shape
-  batch = form(rollouts, responses_per_row(shape[1], config.microbatch_size), {})
-  return batch_logprobs(model, params, batch, config).reshape(shape)
+  parts = minibatches(form(rollouts, {}), config.minibatch_size, config.microbatch_size)
+  logprobs = map_microbatches(functools.partial(microbatch_logprobs, model, config, params), parts)
+  return _joined(logprobs, rollouts.tokens.shape)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(parts, shape):
+  return jnp.concatenate(parts).reshape(shape)
 
 
 def apply_gradients(
@@ -237,13 +176,11 @@ def step(
   Raises:
     UserError: P n is not a multiple of config.minibatch_size.
   """
-  batch, count = policy_batch(
-    model, config, state.params, experience, advantages, reference, groups
-  )
-  rows = config.minibatch_size // batch.tokens.shape[1]
+  parts = policy_minibatches(model, config, state.params, experience, advantages, reference, groups)
   optimizer_step = functools.partial(minibatch_step, model, config)
-  state, history = over_minibatches(optimizer_step, state, batch, rows, count)
-  return state, _over_history(history, state.skipped)
+  state, history = over_minibatches(optimizer_step, state, parts)
+  metrics = _over_history(history, state.skipped)
+  return state, {**metrics, "update/useful_positions": np.float32(useful_positions(parts))}
 
 
 @jax.jit
@@ -258,7 +195,7 @@ def _over_history(history, skipped):
   return {**metrics, "policy/skipped_updates": jnp.copy(skipped)}
 
 
-def policy_batch(
+def policy_minibatches(
   model: ModelConfig,
   config: UpdateConfig,
   params: PyTree[Array],
@@ -266,8 +203,8 @@ def policy_batch(
   advantages: Float[Array, "P n"] | Float[Array, "P n T"],
   reference: PyTree[Array] = (),
   groups: int | None = None,
-) -> tuple[Batch, int]:
-  """The rows of all mini-batches of `step`, and the number of mini-batches.
+) -> list[Minibatch]:
+  """The mini-batches of `step`, with their passes.
 
   Args:
     params: the policy's parameters before the update. Other arguments as for `step`.
@@ -278,28 +215,29 @@ def policy_batch(
       f"{p} prompts x {n} samples are {p * n} sequences, "
       f"not a multiple of train.minibatch_size={config.minibatch_size}"
     )
-  batch = _form(experience, advantages, responses_per_row(n, config.microbatch_size))
-  stale = batch.fields.get("stale")
-  tokens = batch.replace(fields={})  # log-probs need no fields: one program for both policies
   count = -(-(p if groups is None else groups) * n // config.minibatch_size)
+  batch = _form(experience, advantages)
+  parts = minibatches(batch, config.minibatch_size, config.microbatch_size, count)
+  logprobs = functools.partial(microbatch_logprobs, model, config)
   if config.old_logprobs == "sampler":
-    batch = batch.with_fields(old_logprobs=batch.fields["sampler_logprobs"])
-  elif count > 1 or stale is not None:
+    parts = [part.with_fields(old_logprobs=part.batch.fields["sampler_logprobs"]) for part in parts]
+  elif count > 1 or "stale" in batch.fields:
     # With a single optimizer step over new rollouts, the loss's own log-probs are the old ones.
-    old = batch_logprobs(model, params, tokens, config)
-    if stale is not None:
-      old = _where(stale, batch.fields["sampler_logprobs"], old)
-    batch = batch.with_fields(old_logprobs=old)
+    old = map_microbatches(functools.partial(logprobs, params), parts)
+    if "stale" in batch.fields:
+      fields = [part.batch.fields for part in parts]
+      old = [_where(f["stale"], f["sampler_logprobs"], x) for f, x in zip(fields, old, strict=True)]
+    parts = [part.with_fields(old_logprobs=x) for part, x in zip(parts, old, strict=True)]
   if config.loss.kl_coef:
-    reference_logprobs = batch_logprobs(model, reference, tokens, config)
-    batch = batch.with_fields(reference_logprobs=reference_logprobs)
-  return batch, count
+    policy = map_microbatches(functools.partial(logprobs, reference), parts)
+    parts = [part.with_fields(reference_logprobs=x) for part, x in zip(parts, policy, strict=True)]
+  return parts
 
 
-@functools.partial(jax.jit, static_argnames="responses")
-def _form(experience, advantages, responses):
-  """Rows with advantages, the sampler's log-probs and, where groups have an age, which responses
-  are from an earlier step."""
+@jax.jit
+def _form(experience, advantages):
+  """Sequences with advantages, the sampler's log-probs and, where groups have an age, which
+  responses are from an earlier step."""
   p, n, _ = experience.rollouts.tokens.shape
   fields = {
     "sampler_logprobs": experience.rollouts.logprobs,
@@ -307,35 +245,66 @@ def _form(experience, advantages, responses):
   }
   if not isinstance(experience.age, tuple):
     fields["stale"] = jnp.broadcast_to((experience.age > 0)[:, None, None], (p, n, 1))
-  return form(experience.rollouts, responses, fields)
+  return form(experience.rollouts, fields)
 
 
 _where = jax.jit(jnp.where)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def minibatch_step(
-  model: ModelConfig, config: UpdateConfig, state: TrainState, batch: Batch
+  model: ModelConfig, config: UpdateConfig, state: TrainState, part: Minibatch
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-  """One optimizer step on a mini-batch of `policy_batch`; `state` is donated.
+  """One optimizer step on a mini-batch of `policy_minibatches`; `state` is donated.
 
   Returns:
     The new state, and metrics: means over the mini-batch's tokens, or NaN where there are none or
     where loss or gradient are not finite.
   """
-  mask = flat(batch.mask)
-  weights = token_weights(mask, config.loss.aggregation).reshape(batch.mask.shape)
+  weighted = part.with_fields(weights=_weights(part.batch.mask, config.loss.aggregation))
+  gradient = functools.partial(microbatch_gradient, model, config)
+  grads, sums = accumulate(gradient, state.params, weighted)
+  return optimizer_step(config, state, grads, sums, part.batch)
 
-  def loss_fn(params, micro):
-    logprobs, entropies = response_logprobs(model, params, micro, config)
-    fields = {name: flat(field) for name, field in micro.fields.items()}
+
+_weights = jax.jit(token_weights, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def microbatch_gradient(
+  model: ModelConfig,
+  config: UpdateConfig,
+  total: PyTree[Array],
+  params: PyTree[Array],
+  batch: Batch,
+  micro: MicroBatch,
+) -> tuple[PyTree[Array], dict[str, Float[Array, ""]]]:
+  """Adds the gradient of a micro-batch's part of the loss to `total`, which is donated.
+
+  Returns:
+    The total, and the sums over the micro-batch's tokens of the metrics of `minibatch_step`.
+  """
+
+  def loss_fn(params):
+    logprobs, entropies = response_logprobs(model, params, batch, micro, config)
     with jax.named_scope("policy_loss"):
-      return _policy_loss(config, logprobs, entropies, flat(micro.mask), fields)
+      return _policy_loss(config, logprobs, entropies, batch.mask & micro.inside, batch.fields)
 
-  rows = config.microbatch_size // batch.tokens.shape[1]
-  grads, sums = accumulate(loss_fn, state.params, batch.with_fields(weights=weights), rows)
+  gradient, sums = jax.grad(loss_fn, has_aux=True)(params)
+  return jax.tree.map(jnp.add, total, gradient), sums
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def optimizer_step(
+  config: UpdateConfig,
+  state: TrainState,
+  grads: PyTree[Array],
+  sums: dict[str, Float[Array, ""]],
+  batch: Batch,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+  """The end of `minibatch_step`: the optimizer, and means from sums; `state` is donated."""
+  sums, mask = dict(sums), batch.mask
   loss, norm = sums.pop("policy/loss"), optax.tree.norm(grads)
-  mismatch = sums.pop("rollout/mismatch_kl") / _fresh(batch.mask, batch.fields).sum()
+  mismatch = sums.pop("rollout/mismatch_kl") / _fresh(mask, batch.fields).sum()
   metrics = {
     **jax.tree.map(lambda x: x / mask.sum(), sums),
     "policy/loss": loss,

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PyTree
@@ -12,9 +13,10 @@ from jaxtyping import Array, PyTree
 from poise_jax.data.prompts import PromptEncoder
 from poise_jax.data.tasks import Example
 from poise_jax.errors import UserError, check_finite
-from poise_jax.learner.batching import Batch, flat
+from poise_jax.learner.batching import Batch, accumulate, minibatches
+from poise_jax.learner.config import UpdateConfig
 from poise_jax.learner.losses import token_weights
-from poise_jax.learner.update import UpdateConfig, response_logprobs
+from poise_jax.learner.update import response_logprobs
 from poise_jax.models import ModelConfig, Tokenizer
 
 
@@ -71,20 +73,28 @@ def warm_start(
   opt_state = optimizer.init(params)  # not under jit, see update.init
   rng = np.random.default_rng(seed)
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, opt_state, batch):
+  @functools.partial(jax.jit, donate_argnums=0)
+  def gradient(total, params, batch, micro):
     def loss_fn(params):
-      logprobs, _ = response_logprobs(model, params, batch, UpdateConfig())
-      return -(token_weights(flat(batch.mask), "token-mean") * logprobs).sum()
+      logprobs, _ = response_logprobs(model, params, batch, micro, UpdateConfig())
+      mask = batch.mask & micro.inside
+      loss = -jnp.where(mask, token_weights(batch.mask, "token-mean") * logprobs, 0.0).sum()
+      return loss, loss
 
-    loss, grads = jax.value_and_grad(loss_fn)(params)
+    new, loss = jax.grad(loss_fn, has_aux=True)(params)
+    return jax.tree.map(jnp.add, total, new), loss
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def optimizer_step(params, opt_state, grads):
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, loss
+    return optax.apply_updates(params, updates), opt_state
 
   for i in range(config.steps):
     drawn = [examples[j] for j in rng.integers(len(examples), size=config.batch_size)]
-    batch = _batch(encoder, drawn, response_length)
-    params, opt_state, loss = step(params, opt_state, batch)
+    batch = jax.device_put(_batch(encoder, drawn, response_length))
+    (part,) = minibatches(batch, config.batch_size, config.batch_size)
+    grads, loss = accumulate(gradient, params, part)
+    params, opt_state = optimizer_step(params, opt_state, grads)
     if (i + 1) % 20 == 0 or i + 1 == config.steps:
       report(i + 1, float(loss))
   return params
@@ -106,11 +116,11 @@ def worked_ids(tokenizer: Tokenizer, example: Example, length: int) -> list[int]
 
 
 def _batch(encoder, examples, length):
-  """Prompts and worked answers as a batch with one response a row."""
+  """Prompts and worked answers."""
   prompts, tokenizer = encoder(examples), encoder.tokenizer
-  tokens = np.full((len(examples), 1, length), tokenizer.pad_id, np.int32)
+  tokens = np.full((len(examples), length), tokenizer.pad_id, np.int32)
   mask = np.zeros(tokens.shape, bool)
   for i, example in enumerate(examples):
     ids = worked_ids(tokenizer, example, length)
-    tokens[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
-  return Batch(prompts, tokens, mask, {})
+    tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
+  return Batch(prompts, np.arange(len(examples)), tokens, mask, {})

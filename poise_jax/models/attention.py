@@ -25,6 +25,7 @@ QUERY_BLOCK = 512  # query positions that it holds at once for longer sequences
 RESIDUALS = (
   "attention"  # name of splash's residuals [B, H, T, K]; saved, no forward pass is repeated
 )
+Segments = Bool[Array, "B T"] | Int[Array, "B T"]
 BEST = {"tpu": "splash", "gpu": "cudnn"}  # implementation of a platform; others: xla
 
 
@@ -48,29 +49,30 @@ def attention(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
-  valid: Bool[Array, "B T"],
+  segments: Segments,
   implementation: str = "xla",
 ) -> Float[Array, "B T H K"]:
   """Causal grouped-query attention; query head h reads key head h // (H / G). Softmax in float32.
 
   Args:
-    q: queries; they attend to the valid keys up to their own position.
+    q: queries; they attend to the keys of their segment up to their own position.
     k: keys.
     v: values.
-    valid: False on padding, which is before or after a row's tokens, not between them. The result
-      there is finite but meaningless; without a cotangent it has no gradient.
+    segments: numbers of the sequences that a row holds one behind the other, 0 on padding; or, for
+      one sequence a row, False on padding, which is before or after its tokens, not between them.
+      The result on padding is finite but meaningless; without a cotangent it has no gradient.
     implementation: a key of IMPLEMENTATIONS, or "auto": the best one for the devices in use.
   """
   if implementation == "auto":
     implementation = resolve("auto", sharding.platform())
-  return IMPLEMENTATIONS[implementation](q, k, v, valid)
+  return IMPLEMENTATIONS[implementation](q, k, v, segments)
 
 
 def xla(
   q: Float[Array, "B S H K"],
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
-  valid: Bool[Array, "B T"],
+  segments: Segments,
   start: Int[Array, ""] | int = 0,
 ) -> Float[Array, "B S H K"]:
   """`attention` by matrix products; the S queries are those from position `start` on."""
@@ -83,7 +85,10 @@ def xla(
   def attend(q, start):  # [B, G, ratio, S, K]
     length = q.shape[3]
     causal = start + jnp.arange(length)[:, None] >= jnp.arange(k.shape[3])
-    mask = causal & valid[:, None, :]
+    mask = causal & segments.astype(bool)[:, None, :]
+    if segments.dtype != bool:
+      queries = jax.lax.dynamic_slice_in_dim(padded, start, length, axis=1)
+      mask &= queries[:, :, None] == segments[:, None, :]
     scores = matmul(q.reshape(batch, groups, ratio * length, dim), k, jnp.float32)
     scores = scores.reshape(batch, groups, ratio, length, -1)
     scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
@@ -91,6 +96,7 @@ def xla(
     context = matmul(weights.reshape(batch, groups, ratio * length, -1), v)
     return context.reshape(batch, groups, ratio, length, dim)
 
+  padded = jnp.pad(segments, ((0, 0), (0, QUERY_BLOCK)))  # the last block reads beyond the end
   if length <= WHOLE:
     context = attend(q, start)
   else:  # the backward pass computes a block's scores again
@@ -107,23 +113,23 @@ def splash(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
-  valid: Bool[Array, "B T"],
+  segments: Segments,
   interpret: bool = False,
 ) -> Float[Array, "B T H K"]:
   """`attention` by splash attention, on each device for its rows and heads.
 
-  Tokens and padding are separate segments, so every position attends at least to itself. The kernel
+  Padding is a segment of its own, so every position attends at least to itself. The kernel
   multiplies float32 operands in bfloat16; `xla` computes float32. With `interpret` the kernel runs
   without a TPU, in any dtype.
   """
   if q.dtype == jnp.float32 and not interpret:
-    return xla(q, k, v, valid)
+    return xla(q, k, v, segments)
   length, dim = q.shape[1], q.shape[3]
   unit = 512 if length >= 4096 else 128  # blocks of 512 are faster; 128 is the minimum
   pad = -length % unit
   block = math.gcd(length + pad, 512)
   q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q * dim**-0.5, k, v))
-  segments = jnp.pad(valid, ((0, 0), (0, pad))).astype(jnp.int32)
+  segments = jnp.pad(segments, ((0, 0), (0, pad))).astype(jnp.int32)
 
   def attend(q, k, v, segments):
     mask = splash_attention.CausalMask((length + pad, length + pad))
@@ -158,19 +164,23 @@ def cudnn(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
-  valid: Bool[Array, "B T"],
+  segments: Segments,
   backend: str = "cudnn",
 ) -> Float[Array, "B T H K"]:
   """`attention` by cuDNN through jax.nn; `backend` "xla" runs anywhere.
 
-  Rows are rolled so that their tokens come first: a length then describes the padding, where a mask
-  would need an array [B, T, T]. cuDNN has no float32 kernel; `xla` computes float32.
+  Rows of one sequence are rolled so that their tokens come first: a length then describes the
+  padding. Rows of several need a mask [B, 1, T, T], shared by all heads. cuDNN has no float32
+  kernel; `xla` computes float32.
   """
   if q.dtype == jnp.float32:
-    return xla(q, k, v, valid)
+    return xla(q, k, v, segments)
+  if segments.dtype != bool:
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=backend)
   roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
-  first = jnp.argmax(valid, axis=1)
-  lengths = jnp.maximum(valid.sum(1, dtype=jnp.int32), 1)  # a softmax needs at least one key
+  first = jnp.argmax(segments, axis=1)
+  lengths = jnp.maximum(segments.sum(1, dtype=jnp.int32), 1)  # a softmax needs at least one key
   context = jax.nn.dot_product_attention(
     *(roll(x, -first) for x in (q, k, v)),
     is_causal=True,

@@ -1,12 +1,14 @@
-"""Rows of a teacher-forced pass: a prompt appears once, followed by the responses that share it.
+"""Rows of a teacher-forced pass, in which no position is computed twice.
 
-Matrix products and norms work on single positions, and a prompt's positions attend to the prompt
-only, so their states are the same for all of its responses. Attention alone needs each response
-behind its prompt. Letters: R rows, S positions in a row, m responses in a row, Tp prompt and T
-response positions; S = Tp + m T.
+A row holds sequences one behind the other, told apart by their segments, or a prompt followed by
+the responses that share it. Matrix products and norms work on single positions, and a prompt's
+positions attend to the prompt only, so their states are the same for all of its responses.
+Attention alone needs each response behind its prompt. Letters: R rows, S positions in a row, m
+responses in a row, Tp prompt and T response positions; S = Tp + m T where a prompt is shared.
 """
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
@@ -16,14 +18,15 @@ class Rows:
   """Tokens of R rows. By default a row is one sequence without a shared prompt."""
 
   tokens: Int[Array, "R S"]
-  mask: Bool[Array, "R S"]  # False on padding, on either side of a sequence
+  # False on padding, on either side of a sequence; or a number for each sequence, 0 on padding
+  segments: Bool[Array, "R S"] | Int[Array, "R S"]
   prompt: int = flax.struct.field(pytree_node=False, default=0)  # Tp
   responses: int = flax.struct.field(pytree_node=False, default=1)  # m
 
   @property
   def positions(self) -> Int[Array, "R S"]:
-    """Positions within each sequence, counted from 0 at its first unmasked token."""
-    return self.merge(positions_of(self.split(self.mask)))
+    """Positions within each sequence, counted from 0 at its first token."""
+    return self.merge(positions_of(self.split(self.segments)))
 
   def split(self, x: Shaped[Array, "R S ..."]) -> Shaped[Array, "B L ..."]:
     """[R, Tp + m T, ...] -> [R m, Tp + T, ...]: a row per response, each behind its prompt."""
@@ -43,6 +46,9 @@ class Rows:
     return jnp.concatenate([groups[:, 0, : self.prompt], responses], axis=1)
 
 
-def positions_of(mask: Bool[Array, "*rows T"]) -> Int[Array, "*rows T"]:
-  """Positions counted from 0 at the first True of each row, int32."""
-  return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+def positions_of(segments: Shaped[Array, "*rows T"]) -> Int[Array, "*rows T"]:
+  """Positions counted from 0 at the first one of each run of equal segments, int32."""
+  index = jnp.arange(segments.shape[-1], dtype=jnp.int32)
+  before = jnp.pad(segments[..., :-1], [(0, 0)] * (segments.ndim - 1) + [(1, 0)])
+  starts = jnp.where(segments != before, index, 0)
+  return index - jax.lax.cummax(starts, axis=segments.ndim - 1)

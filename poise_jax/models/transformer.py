@@ -58,7 +58,7 @@ class Transformer(nn.Module):
     c = self.config
     x = self._embed(rows.tokens)
     cos, sin = rope(c, rows.positions)
-    mask = rows.split(rows.mask)
+    segments = rows.split(rows.segments)
 
     @jax.named_scope("attention")
     def attend(q, k, v):
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
       # Pinned, because GSPMD may otherwise gather the heads or the batch.
       q = constrain(q, "batch", None, "heads", None)
       k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-      context = attention(q, k, v, mask, self.attention)
+      context = attention(q, k, v, segments, self.attention)
       context = constrain(context, "batch", None, "heads", None)
       return rows.merge(context), None
 

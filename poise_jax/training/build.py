@@ -21,8 +21,8 @@ from poise_jax.estimators import CriticConfig, Estimator, EstimatorContext, Prob
 from poise_jax.evaluation.answer import EvalConfig
 from poise_jax.evaluation.held_out import HELD_OUT, EvalSet, make_sets
 from poise_jax.evaluation.judge import VerifierConfig
+from poise_jax.learner.config import UpdateConfig, check_dtype
 from poise_jax.learner.losses import PolicyLossConfig
-from poise_jax.learner.update import UpdateConfig, check_dtype
 from poise_jax.learner.warm_start import WarmStartConfig, warm_start, worked_ids
 from poise_jax.models import attention
 from poise_jax.models.layouts import sampling_layout, training_shardings

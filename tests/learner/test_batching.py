@@ -1,33 +1,35 @@
-"""Groups become rows and micro-batches in order, and a prompt is stored once a row.
+"""Sequences stand in the rows of a pass, and values of its positions come back to their tokens.
 
-That an update and a critic's values do not depend on the rows is in test_update.py and in
+That an update and a critic's values do not depend on the passes is in test_update.py and in
 estimators/test_critic.py.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poise_jax.distributed.sharding import make_mesh
 from poise_jax.learner import batching
+from poise_jax.learner import plan as planning
 from poise_jax.types import Prompts, Rollouts, TrainState
 
-P, N, TP, T = 3, 4, 2, 5
+P, N, TP, T = 3, 4, 3, 5
+LENGTHS = np.array([[5, 1, 3, 2], [0, 4, 4, 5], [2, 2, 1, 3]])  # one response has no token
 
 
 @pytest.fixture(scope="module")
 def rollouts():
-  """Token i of the batch is i; the prompt of group p is [100 + p, 200 + p]."""
-  tokens = jnp.arange(P * N * T, dtype=jnp.int32).reshape(P, N, T)
-  prompts = Prompts(
-    jnp.array([100, 200]) + jnp.arange(P)[:, None], jnp.arange(TP) >= jnp.arange(P)[:, None] % 2
-  )
+  """Token t of sequence b is 100 b + t + 1; the tokens of prompt p are -10 p - 1, -10 p - 2, ..."""
+  tokens = 100 * jnp.arange(P * N).reshape(P, N, 1) + jnp.arange(1, T + 1)
+  before = jnp.arange(TP) >= jnp.array([0, 2, 1])[:, None]
+  prompts = Prompts(-10 * jnp.arange(P)[:, None] - jnp.arange(1, TP + 1), before)
   values = tokens.astype(jnp.float32)
   return Rollouts(
     prompts=prompts,
     tokens=tokens,
-    mask=tokens % 7 > 0,
+    mask=jnp.arange(T) < LENGTHS[..., None],
     logprobs=values,
     entropies=values,
     truncated=jnp.zeros((P, N), bool),
@@ -35,89 +37,143 @@ def rollouts():
   )
 
 
-@pytest.mark.parametrize("m", [1, 2, 4])
-def test_rows_hold_the_groups_in_order(rollouts, m):
+def passes(rollouts, kind):
+  """The whole batch as one mini-batch, with packed rows or with shared prompts."""
+  batch = batching.form(rollouts, {})
+  lengths = batching.lengths(batch)
+  made = getattr(planning, kind)(lengths, 6 * (TP + T), 1)
+  return batching.Minibatch(batch, made)
+
+
+def test_a_batch_holds_the_sequences_in_order(rollouts):
   fields = {"advantages": jnp.arange(P * N, dtype=jnp.float32).reshape(P, N, 1)}
-  batch = batching.form(rollouts, m, fields)
-  rows = P * N // m
-  assert batch.prompts.tokens.shape == batch.prompts.mask.shape == (rows, TP)
-  np.testing.assert_array_equal(
-    batch.prompts.tokens, np.repeat(rollouts.prompts.tokens, N // m, axis=0)
-  )
-  for ours, groups in ((batch.tokens, rollouts.tokens), (batch.mask, rollouts.mask)):
-    assert ours.shape == (rows, m, T)
-    np.testing.assert_array_equal(batching.flat(ours), groups.reshape(-1, T))
-  assert batch.fields["advantages"].shape == (rows, m, 1)
-  np.testing.assert_array_equal(batching.flat(batch.fields["advantages"])[:, 0], np.arange(P * N))
+  batch = batching.form(rollouts, fields)
+  np.testing.assert_array_equal(batch.tokens, rollouts.tokens.reshape(-1, T))
+  np.testing.assert_array_equal(batch.mask, rollouts.mask.reshape(-1, T))
+  np.testing.assert_array_equal(batch.group, np.repeat(np.arange(P), N))
+  assert batch.prompts.tokens.shape == (P, TP)  # no copy for each sample
+  np.testing.assert_array_equal(batch.fields["advantages"][:, 0], np.arange(P * N))
 
 
-@pytest.mark.parametrize("m", [1, 2, 4])
-def test_a_pass_over_rows_sees_each_response_after_its_prompt(rollouts, m):
-  batch = batching.form(rollouts, m, {})
-  rows = batch.rows
-  assert rows.tokens.shape == (P * N // m, TP + m * T)
-  sequences = rows.split(rows.tokens)
-  prompts = np.repeat(rollouts.prompts.tokens, N, axis=0)
-  np.testing.assert_array_equal(sequences[:, :TP], prompts)
-  np.testing.assert_array_equal(sequences[:, TP:], rollouts.tokens.reshape(-1, T))
-  before = batch.before_tokens(sequences)  # tokens in the place of states
-  np.testing.assert_array_equal(before[:, 0], prompts[:, -1])
-  np.testing.assert_array_equal(before[:, 1:], rollouts.tokens.reshape(-1, T)[:, :-1])
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+def test_a_pass_holds_each_response_behind_its_prompt(rollouts, kind):
+  batch, made = passes(rollouts, kind)
+  found = {}
+  for micro in made.micro_batches:
+    rows = batch.rows(micro)
+    assert rows.tokens.size == micro.positions  # a shared prompt counts once
+    tokens, segments = np.asarray(rows.split(rows.tokens)), np.asarray(rows.split(rows.segments))
+    positions = np.asarray(rows.split(rows.positions))
+    assert not tokens[segments == 0].any()
+    for row in range(micro.rows):
+      for number in np.unique(segments[row][segments[row] > 0]):
+        where = segments[row] == number
+        sequence = tokens[row][where].tolist()
+        np.testing.assert_array_equal(positions[row][where], np.arange(len(sequence)))
+        if sequence[-1] > 0:  # the slot of an empty response has the prompt alone
+          found[(sequence[-1] - 1) // 100] = sequence
+  mask = np.asarray(rollouts.mask).reshape(-1, T)
+  for b in range(P * N):
+    p = b // N
+    prompt = np.asarray(rollouts.prompts.tokens)[p][np.asarray(rollouts.prompts.mask)[p]]
+    response = np.asarray(rollouts.tokens).reshape(-1, T)[b][mask[b]]
+    assert found.pop(b, []) == ([*prompt, *response] if len(response) else [])
+  assert not found
 
 
-@pytest.mark.parametrize("m", [3, 5, 8])
-def test_a_row_must_divide_its_group(rollouts, m):
-  with pytest.raises(ValueError, match=f"must divide n=4, got {m}"):
-    batching.form(rollouts, m, {})
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+def test_values_come_back_to_the_tokens_that_they_belong_to(rollouts, kind):
+  """A position's value is its own token, and its target the next one."""
+  batch, made = passes(rollouts, kind)
+
+  def values(batch, micro, shifted):
+    rows = batch.rows(micro)
+    read = micro.before_tokens(rows.split(rows.tokens)) if shifted else micro.targets(rows)
+    return micro.read(read * 1.0, T)
+
+  part = batching.Minibatch(batch, made)
+  (targets,) = batching.map_microbatches(functools.partial(values, shifted=False), [part])
+  (before,) = batching.map_microbatches(functools.partial(values, shifted=True), [part])
+  mask = np.asarray(batch.mask)
+  np.testing.assert_array_equal(np.asarray(targets)[mask], np.asarray(batch.tokens)[mask])
+  last = np.asarray(batch.prompts.tokens)[batch.group, -1:]
+  expected = np.concatenate([last, np.asarray(batch.tokens)[:, :-1]], axis=1)
+  np.testing.assert_array_equal(np.asarray(before)[mask], expected[mask])
 
 
-@pytest.mark.parametrize(
-  "n,microbatch_size,devices,expected",
-  [
-    (4, 8, 1, 4),
-    (4, 2, 1, 2),
-    (6, 4, 1, 2),
-    (3, 4, 1, 1),
-    (1, 8, 1, 1),
-    (4, 8, 4, 2),
-    (8, 8, 8, 1),
-  ],
-)
-def test_responses_per_row(n, microbatch_size, devices, expected):
-  """The largest part of a group of which a device's part of a micro-batch is a multiple."""
-  mesh = make_mesh(devices=devices)  # abstract: no devices needed
-  assert batching.responses_per_row(n, microbatch_size, mesh) == expected
+@pytest.mark.parametrize("kind", ["packed", "shared"])
+def test_cotangents_go_to_the_positions_that_were_read(rollouts, kind):
+  batch, made = passes(rollouts, kind)
+  micro = made.micro_batches[0]
+  columns = micro.width - max(micro.prompt - 1, 0)
+  x = jnp.arange(micro.rows * columns, dtype=jnp.float32).reshape(micro.rows, columns)
+  mask = batch.mask & micro.inside
+  read, pull = jax.vjp(lambda x: jnp.where(mask, micro.read(x, T), 0), x)
+  (back,) = pull(read)
+  positions = np.zeros(x.size)
+  taken = np.asarray(read)[np.asarray(mask)].astype(int)
+  assert len(set(taken)) == len(taken) == int(mask.sum())
+  positions[taken] = taken
+  np.testing.assert_array_equal(np.asarray(back).ravel(), positions)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 6])
-def test_micro_batches_keep_the_order_and_the_sum(rollouts, rows):
-  batch = batching.form(rollouts, 2, {})
-  mapped = batching.map_microbatches(lambda micro: batching.flat(micro.tokens), batch, rows)
-  np.testing.assert_array_equal(mapped, rollouts.tokens.reshape(-1, T))
+@pytest.mark.parametrize("size", [1, 2, 4, 12])
+def test_sums_over_micro_batches_are_sums_over_sequences(rollouts, size):
+  parts = batching.minibatches(batching.form(rollouts, {}), P * N, size)
 
-  def loss_fn(weight, micro):
-    values = weight * batching.flat(micro.tokens * 1.0)
-    return (values**2).sum(), {"tokens": micro.mask.sum()}
+  def gradient(total, weight, batch, micro):
+    mask = batch.mask & micro.inside
 
-  grads, metrics = batching.accumulate(loss_fn, jnp.float32(0.5), batch, rows)
-  np.testing.assert_allclose(grads, (np.arange(P * N * T) ** 2).sum(), rtol=1e-6)
-  assert metrics["tokens"] == rollouts.mask.sum()
+    def loss(weight):
+      values = weight * micro.read(micro.targets(batch.rows(micro)) * 1.0, T)
+      return jnp.where(mask, values**2, 0.0).sum()
+
+    return total + jax.grad(loss)(weight), {"tokens": mask.sum()}
+
+  grads, metrics = batching.accumulate(gradient, jnp.float32(0.5), parts[0])
+  mask = np.asarray(rollouts.mask)
+  np.testing.assert_allclose(grads, (np.asarray(rollouts.tokens)[mask] ** 2.0).sum(), rtol=1e-6)
+  assert metrics["tokens"] == LENGTHS.sum()
 
 
 def test_mini_batches_are_taken_in_order_up_to_the_count(rollouts):
-  batch = batching.form(rollouts, 4, {})
+  parts = batching.minibatches(batching.form(rollouts, {}), 4, 4, count=2)
 
-  def step(state, mini):
-    return state.replace(step=state.step + 1), {"first": mini.tokens[0, 0, 0] * 1.0}
+  def step(state, part):
+    return state.replace(step=state.step + 1), {"first": part.batch.tokens[0, 0] * 1.0}
 
   start = TrainState(jnp.int32(0), {}, (), jnp.int32(0), jnp.int32(0))
-  state, history = batching.over_minibatches(step, start, batch, 1, 2)
+  state, history = batching.over_minibatches(step, start, parts)
   assert state.step == 2
-  assert [metrics["first"] for metrics in history] == [0, N * T]  # the third is left out
+  assert [metrics["first"] for metrics in history] == [1, 401]  # the third is left out
+  assert len(batching.minibatches(batching.form(rollouts, {}), 5, 4)) == 1  # not a multiple
+
+
+def test_useful_positions_are_the_share_that_holds_a_token(rollouts):
+  parts = batching.minibatches(batching.form(rollouts, {}), 4, 4)
+  prompts = np.asarray(rollouts.prompts.mask).sum(1)
+  positions, tokens = 0, 0
+  for p, part in enumerate(parts):
+    for micro in part.plan.micro_batches:
+      segments = np.asarray(part.batch.rows(micro).segments)
+      positions, tokens = positions + segments.size, tokens + (segments > 0).sum()
+      assert (segments > 0).sum() >= prompts[p]
+  assert batching.useful_positions(parts) == pytest.approx(tokens / positions)
+
+
+def test_traced_batches_have_the_lengths_of_the_limits(rollouts):
+  found = []
+
+  def trace(rollouts):
+    found.append(batching.lengths(batching.form(rollouts, {})))
+    return rollouts.mask
+
+  jax.eval_shape(trace, rollouts)
+  assert (found[0].prompts == TP).all() and (found[0].responses == T).all()
+  np.testing.assert_array_equal(found[0].groups, np.repeat(np.arange(P), N))
 
 
 def test_fields_are_added_to_those_of_the_batch(rollouts):
-  batch = batching.form(rollouts, 4, {"a": rollouts.logprobs})
+  batch = batching.form(rollouts, {"a": rollouts.logprobs})
   both = batch.with_fields(b=batch.fields["a"] + 1)
   assert set(batch.fields) == {"a"} and set(both.fields) == {"a", "b"}
-  assert jax.tree.structure(both.replace(fields={})) == jax.tree.structure(batch.replace(fields={}))

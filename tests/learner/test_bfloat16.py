@@ -15,7 +15,7 @@ import pytest
 from poise_jax import models
 from poise_jax.estimators import critic
 from poise_jax.learner import update
-from poise_jax.learner.batching import accumulate, flat, form
+from poise_jax.learner.batching import accumulate, form, minibatches
 from poise_jax.types import Prompts, Rollouts
 
 P, N, TP, T = 4, 4, 16, 1008  # 16 sequences of 1,024 tokens
@@ -43,7 +43,9 @@ def batch():
   nothing = np.zeros((P, N, 0), np.float32)
   rollouts = Rollouts(prompts, draw(P, N, T), mask, zeros, zeros, mask[..., -1], nothing)
   assert np.bincount(rollouts.tokens.reshape(-1))[0] > 2400
-  return form(rollouts, N, {"advantages": rng.normal(size=(P, N, 1)).astype(np.float32)})
+  fields = {"advantages": rng.normal(size=(P, N, 1)).astype(np.float32)}
+  (part,) = minibatches(form(rollouts, fields), P * N, P * N // 2)  # two micro-batches
+  return part
 
 
 def decoder(model):
@@ -67,9 +69,9 @@ def decoder(model):
 def policy_gradient(model):
   """The parameters, and the loss whose gradient is that of REINFORCE."""
 
-  def loss(config, params, micro):
-    logprobs, _ = update.response_logprobs(model, params, micro, config)
-    return (flat(micro.fields["advantages"]) * logprobs).mean()
+  def loss(config, params, batch, micro):
+    logprobs, _ = update.response_logprobs(model, params, batch, micro, config)
+    return (batch.fields["advantages"] * logprobs).mean()
 
   return decoder(model), loss
 
@@ -79,9 +81,9 @@ def value_regression(model):
   params = critic.init(model, decoder(model), update.UpdateConfig()).params
   params["value_head"]["kernel"] += 0.1 * jnp.arange(model.hidden_size)
 
-  def loss(config, params, micro):
-    values = micro.before_tokens(critic.values(model, params, micro.rows, config))
-    return ((values - flat(micro.fields["advantages"])) ** 2).mean()
+  def loss(config, params, batch, micro):
+    values = critic.token_values(model, params, batch, micro, config)
+    return jnp.where(micro.inside, (values - batch.fields["advantages"]) ** 2, 0.0).mean()
 
   return params, loss
 
@@ -103,12 +105,16 @@ def test_every_gradient_is_within_two_per_cent_of_float32(batch, make, model, op
   params, loss = make(model)
 
   @functools.partial(jax.jit, static_argnums=0)
-  def gradients(dtype, params, batch):
+  def gradient(dtype, total, params, batch, micro):
     config = update.UpdateConfig(dtype=dtype, attention="xla")
-    function = lambda params, micro: (loss(config, params, micro), ())  # noqa: E731
-    return accumulate(function, params, batch, 2)[0]  # two micro-batches
+    new = jax.grad(lambda params: loss(config, params, batch, micro))(params)
+    return jax.tree.map(jnp.add, total, new), ()
 
-  rough, exact = (gradients(dtype, params, batch) for dtype in ("bfloat16", "float32"))
+  assert len(batch.plan.micro_batches) == 2
+  rough, exact = (
+    accumulate(functools.partial(gradient, dtype), params, batch)[0]
+    for dtype in ("bfloat16", "float32")
+  )
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(rough), jax.tree.leaves(exact), strict=True
   ):

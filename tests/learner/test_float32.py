@@ -5,7 +5,6 @@ needed to see which precision a program asks for: it stands in the text that is 
 """
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -15,9 +14,10 @@ import pytest
 from poise_jax import models, rollout
 from poise_jax.estimators import critic
 from poise_jax.learner import update
-from poise_jax.learner.batching import Batch, form
+from poise_jax.learner.batching import form, minibatches
+from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.rollout import RolloutConfig
-from poise_jax.types import Prompts, Rollouts
+from poise_jax.types import Experience, Prompts, Rollouts
 
 MODEL = models.ModelConfig("qwen2", 40, 32, 48, 2, 4, 2, 8, qkv_bias=True)
 SAMPLING = RolloutConfig(
@@ -37,17 +37,21 @@ ROLLOUTS = Rollouts(
 def policy(dtype, attention):
   """An optimizer step of the policy: log-probs, entropies, loss and their gradients."""
   config = update.UpdateConfig(
-    loss=update.PolicyLossConfig(entropy_coef=0.1),
+    loss=PolicyLossConfig(entropy_coef=0.1),
     minibatch_size=P * N,
     microbatch_size=N,
     dtype=dtype,
     attention=attention,
     temperature=0.7,
   )
-  fields = dict(sampler_logprobs=ROLLOUTS.logprobs, old_logprobs=ROLLOUTS.logprobs)
-  batch = form(ROLLOUTS, N, {**fields, "advantages": jnp.ones((P, N, 1))})
   state = jax.eval_shape(lambda: update.init(models.init(MODEL, jax.random.key(0)), config))
-  return functools.partial(update.minibatch_step, MODEL, config), (state, batch)
+  zeros, ids = jnp.zeros((P, N)), jnp.zeros(P, jnp.int32)
+
+  def step(state, rollouts):
+    experience = Experience(rollouts, zeros, rollouts.logprobs, ids, ids)
+    return update.step(MODEL, config, state, experience, zeros)
+
+  return step, (state, ROLLOUTS)
 
 
 def value(dtype, attention):
@@ -55,10 +59,12 @@ def value(dtype, attention):
   config = update.UpdateConfig(dtype=dtype, attention=attention, remat="full")
   state = jax.eval_shape(lambda: critic.init(MODEL, models.init(MODEL, jax.random.key(0)), config))
 
-  def loss(params, batch: Batch):
-    return critic.values(MODEL, params, batch.rows, config).sum()
+  def loss(params, rollouts):
+    (part,) = minibatches(form(rollouts, {}), P * N, P * N)
+    (micro,) = part.plan.micro_batches
+    return critic.token_values(MODEL, params, part.batch, micro, config).sum()
 
-  return jax.grad(loss), (state.params, form(ROLLOUTS, 1, {}))
+  return jax.grad(loss), (state.params, ROLLOUTS)
 
 
 def sampler(dtype, attention):

@@ -8,6 +8,8 @@ gradient's norm; and by those parameters whose gradient is well above that noise
 """
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,6 @@ import pytest
 
 from poise_jax import models, rollout
 from poise_jax.learner import update
-from poise_jax.learner.batching import form
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.rollout import RolloutConfig
@@ -104,7 +105,7 @@ def assert_same_update(a, b):
     np.testing.assert_allclose(np.asarray(x)[large], np.asarray(y)[large], atol=1e-5)
   assert compared > 0.3 * total
   assert set(a[1]) == set(b[1])
-  for name in a[1]:
+  for name in set(a[1]) - {"update/useful_positions"}:  # what passes differ in
     assert abs(a[1][name] - b[1][name]) < 1e-5 * max(1, abs(b[1][name])), name
 
 
@@ -277,24 +278,29 @@ def test_mismatch_kl_sees_weights_that_differ(params, rollouts, advantages, whol
   assert metrics["rollout/mismatch_kl"] == pytest.approx(expected, rel=1e-3)
 
 
+def gradient_program(params, rollouts, advantages, **changes):
+  """The first micro-batch's program, lowered."""
+  config = dataclasses.replace(BASE, **changes)
+  part, *_ = update.policy_minibatches(MODEL, config, params, experience(rollouts), advantages)
+  part = part.with_fields(weights=jnp.ones(part.batch.mask.shape))
+  total, micro = jax.tree.map(jnp.zeros_like, params), part.plan.micro_batches[0]
+  return update.microbatch_gradient.lower(MODEL, config, total, params, part.batch, micro)
+
+
 def test_no_buffer_of_all_logits(params, rollouts, advantages, optimized):
   v = MODEL.vocab_size
-
-  def lowered(**changes):
-    config = dataclasses.replace(BASE, microbatch_size=4, **changes)
-    state = update.init(params, config)
-    batch, _ = update.policy_batch(MODEL, config, params, experience(rollouts), advantages)
-    return update.minibatch_step.lower(MODEL, config, state, batch)
-
+  lowered = functools.partial(gradient_program, params, rollouts, advantages, microbatch_size=4)
   forbidden = []
-  for batch in (4, 8):
-    for time in (T, T + 1, TP + T):
+  for batch in (2, 4, 8):
+    for time in (T, T + 1, TP + T, TP + 2 * T):
       forbidden += [f"[{batch},{time},{v}]", f"[{batch * time},{v}]", f"[{v},{batch * time}]"]
   text = lowered().compile().as_text()
   assert not [shape for shape in forbidden if shape in text]
   assert f"[{BASE.logprob_chunk},{v}]" in text
   # The test detects one chunk of all tokens. (Lowered only: compiling it takes seconds.)
-  assert f"tensor<{4 * T}x{v}xf32>" in lowered(logprob_chunk=4 * T).as_text()
+  assert re.search(
+    rf"tensor<({4 * (T + 1)}|{4 * (TP + T)})x{v}xf32>", lowered(logprob_chunk=99).as_text()
+  )
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
@@ -469,41 +475,14 @@ def test_a_step_that_is_not_finite_changes_only_the_counts(params, rollouts, adv
   assert np.isnan(metrics["policy/loss"])
 
 
-@pytest.mark.parametrize("responses", [1, 2])
-def test_log_probs_do_not_depend_on_the_responses_in_a_row(params, rollouts, responses):
-  batch = form(rollouts, responses, {})
-  logprobs = update.batch_logprobs(MODEL, params, batch, BASE).reshape(P * N, T)
+def test_log_probs_are_those_of_each_sequence_alone(params, rollouts):
+  logprobs = update.sequence_logprobs(MODEL, params, rollouts, BASE).reshape(P * N, T)
   mask = np.asarray(rollouts.mask).reshape(-1, T)
   expected = np.asarray(sequence_logprobs(params, rollouts))
   np.testing.assert_allclose(np.asarray(logprobs)[mask], expected[mask], atol=1e-4)
 
 
-def test_rows_of_whole_groups_and_of_their_parts_give_the_same_update(params, rollouts, advantages):
-  """With n = 4, micro-batches of 1, 2 and 4 sequences make rows of 1, 2 and 4 responses."""
-  halves = jax.tree.map(
-    lambda x: x.reshape(P // 2, 2 * N, *x.shape[2:]), rollouts.replace(prompts=None)
-  )
-  groups = halves.replace(prompts=jax.tree.map(lambda x: x[::2], rollouts.prompts))
-  states = {}
-  for size in (1, 2, 4, 8):
-    batch, count = update.policy_batch(
-      MODEL,
-      dataclasses.replace(BASE, microbatch_size=size),
-      params,
-      experience(groups),
-      advantages.reshape(P // 2, 2 * N),
-    )
-    m = min(size, 2 * N)
-    assert count == 1 and batch.tokens.shape == (P * N // m, m, T)
-    assert batch.prompts.tokens.shape == (P * N // m, TP)  # a prompt is stored n / m times
-    states[size] = run(params, groups, advantages.reshape(P // 2, 2 * N), microbatch_size=size)
-  for size in (1, 2, 8):
-    assert_same_update(states[size], states[4])
-
-
 def test_the_compiled_update_names_its_parts(params, rollouts, advantages):
-  batch, _ = update.policy_batch(MODEL, BASE, params, experience(rollouts), advantages)
-  lowered = update.minibatch_step.lower(MODEL, BASE, update.init(params, BASE), batch)
-  text = lowered.as_text(debug_info=True)
-  for scope in ("token_logprobs", "policy_loss", "optimizer"):
+  text = gradient_program(params, rollouts, advantages).as_text(debug_info=True)
+  for scope in ("token_logprobs", "policy_loss"):
     assert f"/{scope}" in text or f"({scope})" in text, scope

@@ -24,10 +24,28 @@ def make(length, heads, groups, dim, dtype=np.float32):
   return q, k, v, (ct * valid[:, :, None, None]).astype(dtype), valid
 
 
+def packed(*args, **kwargs):
+  """The same with several sequences a row: runs of 1 to 5 numbers, 0 on padding between them."""
+  q, k, v, ct, valid = make(*args, **kwargs)
+  length = valid.shape[1]
+  cuts = [[length], [length // 5, length // 3], [1, 2, length // 2], [length // 4, length - 3]]
+  segments = np.stack([np.searchsorted(c, np.arange(length), side="right") + 1 for c in cuts])
+  segments[1, length // 3 : length // 2] = 0
+  segments[3, :2] = 0
+  return (
+    q,
+    k,
+    v,
+    (ct * (segments > 0)[:, :, None, None]).astype(ct.dtype),
+    segments.astype(np.int32),
+  )
+
+
 def values_and_gradients(function, q, k, v, ct, valid):
   """Results (0 at padding), their gradients, and whether all results are finite."""
+  valid = jnp.asarray(valid)
   out, pull = jax.vjp(lambda *qkv: function(*qkv, valid), q, k, v)
-  return jnp.where(valid[:, :, None, None], out, 0), pull(ct), jnp.isfinite(out).all()
+  return jnp.where((valid > 0)[:, :, None, None], out, 0), pull(ct), jnp.isfinite(out).all()
 
 
 def run(function, operands):
@@ -57,6 +75,24 @@ def oracle(q, k, v, valid):
       weights = np.exp(scores - scores.max(-1, keepdims=True))
       out[b, tokens, h] = weights @ v[b, tokens, h // ratio] / weights.sum(-1, keepdims=True)
   return out
+
+
+@pytest.mark.parametrize("whole", [1024, 30])
+def test_xla_keeps_the_sequences_of_a_row_apart(monkeypatch, whole):
+  """Each run of a number is as a row of its own."""
+  monkeypatch.setattr(lib, "WHOLE", whole)
+  monkeypatch.setattr(lib, "QUERY_BLOCK", 16)
+  q, k, v, ct, segments = packed(70, heads=4, groups=2, dim=8)
+  out, gradients, _ = run(lib.xla, (q, k, v, ct, segments))
+  expected, expected_gradients = 0, (0, 0, 0)
+  for number in range(1, segments.max() + 1):
+    mine = segments == number
+    alone, pulled, _ = run(lib.xla, (q, k, v, ct * mine[:, :, None, None], mine))
+    expected += alone
+    expected_gradients = [a + b for a, b in zip(expected_gradients, pulled, strict=True)]
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+  for a, b in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("whole", [1024, 30])
@@ -99,16 +135,18 @@ def test_no_buffer_holds_all_scores(optimized):
     (130, 2, 2, 64, jnp.bfloat16),
   ],
 )
-def test_splash_equals_xla(length, heads, groups, dim, dtype):
+@pytest.mark.parametrize("rows", [make, packed])
+def test_splash_equals_xla(rows, length, heads, groups, dim, dtype):
   splash = functools.partial(lib.splash, interpret=True)
   tolerance = (2e-5, 0) if dtype == np.float32 else (0.03, 0.03)
-  assert_same(splash, make(length, heads, groups, dim, dtype), *tolerance)
+  assert_same(splash, rows(length, heads, groups, dim, dtype), *tolerance)
 
 
-def test_cudnns_lengths_mean_the_same_as_the_mask():
+@pytest.mark.parametrize("rows", [make, packed])
+def test_cudnns_lengths_and_masks_mean_the_same_as_xlas(rows):
   """In bfloat16, as cuDNN requires; the kernel itself needs a GPU."""
   cudnn = functools.partial(lib.cudnn, backend="xla")
-  assert_same(cudnn, make(40, 4, 2, 16, jnp.bfloat16), 0.03, 0.03)
+  assert_same(cudnn, rows(40, 4, 2, 16, jnp.bfloat16), 0.03, 0.03)
 
 
 def test_cudnn_computes_float32_as_xla_does():

@@ -1,4 +1,5 @@
-"""Responses that share a prompt have the same states and gradients as sequences of their own."""
+"""Responses that share a prompt, and sequences that share a row, have the states and gradients of
+sequences of their own."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def sequences():
 def merged(tokens, mask):
   """Rows in which the sequences of a prompt share it."""
   rows = Rows(tokens, mask, TP, SAMPLES)
-  return rows.replace(tokens=rows.merge(tokens), mask=rows.merge(mask))
+  return rows.replace(tokens=rows.merge(tokens), segments=rows.merge(mask))
 
 
 def test_a_row_is_a_prompt_and_its_responses(sequences):
@@ -37,6 +38,47 @@ def test_a_row_is_a_prompt_and_its_responses(sequences):
   np.testing.assert_array_equal(rows.split(rows.tokens), tokens)
   states = jnp.arange(PROMPTS * (TP + SAMPLES * T) * 6.0).reshape(PROMPTS, -1, 2, 3)
   np.testing.assert_array_equal(rows.merge(rows.split(states)), states)
+
+
+def packed(tokens, mask):
+  """The six sequences in two rows, with padding between, before and behind them; and where: the
+  row and column of each token [6, 9]."""
+  row = np.array([0, 1, 0, 1, 1, 0])
+  lengths = np.asarray(mask).sum(1)
+  before = np.array([1, 0, 1 + lengths[0], lengths[1] + 2, lengths[[1, 3]].sum() + 3, 0])
+  before[5] = before[2] + lengths[2]
+  first = np.asarray(mask).argmax(1)
+  column = np.where(mask, before[:, None] + np.arange(TP + T) - first[:, None], 0)
+  shape = 2, int(column.max()) + 4
+  all_rows = np.broadcast_to(row[:, None], column.shape)
+  where = all_rows[mask], column[mask]
+  laid, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  laid[where] = np.asarray(tokens)[mask]
+  segments[where] = np.broadcast_to(np.arange(1, 7)[:, None], column.shape)[mask]
+  return Rows(jnp.asarray(laid), jnp.asarray(segments)), (all_rows, column)
+
+
+def test_packed_sequences_have_the_states_and_gradients_of_sequences_alone(sequences, optimized):
+  tokens, mask = sequences
+  rows, where = packed(tokens, mask)
+  positions = np.asarray(rows.positions)[where][mask]
+  np.testing.assert_array_equal(positions, np.asarray(Rows(tokens, mask).positions)[mask])
+  params = jax.tree.map(lambda x: 2 * x, models.init(CONFIG, jax.random.key(0)))
+  cotangent = jax.random.normal(jax.random.key(1), (*tokens.shape, CONFIG.hidden_size))
+  cotangent *= mask[..., None]
+
+  def run(rows, where):
+    def loss(params):
+      hidden, _ = models.hidden_states(CONFIG, params, rows)
+      return (hidden[where] * cotangent).sum(), hidden[where]
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+  gradients, hidden = run(rows, where)
+  expected_gradients, expected = run(Rows(tokens, mask), (slice(None), slice(None)))
+  np.testing.assert_allclose(hidden[mask], expected[mask], atol=1e-5)
+  for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow)])

@@ -1,0 +1,80 @@
+"""Options of the update: what a user sets, and what a run derives."""
+
+import dataclasses
+
+from poise_jax.errors import UserError, check_finite, unknown_name
+from poise_jax.learner.losses import PolicyLossConfig
+from poise_jax.models.transformer import REMAT_POLICIES
+
+DTYPES = ("float32", "bfloat16", "float16")
+OLD_LOGPROBS = ("sampler", "recompute")
+
+
+def check_dtype(field: str, dtype: str):
+  """Raises UserError if `dtype` is not a computation dtype."""
+  if dtype not in DTYPES:
+    raise unknown_name(field, dtype, DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateOptions:
+  """Options of the update that a user may set; raises UserError for values that cannot work."""
+
+  loss: PolicyLossConfig = PolicyLossConfig()  # objective
+  minibatch_size: int = 64  # sequences an optimizer step, for any n
+  microbatch_size: int = 64  # sequences in memory at once; does not change the result
+  # source of the old policy's log-probs: "recompute" in the trainer, or those of the "sampler"
+  old_logprobs: str = "recompute"
+  learning_rate: float = 1e-6  # AdamW's learning rate after the warm-up
+  warmup_steps: int = 0  # optimizer steps of linear warm-up; constant afterwards
+  weight_decay: float = 0.0  # decoupled decay (AdamW) of every parameter
+  max_grad_norm: float = 1.0  # global norm to which gradients are clipped; 0: no clipping
+  adam_b1: float = 0.9  # decay rate of AdamW's mean of gradients
+  adam_b2: float = 0.999  # decay rate of AdamW's mean of squared gradients
+  dtype: str = "float32"  # computation dtype; master weights stay float32
+  # activations recomputed in the backward pass: "none", "full", or "dots" (all but products)
+  remat: str = "none"
+  # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": the fastest that runs on the
+  # devices in use; float32 is always computed by "xla"
+  attention: str = "auto"
+  logprob_chunk: int = 0  # tokens whose logits a device holds at once; 0: as many as take 256 MiB
+
+  def __post_init__(self):
+    check_finite("train", self)
+    if self.old_logprobs not in OLD_LOGPROBS:
+      raise unknown_name("train.old_logprobs", self.old_logprobs, OLD_LOGPROBS)
+    if self.loss.importance_cap and self.old_logprobs == "sampler":
+      raise UserError(
+        f"train.loss.importance_cap={self.loss.importance_cap} compares recomputed log-probs with "
+        "the sampler's; it needs train.old_logprobs='recompute'"
+      )
+    for name in ("minibatch_size", "microbatch_size"):
+      if getattr(self, name) < 1:
+        raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+    for name in (
+      "learning_rate",
+      "warmup_steps",
+      "weight_decay",
+      "max_grad_norm",
+      "logprob_chunk",
+    ):
+      if getattr(self, name) < 0:
+        raise UserError(f"train.{name} must not be negative, got {getattr(self, name)}")
+    for name in ("adam_b1", "adam_b2"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+    if self.remat not in REMAT_POLICIES:
+      raise unknown_name("train.remat", self.remat, REMAT_POLICIES)
+    check_dtype("train.dtype", self.dtype)
+    if self.minibatch_size % self.microbatch_size:
+      raise UserError(
+        f"train.minibatch_size must be a multiple of train.microbatch_size="
+        f"{self.microbatch_size}, got {self.minibatch_size}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig(UpdateOptions):
+  """UpdateOptions and what a run derives: a static argument of the update."""
+
+  temperature: float = 1.0  # temperature of the trained policy, which is the sampling temperature
