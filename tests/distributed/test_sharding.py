@@ -147,6 +147,7 @@ def differences(actual, expected):
     "metrics_error": max(
       (abs(float(v) - float(metrics[k])) / max(1, abs(float(v))), k)
       for k, v in expected_metrics.items()
+      if k != "update/useful_positions"  # devices have passes of their own shapes
     ),
     "same_answers": bool((answers.tokens == expected_answers.tokens).all()),
     "answers": len({tuple(row) for row in expected_answers.tokens[:, 0].tolist()}),
