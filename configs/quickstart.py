@@ -12,7 +12,7 @@ from configs import common
 def get_config(algorithm="poise"):
   """See configs/algorithms.py."""
   config = common.default(algorithm)
-  config.steps = 40
+  config.steps = 30
   config.rollouts = 256
   config.eval_every = 10
   config.eval_batch = 60
@@ -28,24 +28,26 @@ def get_config(algorithm="poise"):
     qk_norm=True,
     tie_word_embeddings=True,
   )
-  # One-digit sums, a fifth of the mix, are easy: a spread of difficulty for the probe to find.
-  config.task.arithmetic.kinds = ("1+", "2+", "2-", "2+", "2-")
-  config.task.test = 120
-  config.task.arithmetic.careless = 0.35
+  config.task.name = "reasoning"
+  config.task.think_end = "</think>"
+  config.task.reasoning.levels = {"sums": (1, 4), "words": (2, 3), "search": (2, 2)}
+  config.task.reasoning.guess = 0.5
+  config.task.reasoning.slip = 0.01
+  config.task.test = 240
   config.task.template = "{question} :"
-  config.task.max_prompt_length = 10
+  config.task.max_prompt_length = 12
 
-  config.warm_start.steps = 500
+  config.warm_start.steps = 1000
+  config.warm_start.batch_size = 64
 
-  config.rollout.max_new_tokens = 16
+  config.rollout.max_new_tokens = 42
   config.rollout.feature_layers = (1,)
-  config.rollout.feature_window = 5
   config.collect.max_generations = 3  # near the end few groups have different scores
   config.critic.learning_rate = 1e-3
   if config.critic.length_alpha:  # VAPO's 0.05 gives lambda 0 to answers of fewer than 20 tokens
     config.critic.length_alpha = 1.0
   config.probe.bootstrap_steps = 4
-  config.probe.buffer_rows = 1024
+  config.probe.buffer_rows = 2048
   config.train.minibatch_size = 128
   config.train.microbatch_size = 128
   config.train.learning_rate = 2e-4

@@ -195,7 +195,8 @@ def show_config(config: ConfigDict, console: rich.console.Console, explain: bool
         shown.stylize("bold")
         if name in defaults:
           shown.append(f" (default {_written(defaults[name])})", "dim")
-      meaning = meaning_of.get(name, "") if explain else ""
+      # Keys that a user chooses, such as those of task.reasoning.levels, mean what the field does.
+      meaning = meaning_of.get(name, meaning_of.get(section, "")) if explain else ""
       rows.append((name.rpartition(".")[2], shown, meaning))
     _show(console, f"--config.{section}." if section else "--config.", rows)
 

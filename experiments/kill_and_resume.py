@@ -47,7 +47,7 @@ Kill = dict[str, Any]  # phase, step, delay, last_checkpoint, unfinished_checkpo
 
 
 def config_of(algorithm: str, kills: int) -> ConfigDict:
-  """The quickstart with a smaller model, and enough steps for that many kills."""
+  """The quickstart with a smaller model and task, and enough steps for that many kills."""
   from configs import quickstart
 
   config = quickstart.get_config(algorithm)
@@ -66,6 +66,8 @@ def config_of(algorithm: str, kills: int) -> ConfigDict:
       "model.shape.num_attention_heads": 2,
       "model.shape.num_key_value_heads": 1,
       "model.shape.head_dim": 32,
+      "task.name": "arithmetic",
+      "task.think_end": "",
       "task.arithmetic.kinds": ("1+",),
       "task.train": TRAIN,
       "task.test": 16,
@@ -87,7 +89,7 @@ def child(algorithm: str, kills: int, workdir: str):
   """Trains and prints the phases of the loop; the process that is killed."""
   from poise_jax.training import logging, loop
 
-  logging.Logger.phase = lambda _, name: print(f"PHASE {name}", flush=True)
+  logging.Logger.phase = lambda _, name, *progress: print(f"PHASE {name}", flush=True)
   loop.train(config_of(algorithm, kills), workdir)
 
 

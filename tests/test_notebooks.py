@@ -50,7 +50,7 @@ def test_the_quickstart_notebook_runs_cell_by_cell(tmp_path, monkeypatch, capsys
   assert variances["POISE"] < 0.9 * variances["RLOO"]
   (figure,) = figures
   curves = {axis.get_title(): len(axis.lines) for axis in figure.axes}
-  assert list(curves.values()) == [2, 2, 1]
+  assert list(curves.values()) == [2, 2, 2, 2]
   last = variables["rows"]("poise", "metrics.jsonl")[-1]
   assert last["step"] == 3 and "probe/variance_reduction" in last
   text = capsys.readouterr().out

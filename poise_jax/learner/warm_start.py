@@ -19,6 +19,8 @@ from poise_jax.learner.losses import token_weights
 from poise_jax.learner.update import response_logprobs
 from poise_jax.models import ModelConfig, Tokenizer
 
+REPORT_EVERY = 20  # steps
+
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
@@ -56,7 +58,7 @@ def warm_start(
     response_length: T in tokens.
     config: optimizer steps, batch size, learning rate.
     seed: seed of the draws.
-    report: called with (step, loss) every 20 steps and after the last one.
+    report: called with (step, loss) every REPORT_EVERY steps and after the last one.
 
   Returns:
     The trained parameters.
@@ -95,7 +97,7 @@ def warm_start(
     (part,) = minibatches(batch, config.batch_size, config.batch_size)
     grads, loss = accumulate(gradient, params, part)
     params, opt_state = optimizer_step(params, opt_state, grads)
-    if (i + 1) % 20 == 0 or i + 1 == config.steps:
+    if (i + 1) % REPORT_EVERY == 0 or i + 1 == config.steps:
       report(i + 1, float(loss))
   return params
 

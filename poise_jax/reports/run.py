@@ -1,7 +1,8 @@
 """report.html: a run at a glance, from the files of its workdir.
 
-Curves, reward by difficulty, predicted against realised values, and answers whose tokens are
-colored by entropy. Training writes it at every evaluation; it can be written again at any time.
+Curves, reward by difficulty, lengths of answers, predicted against realised values, and answers
+whose tokens are colored by entropy. Training writes it at every evaluation; it can be written again
+at any time.
 """
 
 import datetime
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from poise_jax import files, provenance
-from poise_jax.reports import curves, html, run_log, svg, value
+from poise_jax.reports import curves, html, lengths, run_log, svg, value
 from poise_jax.reports.html import HEATS, Card
 from poise_jax.reports.run_log import Run
 
@@ -114,6 +115,7 @@ def _cards(run: Run) -> Iterator[Card]:
       yield curves.card(title, lines)
     if title.startswith("Held-out"):
       yield from _families(run)
+  yield from lengths.cards(run)
   yield from _seconds(run)
 
 

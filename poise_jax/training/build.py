@@ -1,7 +1,9 @@
 """From a config to a checked, immutable Experiment, before anything is written to the workdir."""
 
+import collections
 import dataclasses
 import io
+import math
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -73,6 +75,16 @@ class Experiment(StepConfig):
   eval: EvalConfig
   held_out: tuple[EvalSet, ...]
   verifier: VerifierConfig
+
+  def summary(self) -> str:
+    """What is trained and where, in one line."""
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(self.param_shapes))
+    kinds = collections.Counter(device.device_kind for device in self.mesh.devices.flat)
+    devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return (
+      f"{self.config.algorithm}: {size:,} parameters, {self.groups} prompts x {self.rollout.n} "
+      f"rollouts a step, {self.config.steps} steps, on {devices}"
+    )
 
   @property
   def difficulties(self) -> tuple[str, ...]:

@@ -84,9 +84,9 @@ class Logger:
         if kind is None:  # otherwise the first error is the one to report
           raise
 
-  def phase(self, name: str):
-    """Shows the current activity beside the progress bar."""
-    self.screen.phase(name)
+  def phase(self, name: str, done: int | None = None, total: int | None = None):
+    """Shows the current activity beside the progress bar, and how much of it is done."""
+    self.screen.phase(name, done, total)
 
   def log(self, step: int, metrics: Mapping[str, float]):
     """Writes one entry to every sink. Values that are not finite were not measured and are omitted.
@@ -117,7 +117,7 @@ class Silent:
   def __exit__(self, *_):
     pass
 
-  def phase(self, name: str):
+  def phase(self, name: str, done: int | None = None, total: int | None = None):
     """Does nothing."""
 
   def log(self, step: int, metrics: Mapping[str, float]):
@@ -145,9 +145,9 @@ class Console:
     self.task = self.progress.add_task("starting", total=steps, completed=start, time_left="")
     self.progress.start()
 
-  def phase(self, name: str):
-    """Shows the current activity."""
-    self.progress.update(self.task, description=name)
+  def phase(self, name: str, done: int | None = None, total: int | None = None):
+    """Shows the current activity. The bar counts the run's steps, or `done` of `total` if given."""
+    self.progress.update(self.task, description=name, completed=done, total=total)
 
   def log(self, step: int, values: Mapping[str, float]):
     """Prints the metrics of CONSOLE_METRICS, those of CEILINGS as "r 0.62 of 0.71"."""
@@ -157,7 +157,7 @@ class Console:
         ceiling = values.get(CEILINGS.get(name))
         parts.append(text.format(values[name]) + ("" if ceiling is None else f" of {ceiling:.2f}"))
     time_left = self.time_left(step, time.perf_counter())
-    self.progress.update(self.task, completed=step, time_left=time_left)
+    self.progress.update(self.task, completed=step, total=self.steps, time_left=time_left)
     if time_left and not self.console.is_terminal:
       parts.append(time_left)
     self.console.print(f"step {step:4d}/{self.steps}  " + "  ".join(parts))

@@ -18,6 +18,7 @@ from poise_jax.data.fingerprint import check_fingerprint
 from poise_jax.data.order import example_order
 from poise_jax.distributed import processes, sharding
 from poise_jax.evaluation.judge import Judge
+from poise_jax.learner.warm_start import REPORT_EVERY
 from poise_jax.models.io import run_checkpoint
 from poise_jax.training import collect, summary, unusual
 from poise_jax.training.build import build, initial_params, warmed_up
@@ -85,7 +86,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
       with logger(workdir, config, last_logged, began - saved["elapsed"]) as log:
         run = Run(experiment, workdir, judge, checkpoints, interrupts, log)
         processes.on_first(run.write_start, saved["step"], changes)
-        log.console.print(experiment.task.summary())
+        log.console.print(f"{experiment.summary()}\n{experiment.task.summary()}")
         if resumes:
           log.console.print(f"resuming {workdir} after step {saved['step']}")
           best = saved["best"]
@@ -151,8 +152,10 @@ def _begin(run: Run, params: PyTree[Array]) -> tuple[LoopState, dict]:
   evaluation. Donates `params`."""
   experiment, log = run.experiment, run.log
   if experiment.warm_start.steps:
+    log.phase("warm start: compiling", 0, experiment.warm_start.steps)
     params = warmed_up(experiment, params, functools.partial(_report_warm_start, run))
   state = initial_state(experiment, params)
+  log.phase("starting", 0, experiment.config.steps)
   metrics = run.evaluate(0, state.policy.params)
   best = {"step": 0, "eval/accuracy": metrics["eval/accuracy"]}
   log.log(0, metrics)
@@ -163,8 +166,9 @@ def _begin(run: Run, params: PyTree[Array]) -> tuple[LoopState, dict]:
 
 def _report_warm_start(run, done, loss):
   steps = run.experiment.warm_start.steps
-  run.log.phase(f"warm start {done}/{steps}")
-  run.log.console.print(f"warm start {done:4d}/{steps}  loss {loss:.3f}")
+  run.log.phase("warm start", done, steps)
+  if done == steps or done * 10 // steps > (done - REPORT_EVERY) * 10 // steps:  # ten lines
+    run.log.console.print(f"warm start {done:4d}/{steps}  loss {loss:.3f}")
   if run.interrupts.stop_requested():
     run.log.console.print("stopped during the warm start; the same command repeats it")
     raise SystemExit(run.interrupts.exit_code)

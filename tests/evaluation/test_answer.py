@@ -17,7 +17,7 @@ from poise_jax.rollout import RolloutConfig
 from poise_jax.training import build
 
 CONFIG = quickstart.get_config()
-CONFIG.task.update(train=60, test=10, max_prompt_length=8)
+CONFIG.task.update(name="arithmetic", think_end="", train=60, test=10, max_prompt_length=8)
 CONFIG.task.arithmetic.kinds = ("1+", "1-")
 SAMPLED = EvalConfig(n=3, temperature=1.0)
 

@@ -37,6 +37,8 @@ SHAPE = dict(
   head_dim=8,
 )
 FIELDS = {
+  "task.name": "arithmetic",
+  "task.think_end": "",
   "task.arithmetic.kinds": ("1+", "1-"),
   "task.train": 60,
   "task.test": 10,

@@ -12,8 +12,8 @@ from poise_jax.training import build
 from poise_jax.verifiers import verify
 
 CONFIG = quickstart.get_config()
-CONFIG.task.update(train=60, test=10, max_prompt_length=8)
-CONFIG.task.arithmetic.kinds = ("1+", "1-")
+CONFIG.task.update(name="arithmetic", think_end="", train=60, test=10, max_prompt_length=8)
+CONFIG.task.arithmetic.update(kinds=("1+", "1-"), careless=0.35)
 
 
 @pytest.fixture(scope="module")

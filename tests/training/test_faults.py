@@ -113,8 +113,8 @@ def test_a_full_disk(finished_run, small_disk, monkeypatch, phase):
   """Either the checkpoint in the background or the metrics fail first."""
   workdir, show = small_disk / "run", Logger.phase
 
-  def fill_there(self, name):
-    show(self, name)
+  def fill_there(self, name, *progress):
+    show(self, name, *progress)
     if name == phase:
       while 1 not in run_checkpoint.steps_of(workdir):  # it is written in the background
         time.sleep(0.01)
@@ -167,8 +167,8 @@ def test_the_size_of_files(run_copy, monkeypatch):
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   show = Logger.phase
 
-  def limit_there(self, name):
-    show(self, name)
+  def limit_there(self, name, *progress):
+    show(self, name, *progress)
     if name == "step 4: saving":
       resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
@@ -209,8 +209,8 @@ def test_verifiers_that_die(run_copy, monkeypatch):
   """The process is killed and cannot be started again: checkpoints stay, and the run continues."""
   show = Logger.phase
 
-  def no_python(self, name):
-    show(self, name)
+  def no_python(self, name, *progress):
+    show(self, name, *progress)
     if name == "step 4: sampling":
       children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
       for pid in children:

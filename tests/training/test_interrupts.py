@@ -33,8 +33,8 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_equals_an_uninterrupted_on
   folder, handlers = tmp_path / "run", [signal.getsignal(s) for s in Interrupts.SIGNALS]
   show = Logger.phase
 
-  def interrupt(self, name):
-    show(self, name)
+  def interrupt(self, name, *progress):
+    show(self, name, *progress)
     if name == phase:
       os.kill(os.getpid(), number)
 

@@ -184,6 +184,8 @@ def test_the_console_has_a_line_per_step_and_in_a_terminal_a_bar():
       file=out, force_terminal=is_terminal, width=120, soft_wrap=True, highlight=False
     )
     screen = logging.Console(console, steps=3, start=0)
+    screen.phase("warm start", 20, 70)
+    screen.progress.refresh()
     screen.phase("evaluating")
     for step in range(4):
       screen.log(step, {"reward/mean": step / 4, "time/step": 1.5})
@@ -191,7 +193,7 @@ def test_the_console_has_a_line_per_step_and_in_a_terminal_a_bar():
     text = out.getvalue()
     assert ("\x1b" in text) == is_terminal
     if is_terminal:
-      assert "━" in text and "3/3" in text and "evaluating" in text
+      assert "━" in text and "3/3" in text and "evaluating" in text and "20/70" in text
     else:
       lines = text.splitlines()
       assert len(lines) == 4 and "━" not in text

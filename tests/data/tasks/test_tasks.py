@@ -109,6 +109,7 @@ def test_sections_are_those_of_the_dataclasses():
 
 def test_changes_replace_only_the_fields_they_name():
   config = quickstart.get_config().task
+  config.arithmetic.careless = 0.35
   changed = with_changes(config, {"test": 4, "arithmetic": {"kinds": ("1x",)}}, "x")
   assert (changed.test, changed.arithmetic.kinds) == (4, ("1x",))
   assert (changed.train, changed.arithmetic.careless) == (20000, 0.35)
@@ -142,7 +143,7 @@ def test_a_runs_config_is_read_back():
 
 def test_a_config_of_an_earlier_version_is_read_back():
   """Its fields stood side by side."""
-  config = quickstart.get_config().task
+  config = common.default("poise").task
   config.name = "dataset"
   config.countdown.largest = 30
   config.reasoning_gym.generators = {"gcd": {}}

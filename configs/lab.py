@@ -1,0 +1,42 @@
+"""The lab: all five domains of visible thinking, with thoughts of up to about 200 tokens.
+
+A model of about three million parameters, from scratch, for experiments on lengths, values and
+algorithms on a CPU: 20 to 60 minutes a run. Its warm start is the longer part and depends on the
+seed alone; make it once and give it to every run:
+
+    python -m experiments.warm_start --config=configs/lab.py --workdir=runs/lab-start
+    python -m experiments.train --config=configs/lab.py:ALGORITHM --workdir=DIR \\
+      --config.model.source=runs/lab-start --config.warm_start.steps=0
+
+`experiments.sweep` does so for every seed.
+"""
+
+from configs import quickstart
+
+
+def get_config(algorithm="poise"):
+  """See configs/algorithms.py."""
+  config = quickstart.get_config(algorithm)
+  config.steps = 60
+  config.eval_every = 20
+
+  config.model.shape.hidden_size = 256
+  config.model.shape.intermediate_size = 704
+  config.model.shape.num_hidden_layers = 4
+  config.model.shape.head_dim = 64
+  # Up to the levels that the warm start begins to learn; levels above earn nothing.
+  config.task.reasoning.levels = {
+    "sums": (1, 6),
+    "products": (1, 4),
+    "expressions": (1, 5),
+    "search": (1, 3),
+    "words": (1, 8),
+  }
+  config.task.test = 500
+  config.task.max_prompt_length = 28
+  config.warm_start.steps = 2000
+
+  config.rollout.max_new_tokens = 224
+  config.rollout.feature_layers = (2,)
+  config.probe.bootstrap_steps = 8
+  return config
