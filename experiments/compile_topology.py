@@ -1,7 +1,8 @@
-"""What a run takes on hardware you do not have: compiles the sampler and the update for a TPU
+r"""What a run takes on hardware you do not have: compiles the sampler and the update for a TPU
 slice, or estimates them for GPUs, and says whether the run fits.
 
-python -m experiments.compile_topology --config=FILE.py[:ALGORITHM] --topology=v5p:4x4x4 [--out=DIR]
+python -m experiments.compile_topology --config=FILE.py[:ALGORITHM] --topology=v5p:4x4x4 \
+  [--lengths=lognormal:0.3,0.8] [--out=DIR]
 
 TPUs need libtpu, which compiles without a TPU. GPUs (--topology=h100:8) are estimated by
 arithmetic.
@@ -19,6 +20,13 @@ from experiments import cli
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string(
   "topology", None, "CHIP:SHAPE, such as v5e:8x8, v5p:4x4x4, v6e:4x8 or h100:8"
+)
+LENGTHS = flags.DEFINE_string(
+  "lengths",
+  "",
+  "lengths of responses: lognormal:MEAN,SIGMA with the mean as a share of the limit, such as "
+  "lognormal:0.3,0.8, or a file with a length in each line or a run's samples.jsonl; default: all "
+  "at the limit",
 )
 OUT = flags.DEFINE_string("out", None, "folder whose README.md and results.json get a row")
 
@@ -49,7 +57,7 @@ def main(argv):
       if not console.is_terminal:
         print(f"{phase} ...", file=sys.stderr, flush=True)
 
-    report = topology.report(CONFIG.value, TOPOLOGY.value, on_phase)
+    report = topology.report(CONFIG.value, TOPOLOGY.value, on_phase, LENGTHS.value)
   cli.show_plan(console, report.memory)
   console.print(f"\n{topology_results.text(report)}")
   if OUT.value:

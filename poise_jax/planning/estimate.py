@@ -5,7 +5,7 @@ from poise_jax.learner.logprobs import chunk_of
 from poise_jax.planning.flops import device_bytes
 from poise_jax.planning.memory import ProgramMemory, cache_bytes
 from poise_jax.planning.roofline import FlopCount, model_flops
-from poise_jax.planning.step import StepShapes, recomputes_logprobs
+from poise_jax.planning.step import StepShapes, pass_shape, recomputes_logprobs
 from poise_jax.training.build import StepConfig
 
 
@@ -13,7 +13,7 @@ def estimated_programs(step: StepConfig, shapes: StepShapes) -> dict[str, Progra
   """Temporary memory: caches or saved activations, the work of one layer, logits."""
   model, tensor = step.model, step.mesh.shape["tensor"]
   shards = sharding.batch_shards(step.mesh)
-  prompt, response = step.config.task.max_prompt_length, step.rollout.max_new_tokens
+  prompt = step.config.task.max_prompt_length
   itemsize = 2  # bfloat16
   # Numbers per position in the activations of one layer.
   width = (3 * model.intermediate_size + 4 * model.num_attention_heads * model.head_dim) // tensor
@@ -24,28 +24,29 @@ def estimated_programs(step: StepConfig, shapes: StepShapes) -> dict[str, Progra
   chunk = step.rollout.prefill_chunk or prompt
   sampler = cache_bytes(step) + max(prompts * chunk * width * itemsize, logits)
 
-  rows = step.update.microbatch_size // shards
-  passes = rows // shapes.responses_per_row  # over prompts
-  positions = rows * response + passes * prompt
+  micro, _ = shapes.passes[0]
+  positions = micro.positions // shards
   saved = {
     "none": model.num_hidden_layers * width,
     "dots": model.num_hidden_layers * (width - 2 * model.hidden_size),
     "full": model.num_hidden_layers * model.hidden_size,
   }[step.update.remat]
-  learner = 2 * device_bytes(shapes.params) + positions * itemsize * (saved + 3 * width)
+  # The gradient of a pass, before it is added to the others.
+  learner = device_bytes(shapes.params) + positions * itemsize * (saved + 3 * width)
   chunk = step.update.logprob_chunk or chunk_of(model.vocab_size // tensor)
   learner += 3 * 4 * chunk * model.vocab_size // tensor
   return {
     "the sampler": ProgramMemory(0, 0, sampler, 0.0),
-    "the update": ProgramMemory(0, 0, learner, 0.0),
+    f"the update, {pass_shape(micro)}": ProgramMemory(0, 0, learner, 0.0),
   }
 
 
 def estimated_flops(step: StepConfig, shapes: StepShapes) -> dict[str, FlopCount]:
-  """The model's own FLOPs per chip, plus those that rematerialisation adds."""
+  """The model's own FLOPs per chip, plus those that padding and rematerialisation add."""
   needed = model_flops(step, shapes)
   remat = 4 / 3 if step.update.remat == "full" else 1.0
-  counts = {"the update": FlopCount(needed["the update"] * remat, needed["the update"])}
+  padding = sum(p.positions for p in shapes.plans) / sum(p.tokens for p in shapes.plans)
+  counts = {"the update": FlopCount(needed["the update"] * remat * padding, needed["the update"])}
   if recomputes_logprobs(step, shapes):
-    counts["log-probs"] = FlopCount(needed["log-probs"], needed["log-probs"])
+    counts["log-probs"] = FlopCount(needed["log-probs"] * padding, needed["log-probs"])
   return counts

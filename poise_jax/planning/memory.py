@@ -18,7 +18,7 @@ import jax
 from poise_jax.distributed import sharding
 from poise_jax.models.kv_cache import token_bytes
 from poise_jax.planning.flops import device_bytes
-from poise_jax.planning.step import StepShapes, step_programs, step_shapes
+from poise_jax.planning.step import StepShapes, pass_shape, step_programs, step_shapes
 from poise_jax.training.build import StepConfig
 
 GIB = 2**30
@@ -160,13 +160,14 @@ def memory_report(
   Args:
     step: describes the step.
     shapes: from `step_shapes(step)`.
-    programs: compiled or estimated; at least "the sampler" and "the update".
+    programs: compiled or estimated, by the names of `step_programs`.
     limit: bytes of memory that a device has; None: as the device says.
   """
   parameters, caches = device_bytes(shapes.params), cache_bytes(step)
-  sampler, learner = programs["the sampler"], programs["the update"]
-  logprobs = programs.get("log-probs", ProgramMemory(0, 0, 0, 0.0))
+  sampler = programs["the sampler"]
+  learner = [p for name, p in programs.items() if not name.startswith("the sampler")]
   rollouts = device_bytes(shapes.rollouts)
+  batch = shapes.optimizer_steps * device_bytes(shapes.minibatch)
   on_cpu = _on_cpu(step.mesh)
   return MemoryReport(
     sizes=_sizes(step, shapes),
@@ -183,10 +184,10 @@ def memory_report(
       "rollouts": rollouts,
     },
     updating={
-      "rollouts and their batch": rollouts + device_bytes(shapes.batch),
-      "gradients": min(parameters, learner.temporary),
-      "activations and logits": max(learner.temporary - parameters, logprobs.temporary),
-      "results": learner.outputs,
+      "rollouts and their batch": rollouts + batch,
+      "gradients": parameters,
+      "activations and logits": max(program.temporary for program in learner),
+      "results": max(program.outputs for program in learner),
     },
     programs=programs,
     process=_resident_bytes() if on_cpu else 0,
@@ -197,17 +198,16 @@ def memory_report(
 
 def _sizes(step, shapes):
   config, length = step.config, step.rollout.max_new_tokens
-  passes = config.rollouts // shapes.responses_per_row  # over prompts
-  trained = config.rollouts * length + passes * config.task.max_prompt_length
   return {
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.params)),
     "devices": step.mesh.size,
     "prompts per step": step.groups,
     "rollouts per step": config.rollouts,
     "tokens sampled per step, at most": config.rollouts * length,
-    "tokens trained on per step, with prompts and padding": trained,
+    "positions trained on per step": sum(plan.positions for plan in shapes.plans),
+    "positions that hold a token": sum(plan.tokens for plan in shapes.plans),
     "optimizer steps per batch": shapes.optimizer_steps,
-    "micro-batches per optimizer step": step.update.minibatch_size // step.update.microbatch_size,
+    **{f"passes of {pass_shape(micro)} positions": count for micro, count in shapes.passes},
     "warm-start steps": step.warm_start.steps,
     "steps": config.steps,
     "rollouts in total": config.steps * config.rollouts,

@@ -2,7 +2,10 @@
 
 import dataclasses
 
-from poise_jax.planning import flops
+import numpy as np
+
+from poise_jax.distributed import sharding
+from poise_jax.planning import flops, ragged
 from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
 from poise_jax.planning.step import StepShapes
@@ -43,22 +46,40 @@ class Roofline:
 
 
 def model_flops(step: StepConfig, shapes: StepShapes) -> dict[str, float]:
-  """FLOPs per chip that the model itself needs, by program."""
-  prompt, response = step.config.task.max_prompt_length, step.rollout.max_new_tokens
-  n, m = step.rollout.n, shapes.responses_per_row
-  sequence = flops.training_flops(step.model, prompt, m, response) / m
-  group = flops.sampling_flops(step.model, prompt, n, response)
+  """FLOPs per chip that the model itself needs for the tokens that exist, by program.
+
+  "the update" is one optimizer step. A prompt counts as often as its passes hold it.
+  """
+  size = step.update.minibatch_size
+  trained = sum(
+    _training_flops(step, shapes.lengths.part(i * size, (i + 1) * size), made)
+    for i, made in enumerate(shapes.plans)
+  )
   return {
-    "the sampler": group * step.config.rollouts / n / step.mesh.size,
-    "log-probs": sequence / 3 * step.config.rollouts / step.mesh.size,
-    "the update": sequence * step.update.minibatch_size / step.mesh.size,
+    "log-probs": trained / 3 / step.mesh.size,
+    "the update": trained / shapes.optimizer_steps / step.mesh.size,
   }
 
 
-def prefill_flops(step: StepConfig) -> float:
+def _training_flops(step, lengths, made):
+  """FLOPs of the passes of a mini-batch, over all chips."""
+  total = 0.0
+  for micro in made.micro_batches:
+    held = set()  # prompts of this pass
+    for i in np.flatnonzero(micro.row >= 0):
+      prompt, response = int(lengths.prompts[i]), int(lengths.responses[i])
+      row = micro.row[i] // micro.responses
+      if micro.responses == 1 or row not in held:
+        total += 3 * flops.forward_flops(step.model, prompt, 0)
+      held.add(row)
+      total += 3 * flops.forward_flops(step.model, prompt + response, response, start=prompt)
+  return total
+
+
+def prefill_flops(step: StepConfig, shapes: StepShapes) -> float:
   """FLOPs per chip to read all prompts of a step."""
-  prompt = flops.forward_flops(step.model, step.config.task.max_prompt_length, 1)
-  return prompt * step.config.rollouts / step.rollout.n / step.mesh.size
+  prompts = shapes.lengths.prompts[:: step.rollout.n]
+  return sum(flops.forward_flops(step.model, int(p), 1) for p in prompts) / step.mesh.size
 
 
 def decode_stages(step: StepConfig, shapes: StepShapes) -> list[DecodeStage]:
@@ -81,8 +102,8 @@ def roofline(
   flop_counts: dict[str, FlopCount],
   decoding: list[DecodeStage],
 ) -> Roofline:
-  """Time of a step at full length if products ran at the chip's peak and memory at its bandwidth,
-  and communication took no time. No run is faster.
+  """Time of a step if products ran at the chip's peak and memory at its bandwidth, and
+  communication took no time. No run is faster.
 
   Args:
     step: describes the step.
@@ -93,14 +114,16 @@ def roofline(
     decoding: from `decode_stages`, with the bytes and FLOPs of the compiled program if known.
   """
 
-  sampling = prefill_flops(step) / chip.flops
+  sampling, left = prefill_flops(step, shapes) / chip.flops, shapes.lengths.responses.max()
   for stage in decoding:
     moved = stage.least_bytes if stage.bytes is None else stage.bytes
-    sampling += stage.steps * max(moved / chip.bandwidth, (stage.flops or 0.0) / chip.flops)
+    seconds = max(moved / chip.bandwidth, (stage.flops or 0.0) / chip.flops)
+    sampling += min(stage.steps, left) * seconds
+    left = max(left - stage.steps, 0)
   work = {"the update": model_flops(step, shapes)["the update"], "log-probs": 0.0}
   work |= {name: count.program for name, count in flop_counts.items()}
   updating = (work["log-probs"] + shapes.optimizer_steps * work["the update"]) / chip.flops
-  tokens = step.config.rollouts * step.rollout.max_new_tokens
+  tokens = int(shapes.lengths.responses.sum())
   return Roofline(
     sampling_seconds=sampling,
     updating_seconds=updating,
@@ -108,3 +131,71 @@ def roofline(
     trained_tokens_per_second=tokens / updating,
     step_tokens_per_second=tokens / (sampling + updating),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class RaggedDecoding:
+  """Time that decoding responses of the given lengths takes by its bytes, on all chips together."""
+
+  least_seconds: float  # see ragged.least; devices have equal shares
+  lockstep_seconds: float  # every row reads a whole cache until the longest response ends
+  resident_seconds: float  # all rows at once, each reading its own positions
+  slots_seconds: float  # a quarter of the rows at once, refilled from a queue
+  useful_rows: float  # share of a lock-step loop's rows that are alive
+  useful_slots: float  # the same for a quarter of the rows
+  step_tokens_per_second: float  # of prefill, resident decoding and the update together
+
+
+def ragged_decoding(
+  step: StepConfig,
+  shapes: StepShapes,
+  chip: Chip,
+  decoding: list[DecodeStage],
+  updating_seconds: float,
+) -> RaggedDecoding:
+  """What lengths mean for decoding.
+
+  Args:
+    step: describes the step.
+    shapes: from `step_shapes(step, lengths)`.
+    chip: the hardware.
+    decoding: from `decode_stages`; its least bytes are those of the lock-step loop.
+    updating_seconds: of the roofline.
+  """
+  n, width = step.rollout.n, step.config.task.max_prompt_length
+  shards = sharding.batch_shards(step.mesh)
+  tied = step.model.tie_word_embeddings
+  positions = step.config.rollouts // n * (n * step.rollout.max_new_tokens + width)
+  cost = ragged.DecodeCost(
+    weights=flops.decode_bytes(shapes.sampling_params, tied, 0),
+    # cache_bytes is a device's part of all prompts and responses.
+    position=cache_bytes(step) * shards / positions,
+  )
+  arrays = (np.split(x, shards) for x in (shapes.lengths.prompts, shapes.lengths.responses))
+  parts = list(zip(*arrays, strict=True))  # a device's prompts and responses
+  rows = len(shapes.lengths) // shards
+  slots = max(rows // 4, 1)
+  resident = [ragged.resident(*part, cost) for part in parts]
+  queued = [ragged.in_slots(*part, cost, slots, max(slots // 4, 1)) for part in parts]
+  lockstep, left = 0.0, shapes.lengths.responses.max()
+  for stage in decoding:
+    lockstep += min(stage.steps, left) * stage.least_bytes / chip.bandwidth
+    left = max(left - stage.steps, 0)
+  lengths = shapes.lengths
+  least = ragged.least(lengths.prompts, lengths.responses, lengths.groups, cost)
+  weights = lengths.responses.max() * cost.weights
+  all_rows = ragged.seconds(resident, chip.bandwidth)
+  other = prefill_flops(step, shapes) / chip.flops + updating_seconds
+  return RaggedDecoding(
+    least_seconds=(weights + (least - weights) / shards) / chip.bandwidth,
+    lockstep_seconds=lockstep,
+    resident_seconds=all_rows,
+    slots_seconds=ragged.seconds(queued, chip.bandwidth),
+    useful_rows=_mean(d.busy.sum() for d in resident) / (rows * max(d.steps for d in resident)),
+    useful_slots=_mean(d.busy.sum() for d in queued) / (slots * max(d.steps for d in queued)),
+    step_tokens_per_second=int(lengths.responses.sum()) / (all_rows + other),
+  )
+
+
+def _mean(values):
+  return float(np.mean(list(values)))

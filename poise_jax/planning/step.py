@@ -5,6 +5,7 @@ Nothing is loaded or allocated.
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.learner import update
 from poise_jax.learner.batching import Batch
+from poise_jax.learner.micro_batch import MicroBatch
+from poise_jax.learner.plan import Lengths, Plan, plan
+from poise_jax.planning.lengths import lengths_of
 from poise_jax.training import build
 from poise_jax.training.build import StepConfig
 from poise_jax.types import Experience, Prompts, Rollouts, TrainState
@@ -37,13 +41,36 @@ class StepShapes:
   sampling_params: Shapes  # parameters in the sampling layout and dtype
   prompts: Prompts
   rollouts: Rollouts
-  batch: Batch  # all rows of the update, before they are cut into mini-batches
-  optimizer_steps: int  # per batch
+  minibatch: Batch  # the sequences of an optimizer step, with the fields of its loss
+  lengths: Lengths  # tokens of the step's sequences
+  plans: list[Plan]  # passes of each optimizer step
 
   @property
-  def responses_per_row(self) -> int:
-    """m, responses that share one pass over their prompt in the update."""
-    return self.batch.tokens.shape[1]
+  def optimizer_steps(self) -> int:
+    """Optimizer steps a batch of rollouts."""
+    return len(self.plans)
+
+  @property
+  def passes(self) -> list[tuple[MicroBatch, int]]:
+    """The shapes of the update's passes with their number in a step, the largest first.
+
+    Log-probs of the whole batch need the same passes.
+    """
+    counts = Counter(
+      (micro.positions, micro.rows, micro.width, micro.prompt, micro.responses)
+      for made in self.plans
+      for micro in made.micro_batches
+    )
+    table = jax.ShapeDtypeStruct(self.minibatch.group.shape, np.int32)
+    return [(MicroBatch(table, table, *shape[1:]), counts[shape]) for shape in sorted(counts)[::-1]]
+
+
+def pass_shape(micro: MicroBatch) -> str:
+  """Rows and positions of a pass, over all devices, as text."""
+  if micro.responses == 1:
+    return f"{micro.rows} x {micro.width}"
+  responses = f"{micro.responses} x {micro.width - micro.prompt}"
+  return f"{micro.rows // micro.responses} x ({micro.prompt} + {responses})"
 
 
 def abstract_step(config: ConfigDict, mesh: Mesh | AbstractMesh) -> StepConfig:
@@ -72,8 +99,14 @@ def abstract_step(config: ConfigDict, mesh: Mesh | AbstractMesh) -> StepConfig:
   )
 
 
-def step_shapes(step: StepConfig) -> StepShapes:
-  """Shapes of a step, whose mesh may be abstract."""
+def step_shapes(step: StepConfig, lengths: Lengths | None = None) -> StepShapes:
+  """Shapes of a step, whose mesh may be abstract.
+
+  Args:
+    step: describes the step.
+    lengths: of its sequences; None: all at the limit.
+  """
+  lengths = lengths or lengths_of(step)
   mesh = step.mesh if isinstance(step.mesh, AbstractMesh) else step.mesh.abstract_mesh
   with jax.sharding.use_abstract_mesh(mesh):
     params = step.param_shapes
@@ -84,25 +117,26 @@ def step_shapes(step: StepConfig) -> StepShapes:
     sampling_params = jax.eval_shape(step.sampling_params, params)
     prompts, experience = _experience(step, sampling_params)
     advantages = jax.eval_shape(step.estimator.estimate, estimator, experience).advantages
-    optimizer_steps = 0
-
-    def policy_batch(*args):
-      nonlocal optimizer_steps  # a number, which eval_shape would turn into a shape
-      batch, optimizer_steps = update.policy_batch(step.model, step.update, *args)
-      return batch
-
-    batch = jax.eval_shape(policy_batch, params, experience, advantages, reference)
-    return StepShapes(
-      params=params,
-      state=state,
-      estimator=estimator,
-      reference=reference,
-      sampling_params=sampling_params,
-      prompts=prompts,
-      rollouts=experience.rollouts,
-      batch=_split_rows(step.mesh, batch),
-      optimizer_steps=optimizer_steps,
+    arguments = params, experience, advantages, reference
+    minibatch = jax.eval_shape(
+      lambda *args: update.policy_minibatches(step.model, step.update, *args)[0].batch, *arguments
     )
+  size, shards = step.update.minibatch_size, sharding.batch_shards(mesh)
+  return StepShapes(
+    params=params,
+    state=state,
+    estimator=estimator,
+    reference=reference,
+    sampling_params=sampling_params,
+    prompts=prompts,
+    rollouts=experience.rollouts,
+    minibatch=_split_rows(step.mesh, minibatch),
+    lengths=lengths,
+    plans=[
+      plan(lengths.part(start, start + size), step.update.microbatch_size, shards)
+      for start in range(0, len(lengths), size)
+    ],
+  )
 
 
 def _experience(step, sampling_params):
@@ -138,28 +172,39 @@ def _split_rows(mesh, tree):
 def step_programs(
   step: StepConfig, shapes: StepShapes
 ) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-  """Jitted functions of a step with the arguments to lower them for, in the order they run."""
-  model, batch = step.model, shapes.batch
+  """Jitted functions of a step with the arguments to lower them for, in the order they run.
+
+  The passes of log-probs and of the update are a program for each of their shapes.
+  """
+  model, batch = step.model, shapes.minibatch
   sample = jax.jit(rollout.sample, static_argnums=(0, 4))
   programs = {
     "the sampler's layout": (step.sampling_params, (shapes.params,)),
     "the sampler": (sample, (model, shapes.sampling_params, shapes.prompts, _key(), step.rollout)),
   }
+  micros = [micro for micro, _ in shapes.passes]
   if recomputes_logprobs(step, shapes) or "reference_logprobs" in batch.fields:
     tokens = batch.replace(fields={})
-    programs["log-probs"] = (update.batch_logprobs, (model, shapes.params, tokens, step.update))
-  rows = step.update.minibatch_size // shapes.responses_per_row
-  minibatch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding), batch
-  )
-  arguments = (model, step.update, shapes.state, minibatch)
-  programs["the update"] = (update.minibatch_step, arguments)
+    for micro in micros:
+      arguments = (model, step.update, shapes.params, tokens, micro)
+      programs[f"log-probs, {pass_shape(micro)}"] = (update.microbatch_logprobs, arguments)
+  weights = jax.ShapeDtypeStruct(batch.mask.shape, np.float32, sharding=batch.mask.sharding)
+  weighted = batch.with_fields(weights=weights)
+  for micro in micros:
+    arguments = (model, step.update, shapes.params, shapes.params, weighted, micro)
+    programs[f"the update, {pass_shape(micro)}"] = (update.microbatch_gradient, arguments)
+  mesh = step.mesh if isinstance(step.mesh, AbstractMesh) else step.mesh.abstract_mesh
+  with jax.sharding.use_abstract_mesh(mesh):
+    gradient = functools.partial(update.microbatch_gradient, model, step.update)
+    _, sums = jax.eval_shape(gradient, *arguments[2:])
+  arguments = (step.update, shapes.state, shapes.params, sums, batch)
+  programs["the optimizer"] = (update.optimizer_step, arguments)
   return programs
 
 
 def recomputes_logprobs(step: StepConfig, shapes: StepShapes) -> bool:
   """Whether the trainer recomputes the log-probs of the policy that sampled."""
-  return "old_logprobs" in shapes.batch.fields and step.update.old_logprobs == "recompute"
+  return "old_logprobs" in shapes.minibatch.fields and step.update.old_logprobs == "recompute"
 
 
 def sharded_like(params: Shapes, tree: Shapes) -> Shapes:

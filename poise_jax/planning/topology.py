@@ -17,17 +17,20 @@ from poise_jax.distributed import sharding
 from poise_jax.planning import hlo, memory
 from poise_jax.planning.chips import CHIPS, parse_topology, topology_devices
 from poise_jax.planning.estimate import estimated_flops, estimated_programs
+from poise_jax.planning.lengths import lengths_of
 from poise_jax.planning.memory import MemoryReport
 from poise_jax.planning.roofline import (
   DecodeStage,
   FlopCount,
+  RaggedDecoding,
   Roofline,
   decode_stages,
   model_flops,
   prefill_flops,
+  ragged_decoding,
   roofline,
 )
-from poise_jax.planning.step import StepShapes, abstract_step, step_shapes
+from poise_jax.planning.step import StepShapes, abstract_step, pass_shape, step_shapes
 from poise_jax.training.build import StepConfig
 
 
@@ -40,6 +43,9 @@ class TopologyReport:
   mesh: dict[str, int]  # size by axis
   flops: dict[str, FlopCount]  # by program
   decode: list[DecodeStage]
+  useful_positions: float  # share of the positions of the update's passes that hold a token
+  lengths: str  # where they are from; "": all at the limit
+  ragged: RaggedDecoding | None  # where lengths are given
   large_arrays: dict[str, list[str]]  # by program: arrays like [B, T, V] or [B, H, T, T]
   roofline: Roofline
 
@@ -55,7 +61,10 @@ def topology_step(config: ConfigDict, topology: str) -> StepConfig:
 
 
 def report(
-  config: ConfigDict, topology: str, on_phase: Callable[[str], None] = lambda _: None
+  config: ConfigDict,
+  topology: str,
+  on_phase: Callable[[str], None] = lambda _: None,
+  lengths: str = "",
 ) -> TopologyReport:
   """What a step of `config` takes on `topology`.
 
@@ -63,12 +72,13 @@ def report(
     config: from configs/common.py; its model.shape must be complete.
     topology: CHIP:SHAPE, such as v5p:4x4x4 or h100:8.
     on_phase: called with what happens next, such as "compiling the sampler".
+    lengths: of the responses, see `lengths_of`; "": all at the limit.
 
   Raises:
-    UserError: see `topology_devices` and `abstract_step`.
+    UserError: see `topology_devices`, `abstract_step` and `lengths_of`.
   """
   step = topology_step(config, topology)
-  shapes = step_shapes(step)
+  shapes = step_shapes(step, lengths_of(step, lengths))
   chip = CHIPS[parse_topology(topology)[0]]
   compiled = isinstance(step.mesh, jax.sharding.Mesh)
   decoding, large = decode_stages(step, shapes), {}
@@ -88,14 +98,21 @@ def report(
   else:
     program_memory = estimated_programs(step, shapes)
     flops = estimated_flops(step, shapes)
+  times = roofline(step, shapes, chip, flops, decoding)
+  ragged = None
+  if lengths:
+    ragged = ragged_decoding(step, shapes, chip, decoding, times.updating_seconds)
   return TopologyReport(
     memory=memory.memory_report(step, shapes, program_memory, chip.memory),
     compiled=compiled,
     mesh=dict(step.mesh.shape),
     flops=flops,
     decode=decoding,
+    useful_positions=sum(p.tokens for p in shapes.plans) / sum(p.positions for p in shapes.plans),
+    lengths=lengths,
+    ragged=ragged,
     large_arrays={name: arrays for name, arrays in large.items() if arrays},
-    roofline=roofline(step, shapes, chip, flops, decoding),
+    roofline=times,
   )
 
 
@@ -112,12 +129,18 @@ def compiled_work(
   Raises:
     ValueError: the sampler has other loops than expected.
   """
-  needed = model_flops(step, shapes)
-  flops = {
-    name: FlopCount(program.flops(), needed[name], program.collective_bytes())
-    for name, program in hlo_programs.items()
-    if name in ("log-probs", "the update")
-  }
+  needed, flops = model_flops(step, shapes), {}
+  for name, per in (("log-probs", 1), ("the update", shapes.optimizer_steps)):
+    programs = [
+      (hlo_programs.get(f"{name}, {pass_shape(micro)}"), count / per)
+      for micro, count in shapes.passes
+    ]
+    if all(program for program, _ in programs):
+      flops[name] = FlopCount(
+        sum(count * program.flops() for program, count in programs),
+        needed[name],
+        _summed((program.collective_bytes(), count) for program, count in programs),
+      )
   sampler = hlo_programs.get("the sampler")
   if sampler is None:
     return flops, decoding
@@ -140,8 +163,17 @@ def compiled_work(
   ]
   # Each decode loop has an unknown trip count and so counts once in the sampler's total.
   prefill = sampler.flops() - sum(stage.flops for stage in decoding)
-  flops["prefill"] = FlopCount(prefill, prefill_flops(step))
+  flops["prefill"] = FlopCount(prefill, prefill_flops(step, shapes))
   return flops, decoding
+
+
+def _summed(collectives):
+  """Bytes by opcode, from (bytes by opcode, number of times)."""
+  total = {}
+  for parts, count in collectives:
+    for name, size in parts.items():
+      total[name] = total.get(name, 0.0) + count * size
+  return total
 
 
 def large_arrays(

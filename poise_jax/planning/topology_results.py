@@ -22,10 +22,18 @@ MEMORY_COLUMNS = (  # (title, part of the memory report, name in it)
   ("gradients", "updating", "gradients"),
   ("rest of updating", "updating", "activations and logits"),
 )
+RAGGED_COLUMNS = (  # (title, name of the seconds in a row)
+  ("lock-step decoding / the least", "lockstep"),
+  ("each row's positions / the least", "resident"),
+  ("a quarter of the rows / the least", "slots"),
+)
 NOTES = """Memory is in GiB per chip. The mesh is data x fsdp x tensor. Training FLOPs: those of the
 compiled update, every loop multiplied by its trip count, relative to the model's own (6ND and
 causal attention). Decode bytes: traffic between a chip and its memory in one decode step with
-caches of full length, relative to reading weights and caches once. Tokens per second are a
+caches of full length, relative to reading weights and caches once. Useful positions: share of the
+positions of the update's passes that hold a token. With lengths, decode time by roofline is
+relative to the least: as many steps as the longest answer has tokens, each reading the weights, and
+each row's keys and values up to its own position. Tokens per second are a
 roofline: products at peak speed, memory at full bandwidth, communication between chips free. No
 run is faster."""
 
@@ -45,9 +53,12 @@ def text(report: TopologyReport) -> str:
     if stage.bytes is not None:
       line += f"{stage.bytes / 1e9:.2f} GB, {stage.bytes / stage.least_bytes:.2f} x the least, "
     lines.append(f"{line}{stage.least_bytes / 1e9:.2f} GB (weights and caches read once)")
+  lines.append(f"positions of the update that hold a token: {report.useful_positions:.1%}")
+  if report.ragged:
+    lines += _ragged(report.ragged)
   times = report.roofline
   lines.append(
-    f"roofline: sampling {times.sampling_seconds:.0f} s per step at full length "
+    f"roofline: sampling {times.sampling_seconds:.0f} s per step in lock-step "
     f"({times.sampled_tokens_per_second:,.0f} tokens/s), updating "
     f"{times.updating_seconds:.0f} s ({times.trained_tokens_per_second:,.0f} tokens/s), "
     f"both together {times.step_tokens_per_second:,.0f} tokens/s"
@@ -57,6 +68,20 @@ def text(report: TopologyReport) -> str:
   if report.compiled and not report.large_arrays:
     lines.append("no [B, T, V] and no [B, H, T, T] array in any program")
   return "\n".join(lines)
+
+
+def _ragged(times):
+  least = times.least_seconds
+  parts = (
+    ("in lock-step", times.lockstep_seconds, f"; {times.useful_rows:.0%} of its rows are useful"),
+    ("all rows, each reading its own positions", times.resident_seconds, ""),
+    ("a quarter of the rows", times.slots_seconds, f"; {times.useful_slots:.0%} are useful"),
+  )
+  yield f"decode time by roofline, the least: {least:.1f} s"
+  for name, seconds, more in parts:
+    ratio = f"{seconds / least:.2f} x the least"
+    yield f"decode time by roofline, {name}: {seconds:.1f} s, {ratio}{more}"
+  yield f"whole step with all rows: {times.step_tokens_per_second:,.0f} tokens/s"
 
 
 def write_row(
@@ -113,6 +138,9 @@ def _row(report):
     "decode": [as_json(stage) for stage in report.decode],
     "large_arrays": report.large_arrays,
     "roofline": as_json(report.roofline),
+    "useful_positions": report.useful_positions,
+    "lengths": report.lengths,
+    "ragged": report.ragged and as_json(report.ragged),
   }
 
 
@@ -133,6 +161,14 @@ def _cells(row):
   cells["decode bytes"] = (
     f"{decode['bytes'] / decode['least_bytes']:.2f} x" if "bytes" in decode else ""
   )
+  useful, ragged = row.get("useful_positions"), row.get("ragged")
+  cells["lengths"] = row.get("lengths") or "at the limit"
+  cells["useful positions"] = f"{useful:.0%}" if useful else ""
+  for title, name in RAGGED_COLUMNS:
+    ratio = ragged[f"{name}_seconds"] / ragged["least_seconds"] if ragged else 0
+    cells[title] = f"{ratio:.2f} x" if ragged else ""
   for kind in ("sampled", "trained", "step"):
     cells[f"{kind} tokens/s"] = f"{row['roofline'][f'{kind}_tokens_per_second']:,.0f}"
+  step = f"{ragged['step_tokens_per_second']:,.0f}" if ragged else ""
+  cells["step tokens/s, each row's positions"] = step
   return cells

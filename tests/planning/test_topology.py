@@ -20,6 +20,7 @@ from poise_jax import models
 from poise_jax.distributed import sharding
 from poise_jax.planning import flops, hlo, roofline, topology, topology_results
 from poise_jax.planning.chips import CHIPS
+from poise_jax.planning.lengths import lengths_of
 from poise_jax.planning.step import step_shapes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -118,6 +119,72 @@ def test_an_update_that_the_compiler_rejects_counts_with_the_models_own_flops():
   assert times.updating_seconds == needed / CHIPS["h100"].flops
 
 
+@pytest.fixture(scope="module")
+def ragged_report():
+  config = small(mesh__fsdp=2, rollouts=32, rollout__max_new_tokens=2000, rollout__n=2)
+  config.train.microbatch_size = 8
+  return config, topology.report(config, "h100:2", lengths="lognormal:0.3,0.8")
+
+
+def test_lengths_shorten_what_is_trained_and_decoded(ragged_report):
+  config, report = ragged_report
+  full = topology.report(config, "h100:2")
+  assert report.memory.sizes["positions trained on per step"] < (
+    0.6 * full.memory.sizes["positions trained on per step"]
+  )
+  assert full.ragged is None and full.useful_positions == 1.0
+  assert report.useful_positions > 0.6
+  times = report.ragged
+  assert times.least_seconds < times.resident_seconds < 1.25 * times.least_seconds
+  assert times.resident_seconds < times.slots_seconds
+  assert times.resident_seconds < times.lockstep_seconds
+  assert times.useful_rows < times.useful_slots < 1
+  text = topology_results.text(report)
+  for part in ("x the least", "positions of the update that hold a token", "whole step with all"):
+    assert part in text
+
+
+@pytest.mark.parametrize(
+  "lines,expected",
+  [
+    ("7\n7\n7\n", {7}),
+    ('{"tokens": ["a", "b"], "reward": 1.0}\n{"tokens": ["c"]}\n', {1, 2}),
+    ("9000\n", {2000}),  # cut at the limit
+  ],
+)
+def test_lengths_of_a_run_are_read_from_a_file(ragged_report, tmp_path, lines, expected):
+  (tmp_path / "lengths.txt").write_text(lines)
+  step = topology.topology_step(ragged_report[0], "h100:2")
+  lengths = lengths_of(step, str(tmp_path / "lengths.txt"))
+  assert set(lengths.responses.tolist()) == expected and len(lengths) == 32
+
+
+@pytest.mark.parametrize(
+  "source,text,message",
+  [
+    ("lognormal:0.3", None, "--lengths=lognormal:0.3 must be lognormal:MEAN,SIGMA"),
+    ("lognormal:0,1", None, "--lengths=lognormal:0,1 must be"),
+    ("nowhere.txt", None, "is not a file that can be read"),
+    ("a.txt", "12\ntwelve\n", "line 2: 'twelve' is neither a length nor"),
+    ("b.txt", '{"reward": 1}\n', "line 1: .* is neither a length nor"),
+    ("c.txt", "\n", "has no lengths"),
+  ],
+)
+def test_malformed_lengths_are_named(ragged_report, tmp_path, monkeypatch, source, text, message):
+  monkeypatch.chdir(tmp_path)
+  if text is not None:
+    (tmp_path / source).write_text(text)
+  step = topology.topology_step(ragged_report[0], "h100:2")
+  with pytest.raises(ValueError, match=message):
+    lengths_of(step, source)
+
+
+def test_a_step_names_the_shapes_of_its_passes(ragged_report):
+  sizes = ragged_report[1].memory.sizes
+  named = {name: count for name, count in sizes.items() if name.startswith("passes of ")}
+  assert 1 <= len(named) <= 4 and sum(named.values()) >= sizes["optimizer steps per batch"]
+
+
 def test_the_same_command_replaces_its_row(ppo_on_gpus, tmp_path):
   _, report = ppo_on_gpus
   for name in ("b.py:ppo", "a.py:ppo", "a.py:ppo"):
@@ -188,7 +255,8 @@ print(json.dumps([report.memory.fits, dataclasses.asdict(report)]))
   assert process.returncode == 0, process.stderr
   fits, report = json.loads(process.stdout.splitlines()[-1])
   assert fits and report["memory"]["limit"] == CHIPS["v5e"].memory
-  assert report["memory"]["programs"]["the update"]["temporary"] > 0
+  updates = [name for name in report["memory"]["programs"] if name.startswith("the update, ")]
+  assert updates and report["memory"]["programs"][updates[0]]["temporary"] > 0
   assert report["compiled"] and report["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
   for count in report["flops"].values():
     assert 0.9 < count["program"] / count["model"] < 3
