@@ -198,12 +198,27 @@ def accumulate(
   Returns:
     The gradient of the summed loss, and the summed metrics.
   """
-  # Not under jit, where zeros would not depend on params, and XLA would replicate them.
-  total, metrics = jax.tree.map(jnp.zeros_like, params), []
+  total, metrics = _zeros(params), []
   for micro in part.plan.micro_batches:
     total, sums = gradient(total, params, part.batch, micro)
     metrics.append(sums)
   return total, functools.reduce(_add, metrics)
+
+
+def _zeros(params):
+  """Zeros with the shapes and shardings of the parameters."""
+  leaves, structure = jax.tree.flatten(params)
+  if isinstance(leaves[0], jax.core.Tracer):
+    return jax.tree.map(jnp.zeros_like, params)
+  make = _zeros_program(tuple((x.shape, x.dtype, x.sharding) for x in leaves))
+  return jax.tree.unflatten(structure, make())
+
+
+@functools.cache
+def _zeros_program(arrays):
+  # Zeros do not depend on params, and without their shardings XLA would replicate them.
+  shardings = [sharding for _, _, sharding in arrays]
+  return jax.jit(lambda: [jnp.zeros(*x[:2]) for x in arrays], out_shardings=shardings)
 
 
 @jax.jit

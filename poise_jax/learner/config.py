@@ -22,7 +22,8 @@ class UpdateOptions:
 
   loss: PolicyLossConfig = PolicyLossConfig()  # objective
   minibatch_size: int = 64  # sequences an optimizer step, for any n
-  microbatch_size: int = 64  # sequences in memory at once; does not change the result
+  # memory of a pass: sequences at the limit of length; does not change the result
+  microbatch_size: int = 64
   # source of the old policy's log-probs: "recompute" in the trainer, or those of the "sampler"
   old_logprobs: str = "recompute"
   learning_rate: float = 1e-6  # AdamW's learning rate after the warm-up
@@ -47,6 +48,11 @@ class UpdateOptions:
       raise UserError(
         f"train.loss.importance_cap={self.loss.importance_cap} compares recomputed log-probs with "
         "the sampler's; it needs train.old_logprobs='recompute'"
+      )
+    if self.loss.rejection != "none" and self.old_logprobs == "sampler":
+      raise UserError(
+        f"train.loss.rejection={self.loss.rejection!r} compares recomputed log-probs with the "
+        "sampler's; it needs train.old_logprobs='recompute'"
       )
     for name in ("minibatch_size", "microbatch_size"):
       if getattr(self, name) < 1:

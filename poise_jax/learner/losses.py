@@ -7,6 +7,7 @@ Letters: B sequences, T response positions.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ AGGREGATIONS = (
 SURROGATES = ("ppo", "gspo", "cispo")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 IMPORTANCE_LEVELS = ("token", "sequence")
+REJECTIONS = ("none", "token", "sequence", "geometric")
 MAX_LOG_RATIO = 20.0  # nats; exp of more would overflow, and no clipped surrogate can tell it apart
 
 
@@ -40,6 +42,11 @@ class PolicyLossConfig:
   entropy_coef: float = 0.0  # weight of the token entropies, added as a bonus
   importance_cap: float = 0.0  # bound of the trainer / sampler ratio, see policy_loss; 0: unused
   importance_level: str = "token"  # level of that ratio: one a "token" or one a "sequence"
+  # what is left out where the trainer / sampler ratio is out of bounds: "none", each "token", or a
+  # whole response by its product of ratios ("sequence") or their "geometric" mean
+  rejection: str = "none"
+  rejection_low: float = 0.5  # least ratio that is not rejected
+  rejection_high: float = 2.0  # largest ratio that is not rejected
 
   def __post_init__(self):
     check_finite("train.loss", self)
@@ -48,6 +55,7 @@ class PolicyLossConfig:
       ("surrogate", SURROGATES),
       ("kl_estimator", KL_ESTIMATORS),
       ("importance_level", IMPORTANCE_LEVELS),
+      ("rejection", REJECTIONS),
     ):
       if getattr(self, name) not in choices:
         raise unknown_name(f"train.loss.{name}", getattr(self, name), choices)
@@ -67,6 +75,11 @@ class PolicyLossConfig:
     for name in ("clip_high", "kl_coef", "importance_cap"):
       if getattr(self, name) < 0:
         raise UserError(f"train.loss.{name} must not be negative, got {getattr(self, name)}")
+    if not 0 < self.rejection_low <= 1 <= self.rejection_high:
+      raise UserError(
+        "train.loss.rejection_low must be in (0, 1] and train.loss.rejection_high at least 1, got "
+        f"{self.rejection_low} and {self.rejection_high}"
+      )
 
 
 def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B T"]:
@@ -206,6 +219,35 @@ def _importance(old_logprobs, sampler_logprobs, mask, config):
     mismatch = mismatch.sum(-1, keepdims=True)
   ratio = jnp.exp(jnp.clip(mismatch, -MAX_LOG_RATIO, MAX_LOG_RATIO))
   return jax.lax.stop_gradient(jnp.minimum(ratio, config.importance_cap))
+
+
+def accepted(
+  old_logprobs: Float[Array, "B T"],
+  sampler_logprobs: Float[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  config: PolicyLossConfig,
+) -> Bool[Array, "B T"]:
+  """Which tokens the loss counts, after the rejection of verl's rollout correction.
+
+  A ratio old / sampler outside of [rejection_low, rejection_high] leaves out its token, or the
+  whole response: "sequence" is the product of its tokens' ratios, "geometric" their geometric mean,
+  which does not grow with the response. Unlike a truncated weight, which keeps the token and bounds
+  its influence, rejection says that the token may not be trusted at all.
+
+  Args:
+    old_logprobs: the policy before the update as the trainer computes it, nats.
+    sampler_logprobs: log-probs that the sampler reported.
+    mask: the responses' tokens; entries outside of it are never read.
+    config: rejection and its bounds.
+  """
+  mismatch = jnp.where(mask, old_logprobs - sampler_logprobs, 0.0)
+  mismatch = jnp.clip(mismatch, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  if config.rejection in ("sequence", "geometric"):
+    mismatch = mismatch.sum(-1, keepdims=True)
+  if config.rejection == "geometric":
+    mismatch /= jnp.maximum(mask.sum(-1, keepdims=True), 1)
+  low, high = math.log(config.rejection_low), math.log(config.rejection_high)
+  return mask & (mismatch >= low) & (mismatch <= high)
 
 
 def _mean(x, mask):

@@ -24,7 +24,7 @@ from poise_jax.learner.batching import (
 )
 from poise_jax.learner.config import UpdateConfig, UpdateOptions
 from poise_jax.learner.logprobs import token_logprobs
-from poise_jax.learner.losses import policy_loss, token_weights
+from poise_jax.learner.losses import accepted, policy_loss, token_weights
 from poise_jax.learner.micro_batch import MicroBatch
 from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.types import Experience, Rollouts, TrainState
@@ -221,13 +221,15 @@ def policy_minibatches(
   logprobs = functools.partial(microbatch_logprobs, model, config)
   if config.old_logprobs == "sampler":
     parts = [part.with_fields(old_logprobs=part.batch.fields["sampler_logprobs"]) for part in parts]
-  elif count > 1 or "stale" in batch.fields:
+  elif count > 1 or "stale" in batch.fields or config.loss.rejection != "none":
     # With a single optimizer step over new rollouts, the loss's own log-probs are the old ones.
     old = map_microbatches(functools.partial(logprobs, params), parts)
     if "stale" in batch.fields:
       fields = [part.batch.fields for part in parts]
       old = [_where(f["stale"], f["sampler_logprobs"], x) for f, x in zip(fields, old, strict=True)]
     parts = [part.with_fields(old_logprobs=x) for part, x in zip(parts, old, strict=True)]
+  if config.loss.rejection != "none":
+    parts = [part.with_fields(accepted=_accepted(part.batch, config.loss)) for part in parts]
   if config.loss.kl_coef:
     policy = map_microbatches(functools.partial(logprobs, reference), parts)
     parts = [part.with_fields(reference_logprobs=x) for part, x in zip(parts, policy, strict=True)]
@@ -251,6 +253,17 @@ def _form(experience, advantages):
 _where = jax.jit(jnp.where)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _accepted(batch, config):
+  fields = batch.fields
+  return accepted(fields["old_logprobs"], fields["sampler_logprobs"], batch.mask, config)
+
+
+def _counted(batch):
+  """The tokens that count in the loss."""
+  return batch.fields.get("accepted", batch.mask)
+
+
 def minibatch_step(
   model: ModelConfig, config: UpdateConfig, state: TrainState, part: Minibatch
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
@@ -260,7 +273,7 @@ def minibatch_step(
     The new state, and metrics: means over the mini-batch's tokens, or NaN where there are none or
     where loss or gradient are not finite.
   """
-  weighted = part.with_fields(weights=_weights(part.batch.mask, config.loss.aggregation))
+  weighted = part.with_fields(weights=_weights(_counted(part.batch), config.loss.aggregation))
   gradient = functools.partial(microbatch_gradient, model, config)
   grads, sums = accumulate(gradient, state.params, weighted)
   return optimizer_step(config, state, grads, sums, part.batch)
@@ -287,7 +300,8 @@ def microbatch_gradient(
   def loss_fn(params):
     logprobs, entropies = response_logprobs(model, params, batch, micro, config)
     with jax.named_scope("policy_loss"):
-      return _policy_loss(config, logprobs, entropies, batch.mask & micro.inside, batch.fields)
+      mask = _counted(batch) & micro.inside
+      return _policy_loss(config, logprobs, entropies, mask, batch.fields)
 
   gradient, sums = jax.grad(loss_fn, has_aux=True)(params)
   return jax.tree.map(jnp.add, total, gradient), sums
@@ -302,7 +316,7 @@ def optimizer_step(
   batch: Batch,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
   """The end of `minibatch_step`: the optimizer, and means from sums; `state` is donated."""
-  sums, mask = dict(sums), batch.mask
+  sums, mask = dict(sums), _counted(batch)
   loss, norm = sums.pop("policy/loss"), optax.tree.norm(grads)
   mismatch = sums.pop("rollout/mismatch_kl") / _fresh(mask, batch.fields).sum()
   metrics = {
@@ -312,6 +326,8 @@ def optimizer_step(
     "policy/grad_clipped": (norm > (config.max_grad_norm or jnp.inf)).astype(jnp.float32),
     "rollout/mismatch_kl": mismatch,
   }
+  if "accepted" in batch.fields:
+    metrics["rollout/rejected_fraction"] = 1 - mask.sum() / batch.mask.sum()
   new = apply_gradients(config, state, grads, loss, mask.any())
   taken = new.step > state.step
   return new, jax.tree.map(lambda x: jnp.where(taken, x, jnp.nan), metrics)

@@ -55,13 +55,9 @@ def test_the_program_of_an_update_does_not_grow_with_layers():
     per_response = array((2, 2), "f4")
     experience = Experience(rollouts, per_response, numbers, domains=ids, prompt_ids=ids)
     state = jax.eval_shape(lambda p: update.init(p, options), models.abstract_params(model))
-    batch = jax.eval_shape(
-      lambda p, e, a: update.policy_batch(model, options, p, e, a)[0],
-      state.params,
-      experience,
-      per_response,
-    )
-    return len(update.minibatch_step.lower(model, options, state, batch).as_text())
+    arguments = state, experience, per_response
+    step = jax.jit(lambda s, e, a: update.step(model, options, s, e, a))
+    return len(step.lower(*arguments).as_text())
 
   assert size(24) < 1.02 * size(3)
 

@@ -13,6 +13,7 @@ from poise_jax.learner.losses import (
   IMPORTANCE_LEVELS,
   KL_ESTIMATORS,
   PolicyLossConfig,
+  accepted,
   kl_estimate,
   policy_loss,
   token_weights,
@@ -315,3 +316,37 @@ def test_bad_options_are_named(change, message):
 def test_an_unknown_aggregation_of_weights_is_named():
   with pytest.raises(ValueError, match="unknown aggregation 'sum'.*token-mean"):
     token_weights(jnp.ones((1, 1), bool), "sum")
+
+
+@pytest.mark.parametrize("rejection", ["token", "sequence", "geometric"])
+def test_rejection_by_a_loop_over_responses(rejection):
+  """Ratios out of [0.5, 3] leave out a token, or a response by their product or geometric mean."""
+  rng = np.random.default_rng(3)
+  lengths = [6, 1, 4, 0, 6, 5]
+  mask = np.arange(6) < np.array(lengths)[:, None]
+  # Noise, a drift that only a product sees, one wild token, and padding that must not be read.
+  ratios = rng.normal(0.0, 0.1, mask.shape) + np.array([0, 2.0, 0.4, 0, 0, -0.3])[:, None]
+  ratios[4, 2] = 3.0
+  sampler = rng.normal(-1.0, 0.2, mask.shape)
+  old = np.where(mask, sampler + ratios, np.nan)
+  low, high = np.log(0.5), np.log(3.0)
+  expected = np.zeros_like(mask)
+  for b, length in enumerate(lengths):
+    for t in range(length):
+      value = {
+        "token": ratios[b, t],
+        "sequence": sum(ratios[b, :length]),
+        "geometric": sum(ratios[b, :length]) / length,
+      }[rejection]
+      expected[b, t] = low <= value <= high
+  config = PolicyLossConfig(rejection=rejection, rejection_low=0.5, rejection_high=3.0)
+  found = np.asarray(accepted(*map(jnp.float32, (old, sampler)), mask, config))
+  np.testing.assert_array_equal(found, expected)
+  assert found.any() and (found != mask).any()
+  assert rejection == "token" or all(len(set(found[b, :n])) <= 1 for b, n in enumerate(lengths))
+
+
+@pytest.mark.parametrize("low,high", [(0.0, 2.0), (1.5, 2.0), (0.5, 0.9)])
+def test_bounds_of_rejection_are_around_one(low, high):
+  with pytest.raises(ValueError, match=r"rejection_low must be in \(0, 1\] and .*rejection_high"):
+    PolicyLossConfig(rejection="token", rejection_low=low, rejection_high=high)

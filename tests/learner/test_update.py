@@ -435,6 +435,27 @@ def test_importance_weights_are_bounded(params, rollouts, advantages):
   np.testing.assert_allclose(norms[9.0] / norms[0.0], np.e, rtol=1e-3)
 
 
+@pytest.mark.parametrize("level", ["sequence", "geometric", "token"])
+def test_rejected_tokens_are_as_if_they_were_not_sampled(params, rollouts, advantages, level):
+  """The sampler reports e^-3 times the probability of two responses, or of their last tokens."""
+  mask = np.array(rollouts.mask)
+  wild = np.zeros_like(mask)
+  wild[[0, 2], [1, 0]] = mask[[0, 2], [1, 0]]
+  if level == "token":
+    wild &= np.arange(T) == mask.sum(-1, keepdims=True) - 1
+  off = rollouts.replace(logprobs=jnp.where(wild, rollouts.logprobs - 3.0, rollouts.logprobs))
+  loss = dataclasses.replace(BASE.loss, rejection=level)
+  state, metrics = run(params, off, advantages, loss=loss)
+  assert metrics.pop("rollout/rejected_fraction") == pytest.approx(wild.sum() / mask.sum())
+  expected = run(params, rollouts.replace(mask=jnp.asarray(mask & ~wild)), advantages)
+  assert_same_update((state, metrics), expected)
+
+
+def test_rejection_needs_recomputed_log_probs():
+  with pytest.raises(ValueError, match="rejection='token' .*old_logprobs='recompute'"):
+    dataclasses.replace(BASE, loss=PolicyLossConfig(rejection="token"), old_logprobs="sampler")
+
+
 def test_importance_weights_need_recomputed_log_probs():
   with pytest.raises(ValueError, match="importance_cap=2.0 .*old_logprobs='recompute'"):
     dataclasses.replace(BASE, loss=PolicyLossConfig(importance_cap=2.0), old_logprobs="sampler")
