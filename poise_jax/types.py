@@ -15,6 +15,8 @@ class Prompts:
 
   tokens: Int[Array, "P Tp"]
   mask: Bool[Array, "P Tp"]  # False on padding
+  # Tokens that a response may have, at least 1 and at most the config's limit; None: that limit.
+  max_tokens: Int[Array, " P"] | None = None
 
 
 @flax.struct.dataclass
@@ -28,6 +30,8 @@ class Rollouts:
   entropies: Float[Array, "P n T"]  # nats, full softmax at the sampling temperature
   truncated: Bool[Array, "P n"]  # no EOS within the limit
   features: Float[Array, "P n F"]  # see rollout/features.py
+  # Rows that decode steps computed, useful or not, shared out equally; () if not sampled here.
+  decode_rows: Float[Array, "P n"] | tuple[()] = ()
 
 
 @flax.struct.dataclass

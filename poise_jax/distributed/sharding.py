@@ -175,10 +175,55 @@ def _copy_to(sharding):
 
 def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
   """Fixes the sharding of an array inside jit by its logical axes; without a mesh
-  (`jax.set_mesh`) does nothing."""
-  if jax.sharding.get_abstract_mesh().empty:
+  (`jax.set_mesh`) does nothing. Inside a shard_map, its mesh axes are left out."""
+  if not _automatic_axes():
     return x
-  return jax.lax.with_sharding_constraint(x, spec(names))
+  return jax.lax.with_sharding_constraint(x, _automatic_spec(names))
+
+
+def per_device(
+  function: Callable[..., PyTree[Array]],
+  inputs: Sequence[tuple[str | None, ...]],
+  outputs: tuple[str | None, ...] | list[tuple[str | None, ...]],
+) -> Callable[..., PyTree[Array]]:
+  """`function` of each device's own part of its arguments, because GSPMD cannot split a kernel.
+
+  Without a mesh, and inside a shard_map over all of its axes, it is `function` itself.
+
+  Args:
+    function: sends nothing between devices.
+    inputs: logical axes of each argument; of a tree, those that all its leaves begin with.
+    outputs: likewise, of the result; a list, of each element of a tuple.
+  """
+  axes = _automatic_axes()
+  if not axes:
+    return function
+  several = isinstance(outputs, list)
+  return jax.shard_map(
+    function,
+    in_specs=tuple(_automatic_spec(names) for names in inputs),
+    out_specs=tuple(map(_automatic_spec, outputs)) if several else _automatic_spec(outputs),
+    axis_names=axes,
+    check_vma=False,  # a kernel does not declare the axes over which its results vary
+  )
+
+
+def _automatic_axes() -> frozenset[str]:
+  """Axes of the mesh in use that no shard_map around this code has split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  types = zip(mesh.axis_names, mesh.axis_types, strict=True) if not mesh.empty else ()
+  return frozenset(name for name, kind in types if kind == AxisType.Auto)
+
+
+def _automatic_spec(names):
+  """PartitionSpec over the automatic axes only."""
+  automatic = _automatic_axes()
+
+  def only_automatic(axes):
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    return tuple(axis for axis in axes if axis in automatic) or None
+
+  return P(*(only_automatic(axes) for axes in spec(names)))
 
 
 def put_batch(mesh: Mesh, batch: PyTree) -> PyTree[jax.Array]:

@@ -1,4 +1,4 @@
-"""Attention over whole sequences in three implementations, and of one new token over its caches.
+"""Attention over whole sequences in three implementations.
 
 `xla` runs anywhere. `splash` (JAX's Pallas kernel for TPUs) and `cudnn` never store the scores; in
 float32, for which neither has products, both are `xla`.
@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError, unknown_name
-from poise_jax.models.kv_cache import KVCache
 from poise_jax.models.products import matmul
 
 NEGATIVE = -1e30  # masked score; finite, so that a row without valid keys does not become NaN
@@ -149,14 +148,8 @@ def splash(
     context = jax.vmap(kernel)(*heads_first, splash_attention.SegmentIds(segments, segments))
     return context.swapaxes(1, 2)
 
-  if not jax.sharding.get_abstract_mesh().empty:  # GSPMD cannot split a kernel
-    heads = [sharding.spec(("batch", None, name, None)) for name in ("heads", "kv_heads")]
-    attend = jax.shard_map(
-      attend,
-      in_specs=(heads[0], heads[1], heads[1], sharding.spec(("batch", None))),
-      out_specs=heads[0],
-      check_vma=False,  # a kernel does not declare the axes over which its results vary
-    )
+  queries, keys = (("batch", None, name, None) for name in ("heads", "kv_heads"))
+  attend = sharding.per_device(attend, (queries, keys, keys, ("batch", None)), queries)
   return attend(q, k, v, segments)[:, :length]
 
 
@@ -192,69 +185,3 @@ def cudnn(
 
 
 IMPLEMENTATIONS = {"xla": xla, "splash": splash, "cudnn": cudnn}
-
-
-def decode_attention(
-  q: Float[Array, "P n H K"],
-  prompt: KVCache,
-  prompt_mask: Bool[Array, "P Tp"],
-  response: KVCache,
-  response_mask: Bool[Array, " T"],
-) -> Float[Array, "P n H K"]:
-  """One new token of each of n samples attends to their shared prompt and to its own response.
-
-  The scales of an int8 cache multiply scores and weights, not the keys and values.
-
-  Args:
-    q: queries of the new tokens.
-    prompt: the prompts' cache, P rows: keys and values exist once for all n samples.
-    prompt_mask: False on padding.
-    response: the responses' cache, P * n rows.
-    response_mask: which positions are written, the same in all rows. Masks can be shorter than the
-      caches, whose last positions are unwritten then.
-  """
-  p, n, heads, dim = q.shape
-  groups = prompt.keys.shape[1]
-  ratio = heads // groups
-  q = (q * dim**-0.5).reshape(p, n, groups, ratio, dim)
-
-  def by_prompt(x):  # [P, n, G, ratio, ...] -> its samples as rows
-    return x.swapaxes(1, 2).reshape(p, groups, n * ratio, -1)
-
-  def from_prompt(x):
-    return x.reshape(p, groups, n, ratio, -1).swapaxes(1, 2)
-
-  def by_sample(x):
-    return x.reshape(p * n, groups, ratio, -1)
-
-  def from_sample(x):
-    return x.reshape(p, n, groups, ratio, -1)
-
-  def by_block(x, blocks):  # [B, G, rows, N] @ [B, G, blocks, N, W] -> [B, G, rows, blocks * W]
-    x = jnp.broadcast_to(x[:, :, None], (*blocks.shape[:3], *x.shape[2:]))
-    if blocks.shape[2] > 1:  # without the barrier, XLA joins the blocks again by copying them
-      x = jax.lax.optimization_barrier(x)
-    y = matmul(x, blocks.astype(x.dtype), jnp.float32)
-    return y.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1)
-
-  def scores(q, cache, mask):
-    scores = by_block(q, cache.keys)
-    if cache.key_scales is not None:
-      scores *= cache.key_scales[:, :, None]
-    unwritten = cache.positions - mask.shape[-1]
-    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, unwritten)])
-    return jnp.where(mask, scores, NEGATIVE)
-
-  def context(weights, cache):
-    if cache.value_scales is not None:
-      weights *= cache.value_scales[:, :, None]
-    return by_block(weights.astype(q.dtype), cache.values)
-
-  shared = from_prompt(scores(by_prompt(q), prompt, prompt_mask[:, None, None]))
-  separate = from_sample(scores(by_sample(q), response, response_mask))
-  top = jnp.maximum(shared.max(-1, keepdims=True), separate.max(-1, keepdims=True))
-  to_prompt, to_response = jnp.exp(shared - top), jnp.exp(separate - top)
-  mass = to_prompt.sum(-1, keepdims=True) + to_response.sum(-1, keepdims=True)
-  summed = from_prompt(context(by_prompt(to_prompt), prompt))
-  summed += from_sample(context(by_sample(to_response), response))
-  return (summed / mass).astype(q.dtype).reshape(p, n, heads, dim)

@@ -66,19 +66,17 @@ class SamplingDense(nn.Module):
   features: tuple[int, ...]
   use_bias: bool
   dtype: DTypeLike
-  features_first: bool  # inputs are [M, R] instead of [..., M]
 
   @nn.compact
-  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Inputs [..., M] -> [..., *features]; features first, [M, R] -> [*features, R]."""
-    width = x.shape[0 if self.features_first else -1]
+  def __call__(self, x: Float[Array, "*rows M"]) -> Float[Array, "..."]:
+    """Inputs [..., M] -> [..., *features]."""
     zeros = nn.initializers.zeros_init()
-    kernel = self.param("kernel", zeros, (*self.features, width)).astype(self.dtype)
-    if self.features_first:
-      y = tensordot(kernel, x, 1)
+    kernel = self.param("kernel", zeros, (*self.features, x.shape[-1])).astype(self.dtype)
+    if x.shape[-2] == 1:  # one position per row: a CPU reads a large left factor in place
+      last = range(-len(self.features), 0)
+      y = jnp.moveaxis(tensordot(kernel, x, (-1, -1)), range(len(self.features)), last)
     else:
       y = tensordot(x, kernel, (-1, -1))
     if self.use_bias:
-      bias = self.param("bias", zeros, self.features).astype(self.dtype)
-      y += bias[..., None] if self.features_first else bias
+      y += self.param("bias", zeros, self.features).astype(self.dtype)
     return y

@@ -28,9 +28,9 @@ def rope(
 
 
 def rotate(
-  x: Float[Array, "..."], cos: Float[Array, "..."], sin: Float[Array, "..."], axis: int = -1
+  x: Float[Array, "..."], cos: Float[Array, "..."], sin: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-  """Rotates x along `axis`, which is head_dim; the tables broadcast against its two halves."""
-  first, second = jnp.split(x, 2, axis=axis)
+  """Rotates x along its last axis, head_dim; the tables broadcast against its two halves."""
+  first, second = jnp.split(x, 2, axis=-1)
   rotated = first * cos - second * sin, second * cos + first * sin
-  return jnp.concatenate(rotated, axis=axis).astype(x.dtype)
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -9,7 +9,6 @@ from poise_jax.planning import flops, ragged
 from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
 from poise_jax.planning.step import StepShapes
-from poise_jax.rollout.sampler import stages
 from poise_jax.training.build import StepConfig
 
 
@@ -87,7 +86,7 @@ def decode_stages(step: StepConfig, shapes: StepShapes) -> list[DecodeStage]:
   n, length, width = step.rollout.n, step.rollout.max_new_tokens, step.config.task.max_prompt_length
   position_bytes = cache_bytes(step) / (n * length + width)
   decode_stages, last = [], 0
-  for size in stages(length):
+  for size in (length,):
     caches = position_bytes * width + position_bytes * n * size
     least = flops.decode_bytes(shapes.sampling_params, step.model.tie_word_embeddings, caches)
     decode_stages.append(DecodeStage(size, size - last, least))

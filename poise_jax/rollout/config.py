@@ -26,6 +26,9 @@ class RolloutOptions:
   # per token
   cache_dtype: str = ""
   prefill_chunk: int = 0  # prompt positions per prefill pass, to save memory; 0: all at once
+  # responses that decode at once, on all devices together; the others wait until one of these ends.
+  # Their caches are what slots cost. 0: all
+  slots: int = 0
 
   def __post_init__(self):
     check_finite("rollout", self)
@@ -48,6 +51,10 @@ class RolloutOptions:
         f"rollout.prefill_chunk must not be negative, got {self.prefill_chunk}; "
         "0 computes the whole prompt at once"
       )
+    if self.slots < 0:
+      raise UserError(
+        f"rollout.slots must not be negative, got {self.slots}; 0 decodes all responses at once"
+      )
     layers = self.feature_layers
     if not all(isinstance(layer, int) for layer in layers) or list(layers) != sorted(set(layers)):
       raise UserError(
@@ -64,4 +71,4 @@ class RolloutConfig(RolloutOptions):
   think_end: tuple[
     int, ...
   ] = ()  # token ids of the end-of-thinking marker; empty: all is reasoning
-  attention: str = "auto"  # implementation of attention over the prompt, see models/attention.py
+  attention: str = "auto"  # implementation of attention, see models/attention.py

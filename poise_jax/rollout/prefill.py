@@ -1,4 +1,4 @@
-"""Prefill: one pass over the prompts. A prompt is computed once, whatever its number of samples."""
+"""Prefill: one pass over prompts. A prompt is computed once, whatever its number of samples."""
 
 import functools
 from collections.abc import Callable
@@ -15,56 +15,61 @@ from poise_jax.models.attention import attention, xla
 from poise_jax.models.block import Block
 from poise_jax.models.products import einsum
 from poise_jax.models.rotary import rope
-from poise_jax.models.rows import positions_of
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.features import last_k
-from poise_jax.types import Prompts
 
-KeysValues = tuple[Float[Array, "P S G K"], Float[Array, "P S G K"]]  # of one layer
+KeysValues = tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]  # of one layer
 
 
 @flax.struct.dataclass
 class Prefill:
-  """Results of the pass over P prompts."""
+  """Results of the pass over B prompts."""
 
-  hidden: Float[Array, "P D"]  # last position's states after the last block, before the final norm
-  caches: list[kv_cache.KVCache]  # keys and values per layer, P rows
-  features: Float[Array, "layers P D"]  # pooled prompt states of the feature layers
+  hidden: Float[Array, "B D"]  # last token's states after the last block, before the final norm
+  caches: list[kv_cache.KVCache]  # keys and values per layer, B rows
+  features: Float[Array, "layers B D"]  # pooled prompt states of the feature layers
 
 
 class _Inputs(NamedTuple):
   """Positions to compute, all of the prompts' or a chunk of them."""
 
-  tokens: Int[Array, "P S"]
-  positions: Int[Array, "P S"]
-  weights: Float[Array, "P S"]  # of the pooled prompt states
+  tokens: Int[Array, "B S"]
+  positions: Int[Array, "B S"]
+  weights: Float[Array, "B S"]  # of the pooled prompt states
+  last: Float[Array, "B S"]  # 1 at the last token
 
 
 class _Outputs(NamedTuple):
   """Results of all layers."""
 
-  hidden: Float[Array, "P D"]
+  hidden: Float[Array, "B D"]
   keys_values: list[KeysValues]
-  features: Float[Array, "layers P D"]
+  features: Float[Array, "layers B D"]
 
 
 @jax.named_scope("prefill")
 def prefill(
-  config: ModelConfig, params: PyTree[Array], prompts: Prompts, rollout: RolloutConfig
+  config: ModelConfig,
+  params: PyTree[Array],
+  tokens: Int[Array, "B Tp"],
+  lengths: Int[Array, " B"],
+  rollout: RolloutConfig,
 ) -> Prefill:
   """Computes the prompts at once, or rollout.prefill_chunk positions at a time to save memory.
 
   Args:
     config: the decoder's shape.
     params: parameters in the sampling layout. The computation runs in their dtype.
-    prompts: P prompts, padded on the left.
+    tokens: B prompts, padded on the right.
+    lengths: their numbers of tokens. What the caches hold behind them is meaningless.
     rollout: sampling options.
   """
-  width = prompts.tokens.shape[1]
+  width = tokens.shape[1]
   chunk = min(rollout.prefill_chunk or width, width)
-  padding = -width % chunk  # on the left, as the prompts' own
-  tokens, mask = (jnp.pad(x, ((0, 0), (padding, 0))) for x in (prompts.tokens, prompts.mask))
-  inputs = _Inputs(tokens, positions_of(mask), last_k(mask, rollout.feature_window))
+  tokens = jnp.pad(tokens, ((0, 0), (0, -width % chunk)))
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  mask = positions < lengths[:, None]
+  inputs = _Inputs(tokens, positions, last_k(mask, rollout.feature_window), last_k(mask, 1))
   run_layers = functools.partial(_run_layers, config, params, rollout.feature_layers)
 
   if chunk == width:
@@ -74,12 +79,9 @@ def prefill(
 
     outputs = run_layers(inputs, attend)
   else:
-    empty = _empty_outputs(config, params, inputs, rollout)
-    outputs = _run_chunks(run_layers, inputs, mask, chunk, empty)
-    keys_values = [(k[:, padding:], v[:, padding:]) for k, v in outputs.keys_values]
-    outputs = outputs._replace(keys_values=keys_values)
+    outputs = _run_chunks(run_layers, inputs, mask, chunk, _empty(config, params, inputs, rollout))
   cache_dtype = jnp.dtype(rollout.cache_dtype or params["norm"]["scale"].dtype)
-  caches = [kv_cache.store(k, v, cache_dtype) for k, v in outputs.keys_values]
+  caches = [kv_cache.store(k[:, :width], v[:, :width], cache_dtype) for k, v in outputs.keys_values]
   return Prefill(hidden=outputs.hidden, caches=caches, features=outputs.features)
 
 
@@ -96,18 +98,19 @@ def _run_layers(config, params, feature_layers, inputs, attend) -> _Outputs:
     keys_values.append(kv)
     if i in feature_layers:
       with jax.named_scope("features"):
-        features.append(einsum("pt,ptd->pd", inputs.weights, x)[None])
-  return _Outputs(x[:, -1], keys_values, jnp.concatenate(features))
+        features.append(einsum("bt,btd->bd", inputs.weights, x)[None])
+  hidden = einsum("bt,btd->bd", inputs.last.astype(x.dtype), x)
+  return _Outputs(hidden, keys_values, jnp.concatenate(features))
 
 
-def _empty_outputs(config, params, inputs, rollout) -> _Outputs:
+def _empty(config, params, inputs, rollout) -> _Outputs:
   """Outputs before the first chunk."""
   rows, dtype = len(inputs.tokens), params["embed_tokens"]["embedding"].dtype
   shape = (*inputs.tokens.shape, config.num_key_value_heads, config.head_dim)
-  empty = jnp.zeros(shape, dtype)
+  zeros = jnp.zeros(shape, dtype)
   return _Outputs(
     jnp.zeros((rows, config.hidden_size), dtype),
-    [(empty, empty)] * config.num_hidden_layers,
+    [(zeros, zeros)] * config.num_hidden_layers,
     jnp.zeros((len(rollout.feature_layers), rows, config.hidden_size)),
   )
 
@@ -115,7 +118,7 @@ def _empty_outputs(config, params, inputs, rollout) -> _Outputs:
 def _run_chunks(
   run_layers: Callable[..., _Outputs],
   inputs: _Inputs,
-  mask: Bool[Array, "P S"],
+  mask: Bool[Array, "B S"],
   chunk: int,
   empty: _Outputs,
 ) -> _Outputs:
@@ -134,7 +137,8 @@ def _run_chunks(
 
     part = [jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1) for x in inputs]
     after = run_layers(_Inputs(*part), attend)
-    return after._replace(features=outputs.features + after.features), None
+    sums = outputs.hidden + after.hidden, outputs.features + after.features
+    return after._replace(hidden=sums[0], features=sums[1]), None
 
   outputs, _ = jax.lax.scan(step, empty, jnp.arange(0, mask.shape[1], chunk))
   return outputs

@@ -1,30 +1,31 @@
 """The sampler: prefill, decode and pooled features in one jitted program.
 
-A prompt is prefilled once and its cache is shared by its n samples. The decode loop carries, beside
-the caches, only the last k states of each row: O(P·n·k·D), never [P, n, T, D]. It runs
-in stages over growing caches, because each token reads all of them, filled or not.
+Each device has a queue of its own responses and a number of slots in which they decode. When enough
+slots are free the next responses move in, their prompts prefilled; a response that ends never waits
+for a longer one. What a response says depends on its prompt, its key and its number alone, so
+neither the number of slots nor the order changes it. Nothing is sent between devices that split the
+batch, and each goes on until its own queue is empty.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
+from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, sampling_params
-from poise_jax.rollout import decode
+from poise_jax.rollout import decode, queue, results, slots
 from poise_jax.rollout.config import RolloutConfig
-from poise_jax.rollout.features import (
-  assemble,
-  check_layers,
-  marker_ends,
-  mean_entropies,
-  until_first,
-  until_last,
-)
-from poise_jax.rollout.prefill import prefill
+from poise_jax.rollout.features import check_layers
 from poise_jax.types import Prompts, Rollouts
+
+IDLE = 16  # slots are refilled once one in IDLE is free: each refill rewrites the prompts' caches
+# When no more than one slot in DRAIN is still alive at the end, the rest decodes in a program of
+# its own of as many rows, if these are at least DRAIN_ROWS.
+DRAIN, DRAIN_ROWS = 4, 16
 
 
 def sample(
@@ -40,7 +41,7 @@ def sample(
     config: the decoder's shape.
     params: parameters in the training layout or, converted once for several calls, in the sampling
       layout of `models.sampling_params`. The computation runs in their dtype.
-    prompts: P prompts, padded on the left.
+    prompts: P prompts, padded on the left. On a mesh, P is a multiple of its batch shards.
     key: one key: row r = p * n + i draws its token t with fold_in(fold_in(key, r), t). Or a key per
       prompt, [P]: sample i of prompt p draws with fold_in(fold_in(key[p], i), t), so that its
       tokens do not depend on the rest of the batch.
@@ -59,71 +60,81 @@ def sample(
 def _sample(config, params, prompts, key, rollout):
   if not isinstance(params["layers"], list):
     params = sampling_params(config, params, params["norm"]["scale"].dtype)
-  row_keys = _row_keys(key, len(prompts.tokens), rollout.n)
-  prompt = prefill(config, params, prompts, rollout)
-  inputs = decode.inputs(config, params, prompts, prompt, row_keys, rollout)
-  step = functools.partial(decode.step, inputs=inputs, config=config, rollout=rollout)
-  state = decode.start(prompt.hidden, inputs, config, rollout)
-  # The last token is drawn at t = T - 1; feeding it too only serves its state, for the features.
-  steps = rollout.max_new_tokens - (0 if rollout.feature_layers else 1)
-  for size in stages(rollout.max_new_tokens):
-    end = min(size, steps)
-    state = jax.lax.while_loop(
-      lambda s, end=end: (s.t < end) & decode.any_alive(s),
-      step,
-      decode.grow(state, size),
+  keys = _keys(key, len(prompts.tokens), rollout.n)
+  mesh, count = jax.sharding.get_abstract_mesh(), rollout.slots or keys.size
+  if not mesh.empty:
+    count = -(-count // sharding.batch_shards(mesh))
+  run = functools.partial(_run, config, rollout=rollout, count=count)
+  if not mesh.empty:
+    batch = PartitionSpec(sharding.BATCH)
+    run = jax.shard_map(
+      run,
+      in_specs=(PartitionSpec(), batch, batch),
+      out_specs=batch,
+      axis_names=frozenset(sharding.BATCH),
+      check_vma=False,
     )
-  return _rollouts(prompts, prompt.features, state, rollout)
+  return Rollouts(prompts=prompts, **run(params, prompts, keys))
 
 
-def stages(length: int) -> tuple[int, ...]:
-  """How many response positions the caches hold, stage by stage, up to `length`.
+def _run(config, params, prompts, keys, *, rollout, count) -> dict[str, Array]:
+  """The fields of Rollouts for the prompts of one device, decoded in at most `count` slots."""
+  responses = queue.make(prompts, keys, rollout)
+  inputs = decode.inputs(config, params, responses, rollout)
+  n, total, rows = rollout.n, keys.size, min(count, keys.size)
+  idle, floor = -(-rows // IDLE), rows // DRAIN if rows // DRAIN >= DRAIN_ROWS else 0
+  step = functools.partial(decode.step, inputs=inputs, config=config, rollout=rollout)
+  stage = functools.partial(
+    queue.stage, config, params, responses, size=min(len(keys), -(-rows // n)), rollout=rollout
+  )
 
-  Each stage is compiled on its own, all layers of it, so they are few: doubling up to the length,
-  because a batch of short responses should read little, with a stage between half and all of it,
-  where a full batch reads most. Decoding 8,192 tokens then reads 1.21 times the positions written
-  so far; without that stage 1.33 times. The first stage has 512 positions, below which reading the
-  weights dominates; a quarter of the length if that is less; all of it below 64 tokens, which are
-  not worth a second stage.
-  """
-  if length < 64:
-    return (length,)
-  sizes = [length, 3 * length // 4, length // 2, length // 4]
-  while sizes[-1] >= 1024:
-    sizes.append(sizes[-1] // 2)
-  return tuple(sorted(sizes))
+  def refill(state, staged, following):
+    buffers = results.keep_windows(state.results, state.slots)
+    buffers = results.keep_prompts(buffers, staged)
+    filled, chosen = slots.refill(state.slots, responses, staged, following, rollout)
+    drawn = tuple(x[filled.response - staged.first * n] for x in staged.drawn)
+    buffers = results.write(buffers, filled.response, jnp.zeros_like(filled.drawn), chosen, drawn)
+    return decode.DecodeState(filled, buffers), following + chosen.sum(dtype=jnp.int32)
+
+  def decode_while_busy(state, least):
+    """Steps until no more than `least` slots are alive."""
+    return jax.lax.while_loop(lambda s: s.slots.alive.sum() > least, step, state)
+
+  def refill_and_decode(carry):
+    state, staged, following = carry
+    size = staged.features.shape[1]
+    staged = jax.lax.cond(
+      following >= (staged.first + size) * n, lambda: stage(following // n), lambda: staged
+    )
+    state, following = refill(state, staged, following)
+    state = decode_while_busy(state, jnp.where(following < total, rows - idle, floor))
+    return state, staged, following
+
+  dtype = params["norm"]["scale"].dtype
+  state = decode.DecodeState(
+    slots=slots.empty(config, responses, rows, dtype, rollout),
+    results=results.empty(config, responses, rollout),
+  )
+  if rows == total:  # everybody has a slot at once
+    state, _ = refill(state, stage(jnp.int32(0)), jnp.int32(0))
+    state = decode_while_busy(state, floor)
+  else:
+    shapes = jax.eval_shape(stage, jnp.int32(0))
+    staged = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    staged = staged.replace(first=jnp.int32(-staged.features.shape[1]))  # all used up
+    carry = (state, staged, jnp.int32(0))
+    state, _, _ = jax.lax.while_loop(lambda c: c[2] < total, refill_and_decode, carry)
+  if floor:
+    state = state.replace(results=results.keep_windows(state.results, state.slots))
+    state = decode_while_busy(state.replace(slots=slots.compact(state.slots, floor)), 0)
+  state = state.replace(results=results.keep_windows(state.results, state.slots))
+  return results.fields(state.results, n, rollout)
 
 
-def _row_keys(key, prompts, n) -> Key[Array, " R"]:
-  """A key per row, from one key or a key per prompt; see `sample`."""
+def _keys(key, prompts, n) -> Key[Array, "P n"]:
+  """A key per response, from one key or a key per prompt; see `sample`."""
   if key.ndim:
     key, number = jnp.repeat(key, n), jnp.tile(jnp.arange(n), prompts)
   else:
     key, number = jnp.broadcast_to(key, (prompts * n,)), jnp.arange(prompts * n)
-  return jax.vmap(jax.random.fold_in)(key, number)
-
-
-def _rollouts(prompts, prompt_features, state, rollout) -> Rollouts:
-  """The result of a finished decode loop."""
-  tokens, mask, logprobs, entropies = (
-    a[:, :, : rollout.max_new_tokens]
-    for a in (state.tokens, state.mask, state.logprobs, state.entropies)
-  )
-  features = jnp.zeros((*tokens.shape[:2], 0), jnp.float32)
-  if rollout.feature_layers:
-    with jax.named_scope("features"):
-      ends, total = marker_ends(tokens, mask, rollout.think_end), decode.total(state.window)
-      if rollout.think_end:
-        total = jnp.where(ends.any(-1, keepdims=True), state.at_marker, total)
-      count = jnp.clip(until_last(ends, mask).sum(-1), 1, rollout.feature_window)
-      pooled_entropies = mean_entropies(entropies, mask, until_first(ends, mask))
-      features = assemble(prompt_features, total / count[..., None], pooled_entropies)
-  return Rollouts(
-    prompts=prompts,
-    tokens=tokens,
-    mask=mask,
-    logprobs=logprobs,
-    entropies=entropies,
-    truncated=mask[:, :, -1] & ~decode.is_eos(tokens[:, :, -1], rollout),
-    features=features,
-  )
+  return jax.vmap(jax.random.fold_in)(key, number).reshape(prompts, n)

@@ -22,7 +22,7 @@ from poise_jax.distributed import sharding
 from poise_jax.learner import logprobs, update
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.learner.update import UpdateConfig
-from poise_jax.models import attention, kv_cache
+from poise_jax.models import attention, decode_attention, kv_cache
 from poise_jax.rollout import RolloutConfig
 from poise_jax.rollout.draw import draw
 from poise_jax.types import Experience, Prompts, Rollouts
@@ -214,11 +214,22 @@ def layouts(params):
     ]
     gradient = jax.jit(jax.grad(loss), out_shardings=shardings)
     text = gradient.lower(shapes, *rows).compile().as_text()
-    store = jax.jit(lambda k, v: kv_cache.grow(kv_cache.store(k, v, jnp.int8), 16))
-    stored = store(k, v)
+
+    @jax.jit
+    def decode(q, k, v):
+      """The last token of each row, behind a prompt of the other 8."""
+      cache = kv_cache.KVCache.empty(MODEL, batch, 16, jnp.int8)
+      prompts = kv_cache.store(k[:, :-1], v[:, :-1], jnp.int8)
+      cache = cache.insert(prompts, jnp.arange(batch), jnp.ones(batch, bool))
+      lengths = jnp.full(batch, time - 1)
+      new = (x[:, -1] for x in (q, k, v))
+      return decode_attention.append_and_attend(*new, cache, lengths, lengths > 0, "xla")
+
+    context, stored = decode(q, k, v)
+    whole = attention.xla(q, k, v, np.ones_like(mask))[:, -1]
     drawing = jax.jit(lambda logits, keys: draw(logits, keys, RolloutConfig(top_k=5, top_p=0.9)))
     logits = jax.ShapeDtypeStruct(
-      (1024, 24), jnp.float32, sharding=NamedSharding(mesh, P("tensor", sharding.BATCH))
+      (24, 1024), jnp.float32, sharding=NamedSharding(mesh, P(sharding.BATCH, "tensor"))
     )
     keys = jax.random.split(jax.random.key(0), 24)
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding.batch_sharding(mesh))
@@ -229,6 +240,8 @@ def layouts(params):
     "kernel_error": max(float(np.abs(a - b).max()) for a, b in zip(kernel, expected, strict=True)),
     "kernel_shard": kernel[0].addressable_shards[0].data.shape,
     "cache_shards": sorted(shards),
+    "context_shard": context.addressable_shards[0].data.shape,
+    "context_error": float(np.abs(context - whole).max()),
     "products": sorted(set(products)),
     "gathered": sorted(set(re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text))),
     "scattered": sorted(
@@ -334,7 +347,9 @@ def test_splash_attention_runs_on_each_devices_rows_and_heads(results):
 
 
 def test_caches_are_split_by_rows_and_key_heads(results):
-  assert results["layouts"]["cache_shards"] == [[2, 2, 1, 8, 32], [2, 2, 1, 32, 8], [2, 2, 32]]
+  layouts = results["layouts"]
+  assert layouts["cache_shards"] == [[2, 2, 128], [2, 2, 128, 8]]
+  assert layouts["context_shard"] == [2, 4, 8] and layouts["context_error"] < 0.05  # int8
 
 
 def test_no_device_computes_scores_or_logits_of_another(results):

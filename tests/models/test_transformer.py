@@ -132,14 +132,13 @@ def test_init_has_the_abstract_tree(case):
   assert all(jax.tree.leaves(rank))
 
 
-def test_a_fused_kernel_equals_its_maps_in_both_orders_of_axes():
+@pytest.mark.parametrize("positions", [1, 4])  # a step of decoding, a pass over prompts
+def test_a_fused_kernel_equals_its_maps(positions):
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)
+  x = jnp.asarray(rng.normal(size=(7, positions, 5)), jnp.float32)
   kernel = rng.normal(size=(2, 3, 5)).astype(np.float32)
   bias = rng.normal(size=(2, 3)).astype(np.float32)
-  expected = np.einsum("rd,ued->rue", x, kernel) + bias
+  expected = np.einsum("btd,ued->btue", x, kernel) + bias
   params = {"params": {"kernel": kernel, "bias": bias}}
-  y = SamplingDense((2, 3), True, jnp.float32, features_first=False).apply(params, x)
+  y = SamplingDense((2, 3), True, jnp.float32).apply(params, x)
   np.testing.assert_allclose(y, expected, atol=1e-5)
-  y = SamplingDense((2, 3), True, jnp.float32, features_first=True).apply(params, x.T)
-  np.testing.assert_allclose(y, np.moveaxis(expected, 0, -1), atol=1e-5)

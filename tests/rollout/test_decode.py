@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from poise_jax import models, rollout
-from poise_jax.rollout import RolloutConfig, decode
-from poise_jax.rollout.prefill import prefill
+from poise_jax.rollout import RolloutConfig, decode, queue, results, slots
 from poise_jax.types import Prompts
 
 CONFIG = models.ModelConfig("qwen3", 40, 32, 48, 1, 4, 2, 8, qk_norm=True, rope_theta=1e4)
@@ -20,6 +19,7 @@ PROMPTS = Prompts(
   tokens=jnp.arange(15).reshape(3, 5) + 4, mask=jnp.arange(5) >= jnp.array([[0], [2], [4]])
 )
 KEY = jax.random.key(3)
+ROWS = 4  # slots for 6 responses
 
 
 @pytest.fixture(scope="module")
@@ -31,35 +31,60 @@ def params():
 
 @jax.jit
 def start(params):
-  """What the steps read, and the state after the first draw with room for all tokens."""
-  row_keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(6))
-  prompt = prefill(CONFIG, params, PROMPTS, OPTIONS)
-  inputs = decode.inputs(CONFIG, params, PROMPTS, prompt, row_keys, OPTIONS)
-  state = decode.start(prompt.hidden, inputs, CONFIG, OPTIONS)
-  return inputs, decode.grow(state, OPTIONS.max_new_tokens)
+  """What the steps read, all prompts staged, and free slots."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(6)).reshape(3, 2)
+  responses = queue.make(PROMPTS, keys, OPTIONS)
+  staged = queue.stage(CONFIG, params, responses, jnp.int32(0), 3, OPTIONS)
+  state = decode.DecodeState(
+    slots=slots.empty(CONFIG, responses, ROWS, jnp.float32, OPTIONS),
+    results=results.empty(CONFIG, responses, OPTIONS),
+  )
+  return decode.inputs(CONFIG, params, responses, OPTIONS), staged, state
 
 
 step = jax.jit(functools.partial(decode.step, config=CONFIG, rollout=OPTIONS))
+refill = jax.jit(functools.partial(slots.refill, rollout=OPTIONS))
 
 
 def test_steps_in_a_python_loop_give_the_samplers_rollouts(params):
-  inputs, state = start(params)
-  for _ in range(OPTIONS.max_new_tokens):
-    state = step(state, inputs)
+  """Slots are refilled as soon as one is free, by hand."""
+  inputs, staged, state = start(params)
+  following, first = 0, np.asarray(staged.drawn[0])
+  tokens = [[int(token)] for token in first]
+  while following < 6 or state.slots.alive.any():
+    filled, chosen = refill(state.slots, inputs.queue, staged, jnp.int32(following))
+    taken = np.asarray(filled.response)[np.asarray(chosen)].tolist()
+    assert taken == list(range(following, following + len(taken)))
+    following += len(taken)
+    before = state.replace(slots=filled)
+    state = step(before, inputs)
+    for r in np.nonzero(state.slots.drawn > before.slots.drawn)[0]:
+      tokens[int(filled.response[r])].append(int(state.slots.token[r]))
   expected = rollout.sample(CONFIG, params, PROMPTS, KEY, OPTIONS)
   assert 0.2 < expected.mask.mean() < 1  # some responses end early
-  for name in ("tokens", "mask"):
-    np.testing.assert_array_equal(getattr(state, name)[:, :, :-1], getattr(expected, name))
-  for name in ("logprobs", "entropies"):
-    np.testing.assert_allclose(getattr(state, name)[:, :, :-1], getattr(expected, name), atol=1e-5)
+  rows = zip(np.concatenate(expected.tokens), np.concatenate(expected.mask), strict=True)
+  assert tokens == [row[mask].tolist() for row, mask in rows]
 
 
-def test_a_step_changes_living_rows_only(params):
-  inputs, state = start(params)
-  state = state.replace(mask=state.mask.at[1, 0, 0].set(False))
-  after = step(state, inputs)
-  assert int(after.t) == int(state.t) + 1
-  assert not after.mask[1, 0, 1] and after.tokens[1, 0, 1] == OPTIONS.pad_id
-  np.testing.assert_array_equal(after.window[:, 1, 0], state.window[:, 1, 0])
-  alive = np.isin(state.tokens[:, :, 0], OPTIONS.eos_ids, invert=True) & state.mask[:, :, 0]
-  np.testing.assert_array_equal(after.mask[:, :, 1], alive)
+def test_a_free_slot_changes_nothing(params):
+  inputs, staged, state = start(params)
+  filled, chosen = refill(state.slots, inputs.queue, staged, jnp.int32(4))
+  assert chosen.tolist() == [True, True, False, False]  # responses 4 and 5 are the last ones
+  assert filled.response.tolist() == [4, 5, 6, 6]
+  after = step(state.replace(slots=filled), inputs)
+  assert after.slots.alive[2:].tolist() == [False, False]
+  assert after.slots.length.tolist() == [2, 2, 0, 0]  # a prompt of one token, and the first drawn
+  assert not after.slots.window.states[:, 2:].any() and after.slots.window.states[:, :2, 0].all()
+  assert not after.results.counts[:4].any()
+
+
+def test_a_response_in_a_slot_is_not_moved_by_a_refill(params):
+  inputs, staged, state = start(params)
+  filled, _ = refill(state.slots, inputs.queue, staged, jnp.int32(0))
+  one_free = filled.replace(alive=filled.alive.at[1].set(False))
+  again, chosen = refill(one_free, inputs.queue, staged, jnp.int32(4))
+  assert chosen.tolist() == [False, True, False, False]
+  assert again.response.tolist() == [0, 4, 2, 3]
+  for name in ("token", "length", "drawn"):
+    before, after = getattr(filled, name), getattr(again, name)
+    np.testing.assert_array_equal(after[jnp.array([0, 2, 3])], before[jnp.array([0, 2, 3])])

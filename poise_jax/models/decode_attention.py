@@ -1,0 +1,176 @@
+"""Attention of one new token per row to the row's own cache, as long as the row.
+
+`paged_tpu` and `paged_gpu` are kernels that JAX ships; they take a length per row and read nothing
+behind it. A cache [G, R, S, K] is a row of pages to them. `xla` runs anywhere and reads no
+further than the longest row. Which one runs follows from the implementation that
+models/attention.py has for whole sequences: a kernel goes with a kernel.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.gpu import paged_attention as gpu
+from jax.experimental.pallas.ops.tpu import paged_attention as tpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from poise_jax.distributed import sharding
+from poise_jax.models import attention, cpu_cache
+from poise_jax.models.config import ModelConfig
+from poise_jax.models.cpu_cache import CpuCache
+from poise_jax.models.kv_cache import PAGE, KVCache
+from poise_jax.models.products import matmul
+
+KEY_BLOCK = 512  # positions that `xla` reads at once
+
+
+def resolve(name: str, config: ModelConfig, dtype: DTypeLike) -> str:
+  """The implementation of a decode step: a key of IMPLEMENTATIONS.
+
+  Kernels need what their units multiply. That of TPUs has products of bfloat16 only and vectors of
+  128 numbers; its int8 pages would need 4 bytes for the scale of every number.
+
+  Args:
+    name: a key of models.attention.IMPLEMENTATIONS, or "auto".
+    config: the decoder's shape.
+    dtype: dtype of the caches.
+  """
+  platform = sharding.platform()
+  if name == "auto":
+    name = attention.resolve(name, platform)
+  if name == "splash" and dtype == jnp.bfloat16 and config.head_dim % 128 == 0:
+    return "paged_tpu"
+  if name == "cudnn" and dtype != jnp.float32 and config.head_dim in (16, 32, 64, 128, 256):
+    return "paged_gpu"
+  return "cpu" if platform == "cpu" and name == "xla" else "xla"
+
+
+def cache_type(implementation: str) -> type[KVCache] | type[CpuCache]:
+  """The class of the caches that an implementation reads."""
+  return CpuCache if implementation == "cpu" else KVCache
+
+
+@jax.named_scope("attention")
+def append_and_attend(
+  q: Float[Array, "R H K"],
+  k: Float[Array, "R G K"],
+  v: Float[Array, "R G K"],
+  cache: KVCache | CpuCache,
+  lengths: Int[Array, " R"],
+  alive: Bool[Array, " R"],
+  implementation: str,
+) -> tuple[Float[Array, "R H K"], KVCache | CpuCache]:
+  """Writes each row's new token to its cache and attends to all of the row's tokens.
+
+  Args:
+    q: queries of the new tokens; query head h reads key head h // (H / G).
+    k: their keys.
+    v: their values.
+    cache: of one layer, in which a row has `lengths` tokens.
+    lengths: positions of the new tokens.
+    alive: rows to compute; the results of others are finite but meaningless.
+    implementation: a key of IMPLEMENTATIONS.
+
+  Returns:
+    The context, and the cache with one more token per row.
+  """
+
+  def local(q, k, v, cache, lengths, alive):
+    cache = cache.append(k, v, lengths)
+    return IMPLEMENTATIONS[implementation](q, cache, jnp.where(alive, lengths + 1, 0)), cache
+
+  rows, queries, keys, heads = ("batch",), ("batch", "heads"), ("batch", "kv_heads"), ("kv_heads",)
+  heads = ("kv_heads", "batch")
+  local = sharding.per_device(local, (queries, keys, keys, heads, rows, rows), [queries, heads])
+  return local(q, k, v, cache, lengths, alive)
+
+
+def xla(
+  q: Float[Array, "R H K"], cache: KVCache, lengths: Int[Array, " R"]
+) -> Float[Array, "R H K"]:
+  """By matrix products, block after block of positions up to the longest row.
+
+  The scales of an int8 cache multiply scores and weights, not the keys and values.
+  """
+  rows, heads, dim = q.shape
+  groups = cache.keys.shape[0]
+  q = (q * dim**-0.5).reshape(rows, groups, heads // groups, dim).swapaxes(0, 1)
+  size = math.gcd(cache.positions, KEY_BLOCK)
+
+  def read_block(i, parts):
+    top, mass, summed = parts
+    block = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, 2), cache)
+    scores = matmul(q, block.keys.astype(q.dtype).swapaxes(2, 3), jnp.float32)
+    if block.key_scales is not None:
+      scores *= block.key_scales[:, :, None]
+    written = i * size + jnp.arange(size) < lengths[:, None]
+    scores = jnp.where(written[:, None], scores, attention.NEGATIVE)
+    new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+    weights, before = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+    mass = before * mass + weights.sum(-1, keepdims=True)
+    if block.value_scales is not None:
+      weights *= block.value_scales[:, :, None]
+    values = block.values.astype(q.dtype)
+    return new_top, mass, before * summed + matmul(weights.astype(q.dtype), values, jnp.float32)
+
+  zeros = jnp.zeros((*q.shape[:3], 1))
+  parts = (zeros + attention.NEGATIVE, zeros, jnp.zeros(q.shape))
+  blocks = jnp.maximum(-(-lengths.max() // size), 1)  # a row of length 0 has a mass, too
+  _, mass, summed = jax.lax.fori_loop(0, blocks, read_block, parts)
+  return (summed / mass).swapaxes(0, 1).reshape(rows, heads, dim).astype(q.dtype)
+
+
+def paged_tpu(
+  q: Float[Array, "R H K"], cache: KVCache, lengths: Int[Array, " R"]
+) -> Float[Array, "R H K"]:
+  """By the paged attention kernel for TPUs; `lengths` of 0 cost nothing."""
+  keys, values, table = _pages(cache)
+  return tpu.paged_attention(
+    q * q.shape[-1] ** -0.5,
+    keys,
+    values,
+    lengths,
+    table,
+    pages_per_compute_block=math.gcd(table.shape[1], 4),
+  )
+
+
+def paged_gpu(
+  q: Float[Array, "R H K"], cache: KVCache, lengths: Int[Array, " R"], interpret: bool = False
+) -> Float[Array, "R H K"]:
+  """By the paged attention kernel for GPUs; `lengths` of 0 cost nothing. With `interpret` the
+  kernel runs without a GPU."""
+  keys, values, table = _pages(cache)
+  scales = {}
+  if cache.key_scales is not None:
+    shape = keys.shape[:3]
+    scales["k_scales_pages"] = cache.key_scales.reshape(shape)
+    scales["v_scales_pages"] = cache.value_scales.reshape(shape)
+  return gpu.paged_attention(
+    q * q.shape[-1] ** -0.5,
+    keys,
+    values,
+    table,
+    lengths,
+    **scales,
+    pages_per_compute_block=1,
+    k_splits=math.gcd(table.shape[1], 16),
+    interpret=interpret,
+  )
+
+
+def _pages(cache):
+  """Keys and values [G, pages, PAGE, K], and the table [R, pages a row]: a row's own, in order."""
+  heads, rows, size, dim = cache.keys.shape
+  shape = (heads, rows * size // PAGE, PAGE, dim)
+  table = jnp.arange(shape[1], dtype=jnp.int32).reshape(rows, -1)
+  return cache.keys.reshape(shape), cache.values.reshape(shape), table
+
+
+IMPLEMENTATIONS = {
+  "xla": xla,
+  "paged_tpu": paged_tpu,
+  "paged_gpu": paged_gpu,
+  "cpu": cpu_cache.attend,
+}
