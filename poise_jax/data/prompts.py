@@ -19,6 +19,7 @@ from poise_jax.types import Prompts
 from poise_jax.verifiers.thought import END, START
 from poise_jax.verifiers.weighted import with_think_end
 
+LEAST_WIDTH = 64  # tokens; a batch of shorter prompts is padded to as many
 PROGRESS_FROM = 50_000  # number of prompts from which counting tokens shows a progress bar
 
 
@@ -131,6 +132,12 @@ class PromptEncoder:
         f"{self.text(example)[:60]!r}"
       )
     return ids
+
+  def width(self, examples: Sequence[Example]) -> int:
+    """Tokens to pad these prompts to: the longest one's, rounded up to a power of two from
+    LEAST_WIDTH on, so that few programs are compiled, and at most max_length."""
+    longest = max(len(self.encode(example)) for example in examples)
+    return min(max(LEAST_WIDTH, 1 << (longest - 1).bit_length()), self.max_length)
 
   def __call__(self, examples: Sequence[Example], width: int = 0) -> Prompts:
     """Prompts as NumPy arrays [P, width], padded on the left; width 0: max_length."""

@@ -17,7 +17,7 @@ from jaxtyping import Float, PyTree
 
 from poise_jax import verifiers
 from poise_jax.data.tasks import Example
-from poise_jax.distributed.sharding import fetch, put_rows
+from poise_jax.distributed.sharding import batch_shards, fetch, put_rows
 from poise_jax.errors import UserError, check_finite
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.evaluation.held_out import EvalSet
@@ -28,6 +28,9 @@ from poise_jax.verifiers.base import FAILURES
 
 EXAMPLE_FIELDS = ("question", "answer", "domain", "difficulty")  # fields copied into a row
 LEVELS = ("task", "domain", "difficulty")  # fields that rows are grouped by, coarse to fine
+# Calls of the sampler have a queue of so many times the prompts that it answers at once. What is
+# saved between calls is not answered again when an evaluation is resumed.
+QUEUE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,14 @@ class EvalConfig:
       raise UserError(str(error).replace("rollout.", "eval.")) from error
 
 
+def prompts_per_call(test: EvalSet, at_once: int, mesh: Mesh) -> int:
+  """Prompts in one call of the sampler: equal parts of the set, of at most QUEUE * at_once prompts,
+  rounded up to the mesh's batch shards."""
+  prompts, shards = len(test.examples), batch_shards(mesh)
+  calls = -(-prompts // (QUEUE * at_once))
+  return -(-prompts // (calls * shards)) * shards
+
+
 def sampled(
   model: ModelConfig,
   params: PyTree,
@@ -94,21 +105,24 @@ def sampled(
 
   The draws for a prompt depend only on the seed, the name of the set and the prompt's index.
 
-  Args: see `answer`.
+  Args: see `answer`; `batch_size` is the number of prompts in a call of the sampler.
 
   Yields:
     The indices of a batch's prompts, the examples of its `batch_size` rows, in which the last
-    prompt is repeated to fill the batch, and their responses on the mesh.
+    prompt is repeated to fill the batch, and their responses on the mesh. Those to repeated prompts
+    have one token.
   """
   root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(test.name.encode()))
   for batch, width in test.batches(batch_size)[start:]:
     padded = np.array([*batch, *[batch[-1]] * (batch_size - len(batch))])  # one compiled shape
     examples = [test.examples[i] for i in padded]
-    prompts = put_rows(
-      mesh,
-      batch_size,
-      lambda rows: test.encoder([examples[i] for i in rows], width),  # noqa: B023
-    )
+
+    def encode(rows):
+      prompts = test.encoder([examples[i] for i in rows], width)  # noqa: B023
+      limits = [rollout.max_new_tokens if i < len(batch) else 1 for i in rows]  # noqa: B023
+      return prompts.replace(max_tokens=np.array(limits, np.int32))
+
+    prompts = put_rows(mesh, batch_size, encode)
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(padded)
     yield batch, examples, sample(model, params, prompts, keys, rollout)
 
@@ -124,7 +138,9 @@ def answer(
   score: Callable = verifiers.score,
   start: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
-  """Answers to a held-out set, sampled and verified, one batch of prompts at a time; see `sampled`.
+  """Answers to a held-out set, sampled and verified; see `sampled`.
+
+  The sampler has a queue: a prompt whose answers are complete makes room for the next one.
 
   Args:
     model: the decoder's shape.
@@ -132,17 +148,19 @@ def answer(
     test: the held-out set.
     rollout: sampling options.
     seed: sampling seed.
-    batch_size: prompts a batch, rollout.n answers each.
+    batch_size: prompts that are answered at once, rollout.n answers each.
     mesh: prompts are divided over its batch axes.
     score: maps (checks, responses) to verdicts.
-    start: index of the first batch in EvalSet.batches.
+    start: index of the first call's prompts in test.batches(prompts_per_call(...)).
 
   Yields:
-    A batch's rows, rollout.n a prompt: task, prompt (its number), sample, question, answer, domain,
+    The rows of a call, rollout.n a prompt: task, prompt (its number), sample, question, answer, domain,
     difficulty, response, tokens, truncated, reward in [0, 1], status (of the verdict), vote (the
     verdict's answer, which counts in a majority; None unless the status is "ok").
   """
-  for batch, _, rollouts in sampled(model, params, test, rollout, seed, batch_size, mesh, start):
+  slots = dataclasses.replace(rollout, slots=batch_size * rollout.n)
+  size = prompts_per_call(test, batch_size, mesh)
+  for batch, _, rollouts in sampled(model, params, test, slots, seed, size, mesh, start):
     examples = [test.examples[i] for i in batch]
     tokens, mask, truncated = fetch((rollouts.tokens, rollouts.mask, rollouts.truncated))
     rows = []

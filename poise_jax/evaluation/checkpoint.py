@@ -26,7 +26,7 @@ from poise_jax.data.tasks.config import task_of_run
 from poise_jax.distributed import processes, sharding
 from poise_jax.errors import UserError
 from poise_jax.evaluation import table
-from poise_jax.evaluation.answer import EvalConfig, answer
+from poise_jax.evaluation.answer import EvalConfig, answer, prompts_per_call
 from poise_jax.evaluation.held_out import EvalSet, make_sets
 from poise_jax.evaluation.judge import Judge, VerifierConfig
 from poise_jax.learner.config import check_dtype
@@ -126,7 +126,8 @@ def run(
   processes.check_alike("the evaluation", json.dumps(protocol))
   processes.on_first(files.claim, out, table.PROTOCOL, protocol, "an evaluation", "--out")
 
-  counts = [len(ids) * rollout.n for test in sets for ids, _ in test.batches(batch)]
+  calls = [test.batches(prompts_per_call(test, batch, mesh)) for test in sets]
+  counts = [len(ids) * rollout.n for batches in calls for ids, _ in batches]
   done = processes.on_first(truncate_to_batches, out / table.ANSWERS, counts)
   if done < len(counts):
     processes.on_first(append, out / table.STARTS, [provenance()])
@@ -138,9 +139,9 @@ def run(
         score = functools.partial(judge.score, training=False)
       progress = stack.enter_context(Progress(counts, done, rollout.n))
       stack.enter_context(jax.set_mesh(mesh))
-      for test in sets:
+      for test, batches in zip(sets, calls, strict=True):
         answers = answer(model, params, test, rollout, options.seed, batch, mesh, score, start=done)
-        done = max(0, done - len(test.batches(batch)))
+        done = max(0, done - len(batches))
         for rows in answers:
           processes.on_first(append, out / table.ANSWERS, rows)
           progress.batch(test.name, rows)

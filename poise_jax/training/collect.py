@@ -86,6 +86,7 @@ def init(
     entropies=per_token,
     truncated=per_response.astype(bool),
     features=np.zeros((groups, n, features), np.float32),
+    decode_rows=per_response,
   )
   pool = Experience(rollouts, per_response, per_token, ids, ids, ids)
   return State(zero, zero, zero, pool, skips)

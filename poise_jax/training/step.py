@@ -1,6 +1,7 @@
 """One training step: sample and judge, estimate, update the policy, update the estimator."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -71,8 +72,9 @@ class Sampling:
     run, clock = self.experiment, self.clock
     keys = _sampling_keys(self.key, *jax.device_put((np.int32(self.step), np.int32(generation))))
     examples = [run.task.train[i] for i in ids]
+    width = run.encoder.width(examples)
     prompts = sharding.put_rows(
-      run.mesh, len(examples), lambda rows: run.encoder([examples[i] for i in rows])
+      run.mesh, len(examples), lambda rows: run.encoder([examples[i] for i in rows], width)
     )
     rollouts = rollout.sample(run.model, self.decoding, prompts, keys[0], run.rollout)
     jax.block_until_ready(rollouts)
@@ -97,10 +99,24 @@ class Sampling:
       logprobs = tuple(
         update.sequence_logprobs(run.model, params, rollouts, run.update) for params in policies
       )
+    if run.collect.dynamic_sampling:  # groups of several batches are joined
+      rollouts = _widened(rollouts, run.encoder.max_length)
     batch = sharding.put_batch(run.mesh, batch)
     token_rewards = rewards.token_rewards(batch["scores"], rollouts.mask, run.reward, *logprobs)
     clock.lap("reward")
     return Experience(rollouts=rollouts, token_rewards=token_rewards, **batch)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _widened(rollouts, width):
+  """The rollouts with prompts padded to `width` tokens."""
+
+  def pad(x):
+    return jnp.pad(x, ((0, 0), (width - x.shape[1], 0)))
+
+  prompts = rollouts.prompts
+  prompts = prompts.replace(tokens=pad(prompts.tokens), mask=pad(prompts.mask))
+  return rollouts.replace(prompts=prompts)
 
 
 @jax.jit

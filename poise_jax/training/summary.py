@@ -42,8 +42,9 @@ def metrics(
     has no prompt of that difficulty, and the same as reward/domain/<domain> and
     baseline/domain/<domain> if there are several; of the baselines against the rewards of their own
     responses baseline/pearson and baseline/variance_reduction, 1 - Var(R - b) / Var(R), and
-    baseline/ceiling, see statistics.noise_ceiling (NaN with dynamic sampling); lengths in tokens
-    and the entropy in nats per token.
+    baseline/ceiling, see statistics.noise_ceiling (NaN with dynamic sampling); lengths in tokens;
+    the entropy in nats per token; and, of the rows that the sampler's decode steps computed,
+    rollout/useful_rows, the fraction that drew a token.
   """
   rewards, rollouts = experience.rewards, experience.rollouts
   real = jnp.arange(len(rewards)) < groups
@@ -65,6 +66,10 @@ def metrics(
     for part, (places, labels) in parts.items()
     for i, name in enumerate(labels)
   }
+  if len(rollouts.decode_rows):
+    rows = jnp.where(real[:, None], rollouts.decode_rows, 0).sum()
+    # The first token of a response comes from the prefill.
+    means["rollout/useful_rows"] = jnp.maximum(lengths - 1, 0).sum() / jnp.maximum(rows, 1)
   return {
     **means,
     "reward/mean": mean(rewards),

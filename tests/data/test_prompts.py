@@ -49,6 +49,20 @@ def test_prompts_are_padded_on_the_left():
     assert (tokens[~mask] == PAD).all()
 
 
+@pytest.mark.parametrize(
+  "lengths,limit,expected",
+  [
+    ([3, 1], 300, 64),
+    ([64], 300, 64),
+    ([5, 65], 300, 128),
+    ([200], 300, 256),
+    ([257, 2], 300, 300),
+  ],
+)
+def test_widths_are_few_and_at_least_the_longest_prompts(lengths, limit, expected):
+  assert encoder(max_length=limit).width([example("1" * n) for n in lengths]) == expected
+
+
 def test_the_template_is_filled_literally():
   special_characters = encoder("{x} {question} %s =", max_length=40)
   assert decode(special_characters.encode(example("1{y}"))) == "{x} 1{y} %s ="

@@ -85,8 +85,11 @@ def test_every_answer_has_its_verdict(answers, test_set):
   assert len({row["response"] for row in rows}) > 20  # samples of a prompt differ
 
 
-def test_draws_depend_on_seed_set_and_prompt_alone(answers, test_set):
-  (whole,) = answers(test_set, SAMPLED, batch=10)
+def test_draws_depend_on_seed_set_and_prompt_alone(answers, test_set, monkeypatch):
+  """10 prompts, of which 10 or 4 are answered at once, in one call or in three."""
+  (whole,), (queued,) = answers(test_set, SAMPLED, batch=10), answers(test_set, SAMPLED)
+  assert queued == whole
+  monkeypatch.setattr(answer, "QUEUE", 1)
   parts = answers(test_set, SAMPLED)
   assert [len(part) for part in parts] == [12, 12, 6]
   assert [row for part in parts for row in part] == whole
@@ -97,6 +100,21 @@ def test_draws_depend_on_seed_set_and_prompt_alone(answers, test_set):
     answers(dataclasses.replace(test_set, name="another"), SAMPLED),
   ):
     assert [row["response"] for row in other[0]] != responses
+
+
+@pytest.mark.parametrize(
+  "prompts,at_once,shards,expected",
+  [
+    (10, 4, 1, 10),
+    (10, 64, 8, 16),  # a multiple of the shards
+    (100, 4, 1, 25),  # four calls of at most 32, all alike
+    (33, 4, 2, 18),
+  ],
+)
+def test_calls_are_few_and_alike(test_set, prompts, at_once, shards, expected):
+  test = dataclasses.replace(test_set, examples=[test_set.examples[0]] * prompts)
+  mesh = sharding.make_mesh(fsdp=shards, devices=shards)
+  assert answer.prompts_per_call(test, at_once, mesh) == expected
 
 
 def test_metrics_of_an_evaluation_in_training(answers, test_set):

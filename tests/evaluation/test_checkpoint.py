@@ -18,8 +18,8 @@ import pytest
 from configs import quickstart
 from poise_jax import models, verifiers
 from poise_jax.data import tasks
+from poise_jax.evaluation import answer, table
 from poise_jax.evaluation import checkpoint as evaluation
-from poise_jax.evaluation import table
 from poise_jax.learner import update
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.training import build, checkpoints
@@ -48,6 +48,14 @@ FIELDS = {
   "eval.n": 3,
   "eval.temperature": 1.0,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several_calls():
+  """Sets of 10 prompts are answered in several calls of the sampler."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(answer, "QUEUE", 1)
+    yield
 
 
 def odd(checks, responses):
@@ -176,7 +184,7 @@ def test_several_held_out_sets_resume_in_the_interrupted_one(checkpoint, straigh
   config, calls = small(eval__tasks=sets), []
 
   def interrupted(checks, responses):
-    if len(calls) == 4:  # batches of 4, 4 and 2 prompts of one set, 4 and 2 of the other
+    if len(calls) == 4:  # batches of 4, 4 and 2 prompts of one set, twice 3 of the other
       raise KeyboardInterrupt
     calls.append(len(responses))
     return odd(checks, responses)

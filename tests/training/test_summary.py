@@ -26,6 +26,7 @@ def experience():
     entropies=np.where(mask, rng.random((P, N, T)), 0).astype(np.float32),
     truncated=mask[..., -1],
     features=np.zeros((P, N, 2), np.float32),
+    decode_rows=np.full((P, N), 9.0, np.float32),
   )
   return Experience(
     rollouts,
@@ -49,6 +50,7 @@ def test_metrics_are_those_of_the_groups_that_are_not_padding(experience, shape)
   rewards, baselines = rewards[:REAL], baselines[:REAL]
   lengths = experience.rollouts.mask[:REAL].sum(-1)
   expected = {
+    "rollout/useful_rows": (lengths - 1).sum() / (9 * REAL * N),
     "reward/mean/easy": rewards[[0, 3]].mean(),
     "reward/mean/hard": np.nan,
     "reward/mean/medium": rewards[[1, 2]].mean(),
