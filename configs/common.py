@@ -57,7 +57,7 @@ def default(algorithm: str) -> ConfigDict:
   config.steps = 100  # number of steps: batches of rollouts to train on
   config.rollouts = 64  # sequences per step; prompts per step are rollouts / rollout.n
   config.eval_every = 20  # steps between held-out evaluations; there is one before and one after
-  config.eval_batch = 64  # prompts evaluated at once
+  config.eval_batch = 64  # prompts answered at once in an evaluation; more wait in a queue
   # steps between checkpoints; 0: only at best evaluations, signals and the last step
   config.checkpoint_every = 20
   config.checkpoint_keep_every = 0  # interval of checkpoints that are never deleted; 0: none

@@ -154,9 +154,9 @@ def answer(
     start: index of the first call's prompts in test.batches(prompts_per_call(...)).
 
   Yields:
-    The rows of a call, rollout.n a prompt: task, prompt (its number), sample, question, answer, domain,
-    difficulty, response, tokens, truncated, reward in [0, 1], status (of the verdict), vote (the
-    verdict's answer, which counts in a majority; None unless the status is "ok").
+    The rows of a call, rollout.n a prompt: task, prompt (its number), sample, question, answer,
+    domain, difficulty, response, tokens, truncated, reward in [0, 1], status (of the verdict), vote
+    (the verdict's answer, which counts in a majority; None unless the status is "ok").
   """
   slots = dataclasses.replace(rollout, slots=batch_size * rollout.n)
   size = prompts_per_call(test, batch_size, mesh)
