@@ -30,7 +30,7 @@ def get_config(algorithm="poise"):
   )
   config.task.name = "reasoning"
   config.task.think_end = "</think>"
-  config.task.reasoning.levels = {"sums": (1, 4), "words": (2, 3), "search": (2, 2)}
+  config.task.reasoning.levels = {"sums": (1, 4), "words": (2, 3)}
   config.task.reasoning.guess = 0.5
   config.task.reasoning.slip = 0.01
   config.task.test = 240
