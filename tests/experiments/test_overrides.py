@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from configs import quickstart, reasoning_gym, smollm2_arithmetic
+from configs import reasoning_gym, smollm2_arithmetic
 from experiments import (
   cli,
   overrides,
