@@ -189,7 +189,7 @@ def step_programs(
       arguments = (model, step.update, shapes.params, tokens, micro)
       programs[f"log-probs, {pass_shape(micro)}"] = (update.microbatch_logprobs, arguments)
   weights = jax.ShapeDtypeStruct(batch.mask.shape, np.float32, sharding=batch.mask.sharding)
-  weighted = batch.with_fields(weights=weights)
+  weighted = batch.replace(fields={**batch.fields, "weights": weights})
   for micro in micros:
     arguments = (model, step.update, shapes.params, shapes.params, weighted, micro)
     programs[f"the update, {pass_shape(micro)}"] = (update.microbatch_gradient, arguments)

@@ -28,6 +28,7 @@ CURVES = {  # title -> metrics of the figure with their labels
     "reward/repeated_fraction": "repeated",
   },
   "Response length (tokens)": {"rollout/length": ""},
+  "Update positions that hold a token": {"update/useful_positions": ""},
   "Truncated responses (fraction)": {"rollout/truncated_fraction": ""},
 }
 FAMILIES = {  # title -> prefix of the metrics of the figure

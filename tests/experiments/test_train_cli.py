@@ -368,9 +368,11 @@ def test_dry_run_counts_the_memory_of_a_run_and_writes_nothing(
   assert report.sizes["prompts per step"] == 4
   assert report.sizes["tokens sampled per step, at most"] == 8 * 14
   assert report.sizes["optimizer steps per batch"] == 2
-  assert report.sizes["micro-batches per optimizer step"] == 2
-  assert {"the sampler", "log-probs", "the update"} <= set(report.programs)
-  assert report.programs["the update"].temporary >= report.updating["gradients"] == size(params)
+  shape = "1 x (10 + 2 x 14)"  # of a micro-batch of 2: a prompt and both of its responses
+  assert report.sizes[f"passes of {shape} positions"] == 4
+  assert {"the sampler", f"log-probs, {shape}", f"the update, {shape}"} <= set(report.programs)
+  assert report.programs[f"the update, {shape}"].temporary > 0
+  assert report.updating["gradients"] == size(params)
   for part in (report.always, report.sampling, report.updating):
     assert min(part.values()) >= 0
 
