@@ -7,6 +7,7 @@ The code transposes operands to [batch..., rows, K] itself, with the query heads
 rows; otherwise XLA transposes the score matrices, which are far larger.
 """
 
+import functools
 import math
 
 import jax
@@ -168,20 +169,21 @@ def cudnn(
   """
   if q.dtype == jnp.float32:
     return xla(q, k, v, segments)
+  length = q.shape[1]
+  odd = length % 2  # cuDNN's backward pass needs an even length
+  q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+  segments = jnp.pad(segments, ((0, 0), (0, odd)))
+  attend = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=backend)
   if segments.dtype != bool:
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=backend)
+    return attend(q, k, v, mask=mask)[:, :length]
   roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
   first = jnp.argmax(segments, axis=1)
   lengths = jnp.maximum(segments.sum(1, dtype=jnp.int32), 1)  # a softmax needs at least one key
-  context = jax.nn.dot_product_attention(
-    *(roll(x, -first) for x in (q, k, v)),
-    is_causal=True,
-    query_seq_lengths=lengths,
-    key_value_seq_lengths=lengths,
-    implementation=backend,
+  context = attend(
+    *(roll(x, -first) for x in (q, k, v)), query_seq_lengths=lengths, key_value_seq_lengths=lengths
   )
-  return roll(context, first)
+  return roll(context, first)[:, :length]
 
 
 IMPLEMENTATIONS = {"xla": xla, "splash": splash, "cudnn": cudnn}

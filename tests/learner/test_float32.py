@@ -13,7 +13,7 @@ import pytest
 
 from poise_jax import models, rollout
 from poise_jax.estimators import critic
-from poise_jax.learner import update
+from poise_jax.learner import batching, plan, update
 from poise_jax.learner.batching import form, minibatches
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.rollout import RolloutConfig
@@ -129,3 +129,21 @@ def test_products_of_bfloat16_have_the_default_precision(make, float32):
   narrow = [precision for types, precision in found if types == ("bf16", "bf16")]
   assert set(narrow) == {("DEFAULT", "DEFAULT")} and len(narrow) >= 10
   assert sum(precision == ("HIGHEST", "HIGHEST") for _, precision in found) == float32
+
+
+@pytest.mark.parametrize(
+  "kind,kernel", [("packed", "fmhaScaleBiasSoftmax"), ("shared", "fmhaSoftmax")]
+)
+def test_an_update_in_bfloat16_lowers_for_a_gpu_with_its_kernel(monkeypatch, kind, kernel):
+  """Rows of several sequences need a mask, rows of shared prompts lengths. No GPU is needed to
+  lower for one, but JAX asks for cuDNN's version and the device's generation."""
+  checks = "jax._src.cudnn.fused_attention_stablehlo.check_"
+  monkeypatch.setattr(f"{checks}cudnn_version", lambda: 91300)
+  monkeypatch.setattr(f"{checks}compute_capability", lambda capability: True)
+  monkeypatch.setattr(
+    batching, "plan", lambda lengths, size, shards: getattr(plan, kind)(lengths, size * 9, shards)
+  )
+  function, arguments = policy("bfloat16", "cudnn")
+  lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+  calls = set(re.findall(r"__cudnn\$(\w+)", lowered.as_text()))
+  assert calls == {kernel, f"{kernel}Backward"}

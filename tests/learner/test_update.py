@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from poise_jax import models, rollout
-from poise_jax.learner import update
+from poise_jax.learner import batching, plan, update
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.learner.update import UpdateConfig
 from poise_jax.rollout import RolloutConfig
@@ -149,6 +149,33 @@ def test_metrics_of_an_update(rollouts, advantages, whole):
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_any_microbatch_size_gives_the_same_update(params, rollouts, advantages, whole, size):
   assert_same_update(run(params, rollouts, advantages, microbatch_size=size), whole)
+
+
+@pytest.mark.parametrize("kind,size", [("packed", 1), ("packed", 4), ("shared", 2), ("shared", 8)])
+def test_passes_of_any_shape_give_the_same_update(
+  params, rollouts, advantages, whole, monkeypatch, kind, size
+):
+  """Rows of several sequences in several widths, and rows of a prompt and its responses."""
+  monkeypatch.setattr(plan, "LEAST_POSITIONS", 4)
+  made, shapes = getattr(plan, kind), set()
+
+  def only(lengths, microbatch_size, shards):
+    result = made(lengths, microbatch_size // shards * (TP + T), shards)
+    shapes.update((m.rows, m.width, m.responses) for m in result.micro_batches)
+    return result
+
+  monkeypatch.setattr(batching, "plan", only)
+  assert_same_update(run(params, rollouts, advantages, microbatch_size=size), whole)
+  assert len(shapes) > 1 or kind == "shared"
+  assert {responses for *_, responses in shapes} == {1 if kind == "packed" else N}
+
+
+def test_useful_positions_of_an_update(params, rollouts, whole):
+  prompts = np.asarray(rollouts.prompts.mask).sum() * N
+  assert 0.5 < whole[1]["update/useful_positions"] <= 1
+  _, metrics = run(params, rollouts, jnp.zeros((P, N)), microbatch_size=1)
+  tokens = prompts + np.asarray(rollouts.mask).sum()
+  assert tokens / (P * N * (TP + T)) < metrics["update/useful_positions"] <= 1
 
 
 def test_an_empty_response_in_a_microbatch_of_its_own(params, rollouts, advantages):
