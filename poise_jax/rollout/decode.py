@@ -13,7 +13,7 @@ from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.draw import next_tokens
 from poise_jax.rollout.queue import Queue
 from poise_jax.rollout.results import Results, write
-from poise_jax.rollout.slots import Slots, is_fed, is_last
+from poise_jax.rollout.slots import Slots, implementation, is_fed, is_last
 
 
 @flax.struct.dataclass
@@ -72,8 +72,7 @@ def step(
 def _run_layers(slots, inputs, config, rollout):
   """Final states [R, D], all layers' caches, and the states [R, D] of the feature layers."""
   embedding = inputs.params["embed_tokens"]["embedding"]
-  cache_dtype = jnp.dtype(rollout.cache_dtype or embedding.dtype)
-  implementation = attention.resolve(rollout.attention, config, cache_dtype)
+  name = implementation(config, embedding.dtype, rollout)
   with jax.named_scope("embed"):
     cos, sin = (x[slots.length][:, None] for x in inputs.rotary)  # [R, 1, K / 2]
     x = embedding[slots.token][:, None]  # [R, 1, D]
@@ -83,7 +82,7 @@ def _run_layers(slots, inputs, config, rollout):
     def attend(q, k, v, i=i):
       rows = (slots.caches[i], slots.length, slots.alive)
       new = (a[:, 0] for a in (q, k, v))
-      context, cache = attention.append_and_attend(*new, *rows, implementation)
+      context, cache = attention.append_and_attend(*new, *rows, name)
       return context[:, None], cache
 
     block = Block(config, embedding.dtype, sampling=True, name="layers")

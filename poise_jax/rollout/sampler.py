@@ -17,14 +17,15 @@ from jaxtyping import Array, Key, PyTree
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.models import ModelConfig, sampling_params
+from poise_jax.models.decode_attention import KERNELS
 from poise_jax.rollout import decode, queue, results, slots
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.features import check_layers
 from poise_jax.types import Prompts, Rollouts
 
 IDLE = 16  # slots are refilled once one in IDLE is free: each refill rewrites the prompts' caches
-# When no more than one slot in DRAIN is still alive at the end, the rest decodes in a program of
-# its own of as many rows, if these are at least DRAIN_ROWS.
+# When no more than one slot in DRAIN is alive at the end, the rest decodes in as many rows, if these
+# are at least DRAIN_ROWS and free slots cost something. It takes another copy of the decode step.
 DRAIN, DRAIN_ROWS = 4, 16
 
 
@@ -82,7 +83,10 @@ def _run(config, params, prompts, keys, *, rollout, count) -> dict[str, Array]:
   responses = queue.make(prompts, keys, rollout)
   inputs = decode.inputs(config, params, responses, rollout)
   n, total, rows = rollout.n, keys.size, min(count, keys.size)
-  idle, floor = -(-rows // IDLE), rows // DRAIN if rows // DRAIN >= DRAIN_ROWS else 0
+  dtype = params["norm"]["scale"].dtype
+  free_is_free = slots.implementation(config, dtype, rollout) in KERNELS
+  idle, floor = -(-rows // IDLE), rows // DRAIN
+  floor = 0 if free_is_free or floor < DRAIN_ROWS else floor
   step = functools.partial(decode.step, inputs=inputs, config=config, rollout=rollout)
   stage = functools.partial(
     queue.stage, config, params, responses, size=min(len(keys), -(-rows // n)), rollout=rollout
@@ -110,7 +114,6 @@ def _run(config, params, prompts, keys, *, rollout, count) -> dict[str, Array]:
     state = decode_while_busy(state, jnp.where(following < total, rows - idle, floor))
     return state, staged, following
 
-  dtype = params["norm"]["scale"].dtype
   state = decode.DecodeState(
     slots=slots.empty(config, responses, rows, dtype, rollout),
     results=results.empty(config, responses, rollout),

@@ -5,6 +5,7 @@ Letters: see queue.py.
 
 import flax.struct
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.models import ModelConfig
@@ -40,7 +41,14 @@ class Slots:
   window: Window
 
 
-def empty(config: ModelConfig, queue: Queue, rows: int, dtype, rollout: RolloutConfig) -> Slots:
+def implementation(config: ModelConfig, dtype: DTypeLike, rollout: RolloutConfig) -> str:
+  """The implementation of attention to the slots' caches, for a computation in `dtype`."""
+  return attention.resolve(rollout.attention, config, jnp.dtype(rollout.cache_dtype or dtype))
+
+
+def empty(
+  config: ModelConfig, queue: Queue, rows: int, dtype: DTypeLike, rollout: RolloutConfig
+) -> Slots:
   """Free slots with room for the longest response to the longest prompt.
 
   Args:
@@ -51,9 +59,9 @@ def empty(config: ModelConfig, queue: Queue, rows: int, dtype, rollout: RolloutC
     rollout: sampling options.
   """
   cache_dtype = jnp.dtype(rollout.cache_dtype or dtype)
-  implementation = attention.resolve(rollout.attention, config, cache_dtype)
+  cache_type = attention.cache_type(implementation(config, dtype, rollout))
   positions = queue.tokens.shape[1] + rollout.max_new_tokens
-  cache = attention.cache_type(implementation).empty(config, rows, positions, cache_dtype)
+  cache = cache_type.empty(config, rows, positions, cache_dtype)
   layers, k, width = len(rollout.feature_layers), rollout.feature_window, config.hidden_size
   zeros = jnp.zeros(rows, jnp.int32)
   return Slots(
