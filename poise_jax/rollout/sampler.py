@@ -24,8 +24,8 @@ from poise_jax.rollout.features import check_layers
 from poise_jax.types import Prompts, Rollouts
 
 IDLE = 16  # slots are refilled once one in IDLE is free: each refill rewrites the prompts' caches
-# When no more than one slot in DRAIN is alive at the end, the rest decodes in as many rows, if these
-# are at least DRAIN_ROWS and free slots cost something. It takes another copy of the decode step.
+# When no more than one slot in DRAIN is alive at the end, the rest decodes in as many rows, if
+# these are at least DRAIN_ROWS and free slots cost something: another copy of the decode step.
 DRAIN, DRAIN_ROWS = 4, 16
 
 
