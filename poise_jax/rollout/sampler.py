@@ -4,7 +4,8 @@ Each device has a queue of its own responses and a number of slots in which they
 slots are free the next responses move in, their prompts prefilled; a response that ends never waits
 for a longer one. What a response says depends on its prompt, its key and its number alone, so
 neither the number of slots nor the order changes it. Nothing is sent between devices that split the
-batch, and each goes on until its own queue is empty.
+batch, and each goes on until its own queue is empty. Only where others split the heads do all take
+the same steps, because XLA exchanges data in groups of devices only if all groups do.
 """
 
 import functools
@@ -65,7 +66,8 @@ def _sample(config, params, prompts, key, rollout):
   mesh, count = jax.sharding.get_abstract_mesh(), rollout.slots or keys.size
   if not mesh.empty:
     count = -(-count // sharding.batch_shards(mesh))
-  run = functools.partial(_run, config, rollout=rollout, count=count)
+  in_step = not mesh.empty and mesh.shape["tensor"] > 1
+  run = functools.partial(_run, config, rollout=rollout, count=count, in_step=in_step)
   if not mesh.empty:
     batch = PartitionSpec(sharding.BATCH)
     run = jax.shard_map(
@@ -78,8 +80,9 @@ def _sample(config, params, prompts, key, rollout):
   return Rollouts(prompts=prompts, **run(params, prompts, keys))
 
 
-def _run(config, params, prompts, keys, *, rollout, count) -> dict[str, Array]:
-  """The fields of Rollouts for the prompts of one device, decoded in at most `count` slots."""
+def _run(config, params, prompts, keys, *, rollout, count, in_step) -> dict[str, Array]:
+  """The fields of Rollouts for the prompts of one device, decoded in at most `count` slots; with
+  `in_step` all devices leave and repeat loops together."""
   responses = queue.make(prompts, keys, rollout)
   inputs = decode.inputs(config, params, responses, rollout)
   n, total, rows = rollout.n, keys.size, min(count, keys.size)
@@ -100,19 +103,26 @@ def _run(config, params, prompts, keys, *, rollout, count) -> dict[str, Array]:
     buffers = results.write(buffers, filled.response, jnp.zeros_like(filled.drawn), chosen, drawn)
     return decode.DecodeState(filled, buffers), following + chosen.sum(dtype=jnp.int32)
 
-  def decode_while_busy(state, least):
-    """Steps until no more than `least` slots are alive."""
-    return jax.lax.while_loop(lambda s: s.slots.alive.sum() > least, step, state)
+  def anywhere(condition):
+    return jax.lax.pmax(condition.astype(jnp.int32), sharding.BATCH) > 0 if in_step else condition
+
+  def decode_while_busy(state, least, following=total):
+    """Steps until it is time for a refill or, without a queue, `least` slots are alive."""
+    waiting = following < total
+
+    def go_on(state):
+      alive = state.slots.alive.sum()
+      due = anywhere(waiting & (alive <= rows - idle))
+      return ~due & anywhere(alive > jnp.where(waiting, 0, least))
+
+    return jax.lax.while_loop(go_on, step, state)
 
   def refill_and_decode(carry):
     state, staged, following = carry
-    size = staged.features.shape[1]
-    staged = jax.lax.cond(
-      following >= (staged.first + size) * n, lambda: stage(following // n), lambda: staged
-    )
+    used_up = following >= (staged.first + staged.features.shape[1]) * n
+    staged = jax.lax.cond(anywhere(used_up), lambda: stage(following // n), lambda: staged)
     state, following = refill(state, staged, following)
-    state = decode_while_busy(state, jnp.where(following < total, rows - idle, floor))
-    return state, staged, following
+    return decode_while_busy(state, floor, following), staged, following
 
   state = decode.DecodeState(
     slots=slots.empty(config, responses, rows, dtype, rollout),
@@ -126,7 +136,7 @@ def _run(config, params, prompts, keys, *, rollout, count) -> dict[str, Array]:
     staged = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     staged = staged.replace(first=jnp.int32(-staged.features.shape[1]))  # all used up
     carry = (state, staged, jnp.int32(0))
-    state, _, _ = jax.lax.while_loop(lambda c: c[2] < total, refill_and_decode, carry)
+    state, _, _ = jax.lax.while_loop(lambda c: anywhere(c[2] < total), refill_and_decode, carry)
   if floor:
     state = state.replace(results=results.keep_windows(state.results, state.slots))
     state = decode_while_busy(state.replace(slots=slots.compact(state.slots, floor)), 0)

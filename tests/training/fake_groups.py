@@ -27,6 +27,7 @@ def groups(ids, scores):
       entropies=per_token,
       truncated=np.zeros((len(ids), N), bool),
       features=filled(N, F).astype(np.float32),
+      decode_rows=filled(N).astype(np.float32),
     ),
     scores=scores,
     token_rewards=per_token,
