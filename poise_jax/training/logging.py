@@ -166,7 +166,7 @@ class Console:
     """The time left at the pace of the latest steps, evaluation and saving included; "" before two
     steps are timed and after the last step."""
     self.ends.append(now)
-    if not self.start and step == 2:
+    if not self.start and step == 1:
       self.ends.popleft()  # step 1 includes compilation
     if len(self.ends) < 2 or step >= self.steps:
       return ""
