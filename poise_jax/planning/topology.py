@@ -149,7 +149,7 @@ def compiled_work(
     for computation, loop in sampler.loops()
     if computation == sampler.entry and not sampler.trip_count(loop)
   ]
-  if len(loops) != len(decoding):
+  if len(loops) < len(decoding):  # a second one decodes what is left at the end in fewer rows
     raise ValueError(f"the sampler has {len(loops)} decode loops instead of {len(decoding)}")
   bodies = [loop.attribute("body") for loop in loops]
   decoding = [
@@ -159,10 +159,10 @@ def compiled_work(
       flops=sampler.flops(body),
       collective_bytes=sampler.collective_bytes(body),
     )
-    for stage, body in zip(decoding, bodies, strict=True)
+    for stage, body in zip(decoding, bodies, strict=False)
   ]
   # Each decode loop has an unknown trip count and so counts once in the sampler's total.
-  prefill = sampler.flops() - sum(stage.flops for stage in decoding)
+  prefill = sampler.flops() - sum(sampler.flops(body) for body in bodies)
   flops["prefill"] = FlopCount(prefill, prefill_flops(step, shapes))
   return flops, decoding
 
