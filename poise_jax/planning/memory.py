@@ -77,7 +77,7 @@ class MemoryReport:
       advice = "train a smaller model, or shard it over more devices (mesh.fsdp)"
     elif sum(self.sampling.values()) > sum(self.updating.values()):
       advice = (
-        "lower rollouts or rollout.max_new_tokens, set model.dtype=bfloat16 or "
+        "lower rollout.slots, rollouts or rollout.max_new_tokens, set model.dtype=bfloat16 or "
         "rollout.cache_dtype=int8, or raise mesh.tensor"
       )
     else:
@@ -216,10 +216,11 @@ def _sizes(step, shapes):
 
 
 def cache_bytes(step: StepConfig) -> int:
-  """Keys and values of all prompts and of all responses at full length, on one device."""
-  n, dtype = step.rollout.n, step.rollout.cache_dtype or step.config.model.dtype
-  positions = n * step.rollout.max_new_tokens + step.config.task.max_prompt_length
-  caches = token_bytes(step.model, dtype) * step.config.rollouts // n * positions
+  """Keys and values of all slots, each with a prompt and a response at full length, on one device."""
+  rollouts, dtype = step.config.rollouts, step.rollout.cache_dtype or step.config.model.dtype
+  positions = step.rollout.max_new_tokens + step.config.task.max_prompt_length
+  slots = min(step.rollout.slots or rollouts, rollouts)
+  caches = token_bytes(step.model, dtype) * slots * positions
   return caches // (sharding.batch_shards(step.mesh) * step.mesh.shape["tensor"])
 
 

@@ -82,16 +82,11 @@ def prefill_flops(step: StepConfig, shapes: StepShapes) -> float:
 
 
 def decode_stages(step: StepConfig, shapes: StepShapes) -> list[DecodeStage]:
-  """The sampler's stages, whose caches grow, with the least bytes that a step of each reads."""
-  n, length, width = step.rollout.n, step.rollout.max_new_tokens, step.config.task.max_prompt_length
-  position_bytes = cache_bytes(step) / (n * length + width)
-  decode_stages, last = [], 0
-  for size in (length,):
-    caches = position_bytes * width + position_bytes * n * size
-    least = flops.decode_bytes(shapes.sampling_params, step.model.tie_word_embeddings, caches)
-    decode_stages.append(DecodeStage(size, size - last, least))
-    last = size
-  return decode_stages
+  """The sampler's decode steps, which share one size of the caches, with the bytes that one reads
+  at full length."""
+  length, tied = step.rollout.max_new_tokens, step.model.tie_word_embeddings
+  least = flops.decode_bytes(shapes.sampling_params, tied, cache_bytes(step))
+  return [DecodeStage(length, length, least)]
 
 
 def roofline(

@@ -1,6 +1,7 @@
 """Meshes of 8 devices give the results of one device. Run as a script, this file computes them on 8
 fake CPU devices and prints JSON; under pytest it starts that script and checks the output."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -32,6 +33,7 @@ OTHER_MESHES = ((1, 8, 1), (4, 2, 1), (2, 4, 1), (4, 1, 2), (2, 1, 4), (1, 2, 4)
 MODEL = models.ModelConfig("qwen3", 320, 64, 96, 2, 8, 4, 8, qk_norm=True, qkv_bias=True)
 P_, N, TP, T = 8, 2, 5, 4
 SAMPLING = RolloutConfig(n=1, max_new_tokens=T, temperature=0.5, eos_ids=tuple(range(30)))
+SLOTS = dataclasses.replace(SAMPLING, slots=4)  # half of the prompts wait where 4 shards have 2
 UPDATE = UpdateConfig(
   loss=PolicyLossConfig(0.2, 0.28, 10.0),
   minibatch_size=16,
@@ -87,11 +89,11 @@ def made_up_inputs():
   return prompts, experience, advantages
 
 
-def step(params, inputs, layout):
+def step(params, inputs, layout, sampling=SAMPLING):
   """(state after one update, its metrics, sampled answers, parameters in the sampling layout)."""
   prompts, experience, advantages = inputs
   sampling_params = layout(params)
-  answers = rollout.sample(MODEL, sampling_params, prompts, jax.random.key(2), SAMPLING)
+  answers = rollout.sample(MODEL, sampling_params, prompts, jax.random.key(2), sampling)
   state = update.init(params, UPDATE)
   state, metrics = update.step(MODEL, UPDATE, state, experience, advantages)
   return state, metrics, answers, sampling_params
@@ -112,7 +114,7 @@ def on_mesh(mesh, params, inputs, expected):
     params = jax.device_put(params, shardings)
     fresh = adam(update.init(params, UPDATE))
     inputs = [sharding.put_batch(mesh, x) for x in inputs]
-    state, metrics, answers, sampling_params = step(params, inputs, layout)
+    state, metrics, answers, sampling_params = step(params, inputs, layout, SLOTS)
   moments = adam(state)
   return {
     **differences(jax.device_get((state, metrics, answers)), expected),
