@@ -216,7 +216,7 @@ def _sizes(step, shapes):
 
 
 def cache_bytes(step: StepConfig) -> int:
-  """Keys and values of all slots, each with a prompt and a response at full length, on one device."""
+  """Keys and values of all slots at full length, prompts included, on one device."""
   rollouts, dtype = step.config.rollouts, step.rollout.cache_dtype or step.config.model.dtype
   positions = step.rollout.max_new_tokens + step.config.task.max_prompt_length
   slots = min(step.rollout.slots or rollouts, rollouts)

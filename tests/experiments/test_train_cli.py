@@ -397,7 +397,7 @@ def test_a_report_that_does_not_fit_has_advice():
   assert dataclasses.replace(tight, sampling={"caches": 6}).peak == 11
   for change, advice in (
     (dict(limit=9), "lower train.microbatch_size"),
-    (dict(limit=9, sampling={"caches": 6}), "lower rollouts or rollout.max_new_tokens"),
+    (dict(limit=9, sampling={"caches": 6}), "lower rollout.slots, rollouts or"),
     (dict(limit=4), "train a smaller model"),
   ):
     report = dataclasses.replace(tight, **change)
