@@ -149,9 +149,7 @@ def splash(
     context = jax.vmap(kernel)(*heads_first, splash_attention.SegmentIds(segments, segments))
     return context.swapaxes(1, 2)
 
-  queries, keys = (("batch", None, name, None) for name in ("heads", "kv_heads"))
-  attend = sharding.per_device(attend, (queries, keys, keys, ("batch", None)), queries)
-  return attend(q, k, v, segments)[:, :length]
+  return _per_device(attend)(q, k, v, segments)[:, :length]
 
 
 def cudnn(
@@ -173,17 +171,28 @@ def cudnn(
   odd = length % 2  # cuDNN's backward pass needs an even length
   q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
   segments = jnp.pad(segments, ((0, 0), (0, odd)))
-  attend = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=backend)
-  if segments.dtype != bool:
-    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-    return attend(q, k, v, mask=mask)[:, :length]
-  roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
-  first = jnp.argmax(segments, axis=1)
-  lengths = jnp.maximum(segments.sum(1, dtype=jnp.int32), 1)  # a softmax needs at least one key
-  context = attend(
-    *(roll(x, -first) for x in (q, k, v)), query_seq_lengths=lengths, key_value_seq_lengths=lengths
-  )
-  return roll(context, first)[:, :length]
+
+  def attend(q, k, v, segments):
+    by_backend = functools.partial(
+      jax.nn.dot_product_attention, is_causal=True, implementation=backend
+    )
+    if segments.dtype != bool:
+      mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+      return by_backend(q, k, v, mask=mask)
+    roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
+    first = jnp.argmax(segments, axis=1)
+    lengths = jnp.maximum(segments.sum(1, dtype=jnp.int32), 1)  # a softmax needs at least one key
+    rolled = (roll(x, -first) for x in (q, k, v))
+    context = by_backend(*rolled, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
+    return roll(context, first)
+
+  return _per_device(attend)(q, k, v, segments)[:, :length]
+
+
+def _per_device(attend):
+  """`attend` of queries, keys, values and [B, T], on each device for its rows and heads."""
+  queries, keys = (("batch", None, name, None) for name in ("heads", "kv_heads"))
+  return sharding.per_device(attend, (queries, keys, keys, ("batch", None)), queries)
 
 
 IMPLEMENTATIONS = {"xla": xla, "splash": splash, "cudnn": cudnn}
