@@ -1,8 +1,9 @@
-"""A Qwen3-shaped model of about a million parameters learns arithmetic from scratch.
+"""A Qwen3-shaped model of about a million parameters learns from scratch that thinking pays.
 
-A sentencepiece model is trained on the text of the task. A supervised warm start imitates a teacher
-who works some answers out and guesses at most of the harder ones. Reinforcement learning then
-improves the policy. It needs no download and takes minutes on 2 CPU cores:
+It adds and subtracts digit by digit and sorts letters by insertion (task `reasoning`). A
+sentencepiece model is trained on the text of the task. A supervised warm start imitates a teacher
+who thinks before some answers and guesses at most of the harder ones. Reinforcement learning then
+improves the policy. It needs no download and takes five minutes on 2 CPU cores:
 `python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart`.
 """
 
@@ -30,6 +31,7 @@ def get_config(algorithm="poise"):
   )
   config.task.name = "reasoning"
   config.task.think_end = "</think>"
+  # One-digit sums are easy and four-digit ones nearly hopeless: a spread of values for the probe.
   config.task.reasoning.levels = {"sums": (1, 4), "words": (2, 3)}
   config.task.reasoning.guess = 0.5
   config.task.reasoning.slip = 0.01
