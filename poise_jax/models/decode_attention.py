@@ -25,24 +25,26 @@ from poise_jax.models.products import matmul
 KEY_BLOCK = 512  # positions that `xla` reads at once
 
 
-def resolve(name: str, config: ModelConfig, dtype: DTypeLike) -> str:
+def resolve(name: str, config: ModelConfig, dtype: DTypeLike, cache_dtype: DTypeLike) -> str:
   """The implementation of a decode step: a key of IMPLEMENTATIONS.
 
-  Kernels need what their units multiply. That of TPUs has products of bfloat16 only and vectors of
-  128 numbers; its int8 pages would need 4 bytes for the scale of every number.
+  Kernels compute in bfloat16. That of TPUs needs vectors of 128 numbers; its int8 pages would need
+  4 bytes for the scale of every number.
 
   Args:
     name: a key of models.attention.IMPLEMENTATIONS, or "auto".
     config: the decoder's shape.
-    dtype: dtype of the caches.
+    dtype: dtype of the computation.
+    cache_dtype: dtype of the caches.
   """
   platform = sharding.platform()
   if name == "auto":
     name = attention.resolve(name, platform)
-  if name == "splash" and dtype == jnp.bfloat16 and config.head_dim % 128 == 0:
-    return "paged_tpu"
-  if name == "cudnn" and dtype != jnp.float32 and config.head_dim in (16, 32, 64, 128, 256):
-    return "paged_gpu"
+  if dtype == jnp.bfloat16:
+    if name == "splash" and cache_dtype == jnp.bfloat16 and config.head_dim % 128 == 0:
+      return "paged_tpu"
+    if name == "cudnn" and config.head_dim in (16, 32, 64, 128, 256):
+      return "paged_gpu"
   return "cpu" if platform == "cpu" and name == "xla" else "xla"
 
 

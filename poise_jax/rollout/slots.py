@@ -43,7 +43,8 @@ class Slots:
 
 def implementation(config: ModelConfig, dtype: DTypeLike, rollout: RolloutConfig) -> str:
   """The implementation of attention to the slots' caches, for a computation in `dtype`."""
-  return attention.resolve(rollout.attention, config, jnp.dtype(rollout.cache_dtype or dtype))
+  cache_dtype = jnp.dtype(rollout.cache_dtype or dtype)
+  return attention.resolve(rollout.attention, config, jnp.dtype(dtype), cache_dtype)
 
 
 def empty(

@@ -126,22 +126,24 @@ def test_the_tpus_kernel_gives_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "name,dtype,dim,expected",
+  "name,dtype,cache_dtype,dim,expected",
   [
-    ("splash", "bfloat16", 128, "paged_tpu"),
-    ("splash", "bfloat16", 64, "xla"),
-    ("splash", "int8", 128, "xla"),
-    ("splash", "float32", 128, "xla"),
-    ("cudnn", "bfloat16", 64, "paged_gpu"),
-    ("cudnn", "int8", 128, "paged_gpu"),
-    ("cudnn", "bfloat16", 80, "xla"),
-    ("cudnn", "float32", 64, "xla"),
-    ("xla", "float32", 64, "cpu"),
-    ("auto", "bfloat16", 64, "cpu"),
+    ("splash", "bfloat16", "bfloat16", 128, "paged_tpu"),
+    ("splash", "bfloat16", "bfloat16", 64, "xla"),
+    ("splash", "bfloat16", "int8", 128, "xla"),
+    ("splash", "float32", "float32", 128, "xla"),
+    ("splash", "float32", "bfloat16", 128, "xla"),
+    ("cudnn", "bfloat16", "bfloat16", 64, "paged_gpu"),
+    ("cudnn", "bfloat16", "int8", 128, "paged_gpu"),
+    ("cudnn", "bfloat16", "bfloat16", 80, "xla"),
+    ("cudnn", "float32", "float32", 64, "xla"),
+    ("cudnn", "float32", "int8", 64, "xla"),
+    ("xla", "float32", "float32", 64, "cpu"),
+    ("auto", "bfloat16", "bfloat16", 64, "cpu"),
   ],
 )
-def test_a_kernel_is_chosen_where_it_can_run(name, dtype, dim, expected):
-  assert lib.resolve(name, config(dim), jnp.dtype(dtype)) == expected
+def test_a_kernel_is_chosen_where_it_can_run(name, dtype, cache_dtype, dim, expected):
+  assert lib.resolve(name, config(dim), jnp.dtype(dtype), jnp.dtype(cache_dtype)) == expected
   assert lib.cache_type(expected) is (CpuCache if expected == "cpu" else KVCache)
 
 
