@@ -22,17 +22,31 @@ from poise_jax.learner.micro_batch import MicroBatch
 # Positions a device below which a pass is not cut further: reading the weights takes longer than
 # multiplying with them (197 TFLOP/s at 819 GB/s are 240 positions for v5e, 560 for v6e).
 LEAST_POSITIONS = 512
-LEAST_WIDTH = 128  # positions below which rows are not narrowed: the lanes of a TPU
+# Positions from which on rows are as wide as a sequence needs: the lanes of a TPU. Where sequences
+# are shorter, a row holds several at the limit, or the ends of rows would stay empty.
+LEAST_WIDTH = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-  """Tokens of the sequences of a mini-batch."""
+  """Tokens of the sequences of a batch, or of a mini-batch of it."""
 
   prompts: Int[np.ndarray, " B"]
   responses: Int[np.ndarray, " B"]  # 0: the sequence is left out
   groups: Int[np.ndarray, " B"]  # number of the prompt
   limits: tuple[int, int]  # most tokens of a prompt and of a response
+  # Tokens of the batch's longest prompt, response and sequence: all mini-batches have equal shapes.
+  longest: tuple[int, int, int] = ()
+
+  def __post_init__(self):
+    if not self.longest:
+      sides = self.prompts, self.responses, self.totals
+      object.__setattr__(self, "longest", tuple(int(x.max(initial=1)) for x in sides))
+
+  @property
+  def totals(self) -> Int[np.ndarray, " B"]:
+    """Tokens of each sequence; 0 if it is left out."""
+    return np.where(self.responses > 0, self.prompts + self.responses, 0)
 
   def __len__(self) -> int:
     return len(self.prompts)
@@ -40,7 +54,7 @@ class Lengths:
   def part(self, start: int, end: int) -> "Lengths":
     """The sequences from `start` up to `end`."""
     fields = (x[start:end] for x in (self.prompts, self.responses, self.groups))
-    return Lengths(*fields, self.limits)
+    return Lengths(*fields, self.limits, self.longest)
 
 
 class Plan(NamedTuple):
@@ -77,8 +91,9 @@ def packed(lengths: Lengths, budget: int, shards: int) -> Plan:
     budget: positions of a device's part of a micro-batch.
     shards: number of devices.
   """
-  totals = np.where(lengths.responses > 0, lengths.prompts + lengths.responses, 0)
-  width = _narrowed(sum(lengths.limits), totals.max())
+  totals = lengths.totals
+  width = _narrowed(sum(lengths.limits), lengths.longest[2])
+  width *= max(min(LEAST_WIDTH, budget) // width, 1)
   shapes = part_shapes(budget // width, width)
   unit = math.prod(shapes[-1])
   order = [i for i in np.argsort(-totals, kind="stable").tolist() if totals[i]]
@@ -140,12 +155,7 @@ def shared(lengths: Lengths, budget: int, shards: int) -> Plan | None:
   Returns:
     None where no prompt has two responses, or two do not fit into the budget.
   """
-  prompt, response = (
-    _narrowed(limit, longest)
-    for limit, longest in zip(
-      lengths.limits, (lengths.prompts.max(), lengths.responses.max()), strict=True
-    )
-  )
+  prompt, response = (_narrowed(*x) for x in zip(lengths.limits, lengths.longest, strict=False))
   sizes = np.unique(lengths.groups, return_counts=True)[1]
   best = None
   for m in range(2, min(sizes.max(), (budget - prompt) // response) + 1):
@@ -177,10 +187,12 @@ def _share(lengths, widths, m, rows):
 
 
 def _narrowed(limit, longest):
-  """The limit, halved as long as the longest fits."""
-  while -(-limit // 2) >= max(longest, LEAST_WIDTH):
+  """The limit, or the least of its halves, quarters, ... and three quarters of them that holds the
+  longest."""
+  longest = max(longest, LEAST_WIDTH)
+  while -(-limit // 2) >= longest:
     limit = -(-limit // 2)
-  return limit
+  return -(-3 * limit // 4) if -(-3 * limit // 4) >= longest else limit
 
 
 def _best_fit(totals, order, passes):

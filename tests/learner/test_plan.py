@@ -41,7 +41,7 @@ CASES = {
   "a prompt": lognormal(1, 1),
   "some left out": lognormal(32),
 }
-CASES["some left out"].responses[[0, 1, 7, 20]] = 0
+CASES["some left out"].responses[[0, 1, 7, 20]] = 0  # not the longest
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,7 +73,8 @@ def test_a_plan_never_has_more_positions_than_sequences_at_the_limit(name):
 )
 def test_most_positions_hold_a_token(size, shards, useful):
   """Lengths of reasoning; mini-batches of 64. Padded to the limit, 29 % do."""
-  parts = [lognormal(64, seed=seed, **MODERN) for seed in range(40)]
+  everything = lognormal(40 * 64, **MODERN)
+  parts = [everything.part(i, i + 64) for i in range(0, len(everything), 64)]
   plans = [lib.plan(part, size, shards) for part in parts]
   tokens = sum(plan.tokens for plan in plans)
   assert tokens == sum((part.prompts + part.responses).sum() for part in parts)
@@ -91,11 +92,23 @@ def test_micro_batches_are_cut_down_to_a_row_and_then_narrowed():
   assert lib.part_shapes(4, 11) == [(4, 11)]
 
 
-def test_rows_are_as_wide_as_the_longest_sequence_needs():
-  short = lognormal(64, mean=0.02, sigma=0.3, prompts=(40, 250), limits=(256, 8192))
-  assert {m.width for m in lib.plan(short, 16, 1).micro_batches} == {528}  # a sixteenth of 8448
-  short.responses[5] = 8000
-  assert {m.width for m in lib.plan(short, 16, 1).micro_batches} == {8448}
+def test_rows_are_as_wide_as_the_longest_sequence_of_the_batch_needs():
+  for longest, width in ((None, 528), (6000, 6336), (8000, 8448)):
+    short = lognormal(64, mean=0.02, sigma=0.3, prompts=(40, 250), limits=(256, 8192))
+    responses = short.responses.copy()
+    responses[5] = longest or responses[5]
+    batch = Lengths(short.prompts, responses, short.groups, short.limits)
+    for part in (batch, batch.part(32, 64)):  # mini-batches have the same programs
+      assert {m.width for m in lib.plan(part, 16, 1).micro_batches} == {width}
+
+
+def test_short_sequences_have_rows_of_several_at_the_limit():
+  """17 of 26 tokens fit into a row of 26 once, into one of 104 six times."""
+  lengths = Lengths(np.full(128, 9), np.full(128, 8), np.arange(128) // 2, (10, 16))
+  plan = lib.packed(lengths, 128 * 26, 1)
+  assert {m.width for m in plan.micro_batches} == {104}
+  assert plan.tokens / plan.positions > 0.85
+  assert {m.width for m in lib.packed(lengths, 2 * 26, 1).micro_batches} == {52}  # all that fits
 
 
 def tokens_a_group(prompt, response, n, size=16, shards=1, sigma=0.0):
@@ -145,11 +158,11 @@ def test_prompts_are_copied_where_sharing_would_pad_responses():
   assert shared.tokens / shared.positions < 0.5
 
 
-def test_a_mini_batch_without_tokens_has_one_small_pass():
+def test_a_mini_batch_without_tokens_has_one_pass_over_a_row():
   lengths = lognormal(64, **MODERN)
   lengths.responses[:] = 0
   (micro,) = lib.plan(lengths, 16, 1).micro_batches
-  assert micro.positions <= 512 * 4 and (micro.row < 0).all()
+  assert micro.rows == 1 and (micro.row < 0).all()
 
 
 def test_the_longest_possible_sequences_always_have_a_plan():

@@ -325,9 +325,8 @@ def test_no_buffer_of_all_logits(params, rollouts, advantages, optimized):
   assert not [shape for shape in forbidden if shape in text]
   assert f"[{BASE.logprob_chunk},{v}]" in text
   # The test detects one chunk of all tokens. (Lowered only: compiling it takes seconds.)
-  assert re.search(
-    rf"tensor<({4 * (T + 1)}|{4 * (TP + T)})x{v}xf32>", lowered(logprob_chunk=99).as_text()
-  )
+  rows = re.findall(rf"tensor<(\d+)x{v}xf32>", lowered(logprob_chunk=99).as_text())
+  assert max(map(int, rows)) >= 4 * (T + 1)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
