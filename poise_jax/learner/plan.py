@@ -93,7 +93,10 @@ def packed(lengths: Lengths, budget: int, shards: int) -> Plan:
   """
   totals = lengths.totals
   width = _narrowed(sum(lengths.limits), lengths.longest[2])
-  width *= max(min(LEAST_WIDTH, budget) // width, 1)
+  rows = budget // width
+  width *= max(
+    k for k in range(1, rows + 1) if rows % k == 0 and k * width <= max(LEAST_WIDTH, width)
+  )
   shapes = part_shapes(budget // width, width)
   unit = math.prod(shapes[-1])
   order = [i for i in np.argsort(-totals, kind="stable").tolist() if totals[i]]

@@ -61,7 +61,7 @@ def test_flops_of_a_forward_pass_are_those_of_its_program(optimized):
 @pytest.mark.parametrize("n", [1, 2])
 def test_rematerialised_training_needs_up_to_a_third_more(n, optimized):
   config = UpdateConfig(minibatch_size=4, microbatch_size=2, remat="full", logprob_chunk=32)
-  length, rows = 32, 4 // n
+  length, rows = 64, 4 // n
 
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((*shape, length), dtype)
