@@ -9,6 +9,7 @@ from poise_jax.planning import flops, ragged
 from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
 from poise_jax.planning.step import StepShapes
+from poise_jax.rollout.sampler import IDLE
 from poise_jax.training.build import StepConfig
 
 
@@ -170,7 +171,7 @@ def ragged_decoding(
   rows = len(shapes.lengths) // shards
   slots = max(rows // 4, 1)
   resident = [ragged.resident(*part, cost) for part in parts]
-  queued = [ragged.in_slots(*part, cost, slots, max(slots // 4, 1)) for part in parts]
+  queued = [ragged.in_slots(*part, cost, slots, max(slots // IDLE, 1)) for part in parts]
   lockstep, left = 0.0, shapes.lengths.responses.max()
   for stage in decoding:
     lockstep += min(stage.steps, left) * stage.least_bytes / chip.bandwidth
