@@ -82,9 +82,9 @@ def append_and_attend(
     cache = cache.append(k, v, lengths)
     return IMPLEMENTATIONS[implementation](q, cache, jnp.where(alive, lengths + 1, 0)), cache
 
-  rows, queries, keys, heads = ("batch",), ("batch", "heads"), ("batch", "kv_heads"), ("kv_heads",)
-  heads = ("kv_heads", "batch")
-  local = sharding.per_device(local, (queries, keys, keys, heads, rows, rows), [queries, heads])
+  rows, queries, keys = ("batch",), ("batch", "heads"), ("batch", "kv_heads")
+  caches = ("kv_heads", "batch")
+  local = sharding.per_device(local, (queries, keys, keys, caches, rows, rows), [queries, caches])
   return local(q, k, v, cache, lengths, alive)
 
 
