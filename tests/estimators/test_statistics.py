@@ -83,7 +83,7 @@ def test_ppos_advantages_that_are_rounding_are_zero(value, gamma, lam):
   if (gamma, lam) == (1.0, 1.0):
     predictions.append(np.where(mask, right - f32(0.2), 0))
   for predicted in predictions:
-    estimate = ppo._estimate(batch, jnp.asarray(predicted), jnp.zeros((), jnp.int32), config)
+    estimate = ppo._estimate(batch, [jnp.asarray(predicted)], jnp.int32(0), config)
     assert not np.asarray(estimate.advantages).reshape(-1, T)[mask].any()
 
 

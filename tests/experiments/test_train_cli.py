@@ -363,8 +363,8 @@ def test_dry_run_counts_the_memory_of_a_run_and_writes_nothing(
   ]  # fmt: skip
   sampling = experiment.sampling_params(params)
   assert report.sampling["sampling copy of the parameters"] == size(sampling)
-  # 1 layer, keys and values of 2 heads x 16: 8 responses of 14 tokens, 4 prompts of 10; float32
-  assert report.sampling["caches"] == 2 * 2 * 16 * (8 * 14 + 4 * 10) * 4
+  # 1 layer, keys and values of 2 heads x 16: 8 slots of 14 tokens and a prompt of 10; float32
+  assert report.sampling["caches"] == 2 * 2 * 16 * 8 * (14 + 10) * 4
   assert report.sizes["prompts per step"] == 4
   assert report.sizes["tokens sampled per step, at most"] == 8 * 14
   assert report.sizes["optimizer steps per batch"] == 2
