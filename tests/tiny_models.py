@@ -23,6 +23,20 @@ def plain(theta):
   return {"rope_type": "default", "rope_theta": theta}
 
 
+def sliding(pattern):
+  """The kinds of layers, from a letter for each."""
+  return ["sliding_attention" if letter == "s" else "full_attention" for letter in pattern]
+
+
+YARN = {
+  "rope_type": "yarn",
+  "rope_theta": 3e4,
+  "factor": 8.0,
+  "original_max_position_embeddings": 24,  # few turns, so that all ranges of frequencies occur
+  "beta_fast": 3.0,
+  "beta_slow": 0.5,
+}
+
 CASES = {
   "llama-odd": (
     "Llama",
@@ -45,6 +59,33 @@ CASES = {
     "Qwen3",
     dict(rope_parameters=plain(5e6), head_dim=12, tie_word_embeddings=False, attention_bias=True),
   ),
+  "qwen3-yarn": (
+    "Qwen3",
+    dict(rope_parameters=YARN, head_dim=20, tie_word_embeddings=False, attention_bias=False),
+  ),
+  "qwen2-window": (
+    "Qwen2",
+    dict(
+      rope_parameters=plain(2e4),
+      tie_word_embeddings=True,
+      use_sliding_window=True,
+      sliding_window=5,
+      max_window_layers=1,
+    ),
+  ),
+  "olmo2": (
+    "Olmo2",
+    dict(rope_parameters=plain(7e4), head_dim=10, attention_bias=True, rms_norm_eps=1e-4),
+  ),
+  "olmo3": (
+    "Olmo3",
+    dict(
+      rope_parameters={"full_attention": YARN, "sliding_attention": plain(2e3)},
+      head_dim=10,
+      num_hidden_layers=5,  # in its pattern, of which every fourth layer is full
+      sliding_window=4,
+    ),
+  ),
 }
 LENGTHS = (12, 7, 1)
 
@@ -52,7 +93,7 @@ LENGTHS = (12, 7, 1)
 def tiny(case):
   """A transformers model with random weights, biases and norms, so that no bug hides behind a 0."""
   family, options = CASES[case]
-  config = getattr(transformers, f"{family}Config")(
+  sizes = dict(
     vocab_size=97,
     hidden_size=48,
     intermediate_size=80,
@@ -60,9 +101,10 @@ def tiny(case):
     num_attention_heads=6,
     num_key_value_heads=2,
     max_position_embeddings=64,
-    attn_implementation="eager",
-    **options,
+    pad_token_id=0,
   )
+  options = {**sizes, "attn_implementation": "eager", **options}
+  config = getattr(transformers, f"{family}Config")(**options)
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():

@@ -1,4 +1,4 @@
-from poise_jax.models.config import ModelConfig, RopeScaling
+from poise_jax.models.config import LayerSpec, ModelConfig
 from poise_jax.models.io.huggingface import save_hf
 from poise_jax.models.io.pretrained import load, read_config
 from poise_jax.models.io.tokenizers import (
@@ -9,6 +9,7 @@ from poise_jax.models.io.tokenizers import (
   token_texts,
 )
 from poise_jax.models.layouts import sampling_axes, sampling_params
+from poise_jax.models.rotary import LinearScaling, RopeScaling, YarnScaling
 from poise_jax.models.rows import Rows
 from poise_jax.models.transformer import (
   Output,
@@ -21,11 +22,14 @@ from poise_jax.models.transformer import (
 )
 
 __all__ = [
+  "LayerSpec",
+  "LinearScaling",
   "ModelConfig",
   "Output",
   "RopeScaling",
   "Rows",
   "Tokenizer",
+  "YarnScaling",
   "abstract_params",
   "check_fits",
   "forward",

@@ -51,6 +51,7 @@ def attention(
   v: Float[Array, "B T G K"],
   segments: Segments,
   implementation: str = "xla",
+  window: int = 0,
 ) -> Float[Array, "B T H K"]:
   """Causal grouped-query attention; query head h reads key head h // (H / G). Softmax in float32.
 
@@ -62,10 +63,11 @@ def attention(
       one sequence a row, False on padding, which is before or after its tokens, not between them.
       The result on padding is finite but meaningless; without a cotangent it has no gradient.
     implementation: a key of IMPLEMENTATIONS, or "auto": the best one for the devices in use.
+    window: keys that a query attends to at most, its own included; 0: all.
   """
   if implementation == "auto":
     implementation = resolve("auto", sharding.platform())
-  return IMPLEMENTATIONS[implementation](q, k, v, segments)
+  return IMPLEMENTATIONS[implementation](q, k, v, segments, window=window)
 
 
 def xla(
@@ -74,6 +76,7 @@ def xla(
   v: Float[Array, "B T G K"],
   segments: Segments,
   start: Int[Array, ""] | int = 0,
+  window: int = 0,
 ) -> Float[Array, "B S H K"]:
   """`attention` by matrix products; the S queries are those from position `start` on."""
   batch, length, heads, dim = q.shape
@@ -84,8 +87,9 @@ def xla(
 
   def attend(q, start):  # [B, G, ratio, S, K]
     length = q.shape[3]
-    causal = start + jnp.arange(length)[:, None] >= jnp.arange(k.shape[3])
-    mask = causal & segments.astype(bool)[:, None, :]
+    back = start + jnp.arange(length)[:, None] - jnp.arange(k.shape[3])
+    near = (back >= 0) & (back < window) if window else back >= 0
+    mask = near & segments.astype(bool)[:, None, :]
     if segments.dtype != bool:
       queries = jax.lax.dynamic_slice_in_dim(padded, start, length, axis=1)
       mask &= queries[:, :, None] == segments[:, None, :]
@@ -114,6 +118,7 @@ def splash(
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
   segments: Segments,
+  window: int = 0,
   interpret: bool = False,
 ) -> Float[Array, "B T H K"]:
   """`attention` by splash attention, on each device for its rows and heads.
@@ -123,7 +128,7 @@ def splash(
   without a TPU, in any dtype.
   """
   if q.dtype == jnp.float32 and not interpret:
-    return xla(q, k, v, segments)
+    return xla(q, k, v, segments, window=window)
   length, dim = q.shape[1], q.shape[3]
   unit = 512 if length >= 4096 else 128  # blocks of 512 are faster; 128 is the minimum
   pad = -length % unit
@@ -132,7 +137,10 @@ def splash(
   segments = jnp.pad(segments, ((0, 0), (0, pad))).astype(jnp.int32)
 
   def attend(q, k, v, segments):
-    mask = splash_attention.CausalMask((length + pad, length + pad))
+    shape = (length + pad, length + pad)
+    mask = splash_attention.CausalMask(shape)
+    if window:
+      mask = splash_attention.LocalMask(shape, (window - 1, 0), 0)
     kernel = splash_attention.make_splash_mha(
       splash_attention.MultiHeadMask([mask] * q.shape[2]),
       # The fused backward kernel computes 5 products, two separate kernels 7. It stores dq once
@@ -157,6 +165,7 @@ def cudnn(
   k: Float[Array, "B T G K"],
   v: Float[Array, "B T G K"],
   segments: Segments,
+  window: int = 0,
   backend: str = "cudnn",
 ) -> Float[Array, "B T H K"]:
   """`attention` by cuDNN through jax.nn; `backend` "xla" runs anywhere.
@@ -166,7 +175,7 @@ def cudnn(
   kernel; `xla` computes float32.
   """
   if q.dtype == jnp.float32:
-    return xla(q, k, v, segments)
+    return xla(q, k, v, segments, window=window)
   length = q.shape[1]
   odd = length % 2  # cuDNN's backward pass needs an even length
   q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
@@ -174,7 +183,10 @@ def cudnn(
 
   def attend(q, k, v, segments):
     by_backend = functools.partial(
-      jax.nn.dot_product_attention, is_causal=True, implementation=backend
+      jax.nn.dot_product_attention,
+      is_causal=True,
+      implementation=backend,
+      local_window_size=(window - 1, 0) if window else None,
     )
     if segments.dtype != bool:
       mask = (segments[:, :, None] == segments[:, None, :])[:, None]

@@ -1,5 +1,6 @@
-"""One decoder layer. Llama, Qwen2 and Qwen3 are the same Block with different options."""
+"""One decoder layer. All families are the same Block with different options."""
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,21 +19,43 @@ Heads = Float[Array, "B T _ K"]
 Tables = Float[Array, "B T half"]  # half = K / 2
 Extra = TypeVar("Extra")
 
+# Of the gate of an MLP, by transformers' names.
+ACTIVATIONS = {
+  "silu": nn.silu,
+  "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+}
+
 
 class RMSNorm(nn.Module):
   """Root-mean-square normalisation over the features, in float32."""
 
   epsilon: float
   axis: str = "embed"  # logical axis of the scale
+  offset: float = 0.0  # added to the stored scale
 
   @nn.compact
   def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
     """Normalises [..., D]; keeps the dtype."""
-    init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+    one = nn.initializers.constant(1.0 - self.offset)
+    init = nn.with_logical_partitioning(one, (self.axis,))
     scale = self.param("scale", init, (x.shape[-1],))
+    if self.offset:
+      scale = scale.astype(jnp.float32) + self.offset
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
     return (y * scale).astype(x.dtype)
+
+
+def norm(config: ModelConfig, name: str | None = None, axis: str = "embed") -> RMSNorm:
+  """A norm of the decoder; `axis` is the logical axis of its features."""
+  return RMSNorm(config.rms_norm_eps, axis, config.family.norm_offset, name=name)
+
+
+def scaled(config: ModelConfig, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+  """Embeddings of tokens, multiplied by sqrt(D) in families that do so, in their own dtype."""
+  if not config.family.scales_embedding:
+    return x
+  return x * jnp.asarray(config.hidden_size**0.5, x.dtype)
 
 
 class Attention(nn.Module):
@@ -57,8 +80,9 @@ class Attention(nn.Module):
       self.v_proj = Dense(kv, ("embed", "kv_heads"), c.qkv_bias, self.dtype)
       self.o_proj = Dense(c.hidden_size, ("heads", "embed"), c.out_bias, self.dtype)
     if c.qk_norm:
-      self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim")
-      self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim")
+      whole = c.family.qk_norm == "projection"
+      self.q_norm = norm(c, axis="heads" if whole else "head_dim")
+      self.k_norm = norm(c, axis="kv_heads" if whole else "head_dim")
 
   def qkv(self, x: States, cos: Tables, sin: Tables) -> tuple[Heads, Heads, Heads]:
     """[B, T, D] -> queries [B, T, H, K], keys and values [B, T, G, K], rotated."""
@@ -68,12 +92,19 @@ class Attention(nn.Module):
       q, k, v = fused[..., :-2, :], fused[..., -2, :], fused[..., -1, :]
     else:
       q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    if c.qk_norm and c.family.qk_norm == "projection":
+      q, k = (a.reshape(*x.shape[:2], -1) for a in (q, k))
+      q, k = self.q_norm(q), self.k_norm(k)
     q = q.reshape(*x.shape[:2], c.num_attention_heads, c.head_dim)
     k, v = (a.reshape(*x.shape[:2], c.num_key_value_heads, c.head_dim) for a in (k, v))
-    if c.qk_norm:
+    if c.qk_norm and c.family.qk_norm != "projection":
       q, k = self.q_norm(q), self.k_norm(k)
     cos, sin = cos[:, :, None], sin[:, :, None]
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
+    k = rotate(k, cos, sin)
+    if c.query_pre_attn_scalar:  # in the tables, so that narrow queries are not rounded twice
+      scale = (c.head_dim / c.query_pre_attn_scalar) ** 0.5
+      cos, sin = scale * cos, scale * sin
+    return rotate(q, cos, sin), k, v
 
   def out(self, context: Heads) -> States:
     """[B, T, H, K] -> [B, T, D]."""
@@ -81,7 +112,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """SwiGLU."""
+  """A gated MLP."""
 
   config: ModelConfig
   dtype: DTypeLike
@@ -100,11 +131,14 @@ class Mlp(nn.Module):
       gate = Dense(c.intermediate_size, ("embed", "mlp"), **options, name="gate_proj")(x)
       up = Dense(c.intermediate_size, ("embed", "mlp"), **options, name="up_proj")(x)
       down = Dense(c.hidden_size, ("mlp", "embed"), **options, name="down_proj")
-    return down(nn.silu(gate) * up)
+    return down(ACTIVATIONS[c.family.activation](gate) * up)
 
 
 class Block(nn.Module):
-  """A pre-norm decoder layer: attention and MLP, each added to the residual stream."""
+  """A decoder layer: attention and MLP, each added to the residual stream.
+
+  The norms of config.family stand before or behind them.
+  """
 
   config: ModelConfig
   dtype: DTypeLike = jnp.float32
@@ -130,9 +164,14 @@ class Block(nn.Module):
       The residual stream after the layer, and the `extra` value of `attend`.
     """
     options = (self.config, self.dtype, self.sampling)
-    norm = dict(epsilon=self.config.rms_norm_eps)
+    norms = self.config.family.norms
+
+    def normalised(x, name):
+      return norm(self.config, name)(x) if name else x
+
     attention = Attention(*options, name="self_attn")
-    context, extra = attend(*attention.qkv(RMSNorm(**norm, name="input_layernorm")(x), cos, sin))
-    x = x + attention.out(context)
-    x = x + Mlp(*options, name="mlp")(RMSNorm(**norm, name="post_attention_layernorm")(x))
-    return x, extra
+    q, k, v = attention.qkv(normalised(x, norms.before_attention), cos, sin)
+    context, extra = attend(q, k, v)
+    x = x + normalised(attention.out(context), norms.after_attention)
+    y = Mlp(*options, name="mlp")(normalised(x, norms.before_mlp))
+    return x + normalised(y, norms.after_mlp), extra

@@ -62,6 +62,7 @@ def append_and_attend(
   lengths: Int[Array, " R"],
   alive: Bool[Array, " R"],
   implementation: str,
+  window: int = 0,
 ) -> tuple[Float[Array, "R H K"], KVCache | CpuCache]:
   """Writes each row's new token to its cache and attends to all of the row's tokens.
 
@@ -69,18 +70,20 @@ def append_and_attend(
     q: queries of the new tokens; query head h reads key head h // (H / G).
     k: their keys.
     v: their values.
-    cache: of one layer, in which a row has `lengths` tokens.
+    cache: of one layer, in which a row has `lengths` tokens, or the last of them.
     lengths: positions of the new tokens.
     alive: rows to compute; the results of others are finite but meaningless.
     implementation: a key of IMPLEMENTATIONS.
+    window: keys that a query attends to at most, its own included, in a ring; 0: all.
 
   Returns:
     The context, and the cache with one more token per row.
   """
 
   def local(q, k, v, cache, lengths, alive):
-    cache = cache.append(k, v, lengths)
-    return IMPLEMENTATIONS[implementation](q, cache, jnp.where(alive, lengths + 1, 0)), cache
+    cache = cache.append(k, v, lengths % window if window else lengths)
+    count = jnp.minimum(lengths + 1, window) if window else lengths + 1
+    return IMPLEMENTATIONS[implementation](q, cache, jnp.where(alive, count, 0)), cache
 
   rows, queries, keys = ("batch",), ("batch", "heads"), ("batch", "kv_heads")
   caches = ("kv_heads", "batch")

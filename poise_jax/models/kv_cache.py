@@ -4,6 +4,10 @@ Token s of a row lies at position s, its prompt included, so that a length per r
 written. Prompts are copied to each of their samples: attention kernels read one cache per row, and
 combining two of their results would need the softmax's normaliser, which they do not return. With
 prompts of 150 tokens and responses of thousands a copy takes a few percent of the memory.
+
+The cache of a layer with a window of W keys is a ring: token s lies at position s % W and replaces
+token s - W, which no later token attends to. Softmax does not depend on the order of its keys, and
+they are rotated before they are written, so attention reads a ring like any other cache.
 """
 
 import flax.struct
@@ -14,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from poise_jax.distributed.sharding import constrain
-from poise_jax.models.config import ModelConfig
+from poise_jax.models.config import LayerSpec, ModelConfig
 
 CACHE_DTYPES = ("", "bfloat16", "int8")  # "": computation dtype
 PAGE = 128  # positions are a multiple of it, so that kernels can read a cache as whole pages
@@ -98,11 +102,31 @@ def numbers(
   return jnp.round(x / scale).astype(dtype), scale[..., 0]
 
 
-def token_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
-  """Size of one token in the caches of all layers, in bytes."""
+def room(layer: LayerSpec, positions: int) -> int:
+  """Number of positions, of so many, that the cache of a layer keeps."""
+  return min(positions, layer.window or positions)
+
+
+def ring(
+  x: Float[Array, "R S G K"], lengths: Int[Array, " R"], window: int
+) -> Float[Array, "R W G K"]:
+  """The last `window` of the `lengths` tokens of each row, in the order of a ring.
+
+  What lies at other positions is meaningless. 0: all tokens, in their order.
+  """
+  if not 0 < window < x.shape[1]:
+    return x
+  last = lengths[:, None] - 1
+  token = jnp.maximum(last - (last - jnp.arange(window)) % window, 0)
+  return jnp.take_along_axis(x, token[:, :, None, None], axis=1)
+
+
+def row_bytes(config: ModelConfig, positions: int, dtype: DTypeLike) -> int:
+  """Size of a row of so many tokens in the caches of all layers, in bytes."""
   dtype = np.dtype(dtype)
   vector = config.head_dim * dtype.itemsize + (4 if dtype == np.int8 else 0)
-  return 2 * config.num_hidden_layers * config.num_key_value_heads * vector
+  tokens = sum(room(layer, positions) for layer in config.layers)
+  return 2 * tokens * config.num_key_value_heads * vector
 
 
 def _pinned(cache):

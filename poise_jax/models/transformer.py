@@ -5,6 +5,7 @@ scans over the layers, whose parameters are stacked: one Block is compiled. Samp
 same Block layer by layer, each with its own cache (poise_jax/rollout).
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,11 +17,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from poise_jax.distributed.sharding import constrain
 from poise_jax.models.attention import RESIDUALS, attention
-from poise_jax.models.block import Block, RMSNorm
-from poise_jax.models.config import ModelConfig
+from poise_jax.models.block import Block, norm, scaled
+from poise_jax.models.config import LayerSpec, ModelConfig
 from poise_jax.models.linear import Dense
 from poise_jax.models.products import matmul
-from poise_jax.models.rotary import rope
 from poise_jax.models.rows import Rows
 
 _POLICIES = jax.checkpoint_policies
@@ -57,21 +57,32 @@ class Transformer(nn.Module):
     """Final hidden states [B, T, D] of B sequences, and `collect` of every layer [L, ...]."""
     c = self.config
     x = self._embed(rows.tokens)
-    cos, sin = rope(c, rows.positions)
-    segments = rows.split(rows.segments)
+    positions, segments = rows.positions, rows.split(rows.segments)
+    # One branch for each kind of window and of rotary embedding; layers pick theirs by index.
+    windows = sorted({layer.window for layer in c.layers})
+    within = [
+      functools.partial(attention, segments=segments, implementation=self.attention, window=window)
+      for window in windows
+    ]
+    tables = [rope.table(c.head_dim, positions) for rope in c.ropes]
+    specs = LayerSpec(
+      jnp.array([windows.index(layer.window) for layer in c.layers]),
+      jnp.array([layer.rope for layer in c.layers]),
+    )
 
     @jax.named_scope("attention")
-    def attend(q, k, v):
+    def attend(window, q, k, v):
       q, k, v = (rows.split(x) for x in (q, k, v))
       # Pinned, because GSPMD may otherwise gather the heads or the batch.
       q = constrain(q, "batch", None, "heads", None)
       k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-      context = attention(q, k, v, segments, self.attention)
+      context = jax.lax.switch(window, within, q, k, v)
       context = constrain(context, "batch", None, "heads", None)
       return rows.merge(context), None
 
-    def layer(block, x, _):
-      x, _ = block(x, cos, sin, attend)
+    def layer(block, x, spec):
+      cos, sin = jax.lax.switch(spec.rope, [lambda table=table: table for table in tables])
+      x, _ = block(x, cos, sin, functools.partial(attend, spec.window))
       x = constrain(x, "batch", None, None)
       return x, collect(rows.split(x))
 
@@ -85,8 +96,8 @@ class Transformer(nn.Module):
       length=c.num_hidden_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, collected = scan(Block(c, self.dtype, name="layers"), x, None)
-    return rows.split(RMSNorm(c.rms_norm_eps, name="norm")(x)), collected
+    x, collected = scan(Block(c, self.dtype, name="layers"), x, specs)
+    return rows.split(norm(c, "norm")(x)), collected
 
   @nn.nowrap
   @jax.named_scope("embed")
@@ -104,7 +115,7 @@ class Transformer(nn.Module):
     # positions, is summed in float32. Each device looks up its features for the tokens of all
     # devices that share them; they send states, not the table.
     x = constrain(embed.embedding[tokens], "replica", None, "embed").astype(self.dtype)
-    return constrain(x, "batch", None, None)
+    return constrain(scaled(c, x), "batch", None, None)
 
 
 def _init_boxed(config, key):

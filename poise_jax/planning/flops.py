@@ -31,10 +31,16 @@ def forward_flops(model: ModelConfig, length: int, num_logits: int, start: int =
     start: positions already in the cache: they are attended to, not computed.
   """
   layers, unembedding = matmul_parameters(model)
-  pairs = (length * (length + 1) - start * (start + 1)) / 2  # (query, key)
   width = model.num_attention_heads * model.head_dim
-  attention = 4 * model.num_hidden_layers * width * pairs  # scores and weighted values
+  pairs = sum(_pairs(length, layer) - _pairs(start, layer) for layer in model.layers)
+  attention = 4 * width * pairs  # scores and weighted values
   return 2.0 * (layers * (length - start) + unembedding * num_logits) + attention
+
+
+def _pairs(length, layer):
+  """Pairs of a query and a key that it attends to, in a sequence."""
+  ramp = min(length, layer.window or length)  # queries that attend to all keys up to their own
+  return ramp * (ramp + 1) / 2 + (length - ramp) * layer.window
 
 
 def training_flops(

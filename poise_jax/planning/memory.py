@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 
 from poise_jax.distributed import sharding
-from poise_jax.models.kv_cache import token_bytes
+from poise_jax.models.kv_cache import row_bytes
 from poise_jax.planning.flops import device_bytes
 from poise_jax.planning.step import StepShapes, pass_shape, step_programs, step_shapes
 from poise_jax.training.build import StepConfig
@@ -220,7 +220,7 @@ def cache_bytes(step: StepConfig) -> int:
   rollouts, dtype = step.config.rollouts, step.rollout.cache_dtype or step.config.model.dtype
   positions = step.rollout.max_new_tokens + step.config.task.max_prompt_length
   slots = min(step.rollout.slots or rollouts, rollouts)
-  caches = token_bytes(step.model, dtype) * slots * positions
+  caches = row_bytes(step.model, positions, dtype) * slots
   return caches // (sharding.batch_shards(step.mesh) * step.mesh.shape["tensor"])
 
 

@@ -3,12 +3,12 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from poise_jax.models import ModelConfig
 from poise_jax.models import decode_attention as attention
-from poise_jax.models.block import Block
-from poise_jax.models.rotary import rope
+from poise_jax.models.block import Block, scaled
+from poise_jax.models.rotary import Table
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.draw import next_tokens
 from poise_jax.rollout.queue import Queue
@@ -22,7 +22,7 @@ class DecodeInputs:
 
   params: PyTree[Array]  # in the sampling layout
   queue: Queue
-  rotary: tuple[Float[Array, "S half"], Float[Array, "S half"]]  # cosines and sines
+  rotary: list[Table]  # cosines and sines [S, K / 2] of each of config.ropes
 
 
 @flax.struct.dataclass
@@ -39,7 +39,8 @@ def inputs(
   """Gathers what the steps read."""
   # Computed once: inside the loop XLA would compute the cosines in every layer, for every head.
   positions = jnp.arange(queue.tokens.shape[1] + rollout.max_new_tokens)
-  return DecodeInputs(params=params, queue=queue, rotary=rope(config, positions))
+  tables = [rope.table(config.head_dim, positions) for rope in config.ropes]
+  return DecodeInputs(params=params, queue=queue, rotary=tables)
 
 
 @jax.named_scope("decode_step")
@@ -74,19 +75,19 @@ def _run_layers(slots, inputs, config, rollout):
   embedding = inputs.params["embed_tokens"]["embedding"]
   name = implementation(config, embedding.dtype, rollout)
   with jax.named_scope("embed"):
-    cos, sin = (x[slots.length][:, None] for x in inputs.rotary)  # [R, 1, K / 2]
-    x = embedding[slots.token][:, None]  # [R, 1, D]
+    tables = jax.tree.map(lambda x: x[slots.length][:, None], inputs.rotary)  # [R, 1, K / 2]
+    x = scaled(config, embedding[slots.token])[:, None]  # [R, 1, D]
   caches, states = [], []
-  for i, layer in enumerate(inputs.params["layers"]):
+  for i, (layer, spec) in enumerate(zip(inputs.params["layers"], config.layers, strict=True)):
 
-    def attend(q, k, v, i=i):
+    def attend(q, k, v, i=i, spec=spec):
       rows = (slots.caches[i], slots.length, slots.alive)
       new = (a[:, 0] for a in (q, k, v))
-      context, cache = attention.append_and_attend(*new, *rows, name)
+      context, cache = attention.append_and_attend(*new, *rows, name, spec.window)
       return context[:, None], cache
 
     block = Block(config, embedding.dtype, sampling=True, name="layers")
-    x, cache = block.apply({"params": layer}, x, cos, sin, attend)
+    x, cache = block.apply({"params": layer}, x, *tables[spec.rope], attend)
     caches.append(cache)
     if i in rollout.feature_layers:
       states.append(x[:, 0])

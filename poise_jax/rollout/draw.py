@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from poise_jax.models import ModelConfig, unembedding
-from poise_jax.models.block import RMSNorm
+from poise_jax.models.block import norm
 from poise_jax.models.products import matmul
 from poise_jax.rollout.config import RolloutConfig
 
@@ -42,8 +42,7 @@ def next_tokens(
     See `draw`.
   """
   with jax.named_scope("head"):
-    norm = RMSNorm(config.rms_norm_eps, name="norm")
-    hidden = norm.apply({"params": params["norm"]}, hidden)
+    hidden = norm(config, "norm").apply({"params": params["norm"]}, hidden)
     logits = matmul(unembedding(config, params).T, hidden.T, jnp.float32).T
   with jax.named_scope("draw"):
     return draw(logits, jax.vmap(jax.random.fold_in)(keys, t), rollout)

@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from poise_jax.distributed.sharding import constrain
 from poise_jax.models import ModelConfig, kv_cache
 from poise_jax.models.attention import attention, xla
-from poise_jax.models.block import Block
+from poise_jax.models.block import Block, scaled
 from poise_jax.models.products import einsum
-from poise_jax.models.rotary import rope
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.features import last_k
 
@@ -74,27 +73,32 @@ def prefill(
 
   if chunk == width:
 
-    def attend(_, q, k, v):
-      return attention(q, k, v, mask, rollout.attention), (k, v)
+    def attend(i, q, k, v):
+      window = config.layers[i].window
+      return attention(q, k, v, mask, rollout.attention, window), (k, v)
 
     outputs = run_layers(inputs, attend)
   else:
-    outputs = _run_chunks(run_layers, inputs, mask, chunk, _empty(config, params, inputs, rollout))
+    start = _empty(config, params, inputs, rollout)
+    outputs = _run_chunks(config, run_layers, inputs, mask, chunk, start)
   cache_dtype = jnp.dtype(rollout.cache_dtype or params["norm"]["scale"].dtype)
-  caches = [kv_cache.store(k[:, :width], v[:, :width], cache_dtype) for k, v in outputs.keys_values]
+  caches = []
+  for layer, keys_values in zip(config.layers, outputs.keys_values, strict=True):
+    kept = (kv_cache.ring(x[:, :width], lengths, layer.window) for x in keys_values)
+    caches.append(kv_cache.store(*kept, cache_dtype))
   return Prefill(hidden=outputs.hidden, caches=caches, features=outputs.features)
 
 
 def _run_layers(config, params, feature_layers, inputs, attend) -> _Outputs:
   """Applies all layers; attend: (layer, q, k, v) -> context and the layer's keys and values."""
   with jax.named_scope("embed"):
-    cos, sin = rope(config, inputs.positions)
-    x = params["embed_tokens"]["embedding"][inputs.tokens]
+    tables = [rope.table(config.head_dim, inputs.positions) for rope in config.ropes]
+    x = scaled(config, params["embed_tokens"]["embedding"][inputs.tokens])
   keys_values, features = [], [jnp.zeros((0, len(x), config.hidden_size))]
-  for i, layer in enumerate(params["layers"]):
+  for i, (layer, spec) in enumerate(zip(params["layers"], config.layers, strict=True)):
     block = Block(config, x.dtype, sampling=True, name="layers")
     attend_layer = jax.named_scope("attention")(functools.partial(attend, i))
-    x, kv = block.apply({"params": layer}, x, cos, sin, attend_layer)
+    x, kv = block.apply({"params": layer}, x, *tables[spec.rope], attend_layer)
     keys_values.append(kv)
     if i in feature_layers:
       with jax.named_scope("features"):
@@ -116,6 +120,7 @@ def _empty(config, params, inputs, rollout) -> _Outputs:
 
 
 def _run_chunks(
+  config: ModelConfig,
   run_layers: Callable[..., _Outputs],
   inputs: _Inputs,
   mask: Bool[Array, "B S"],
@@ -133,7 +138,7 @@ def _run_chunks(
         constrain(put(old, x, start, 1), "batch", None, "kv_heads", None)
         for old, x in zip(outputs.keys_values[i], new, strict=True)
       )
-      return xla(q, k, v, mask, start), (k, v)
+      return xla(q, k, v, mask, start, config.layers[i].window), (k, v)
 
     part = [jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1) for x in inputs]
     after = run_layers(_Inputs(*part), attend)

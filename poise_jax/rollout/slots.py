@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from poise_jax.models import ModelConfig
 from poise_jax.models import decode_attention as attention
 from poise_jax.models.cpu_cache import CpuCache
-from poise_jax.models.kv_cache import KVCache
+from poise_jax.models.kv_cache import KVCache, room
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.draw import is_eos
 from poise_jax.rollout.queue import Queue, Staged
@@ -62,7 +62,7 @@ def empty(
   cache_dtype = jnp.dtype(rollout.cache_dtype or dtype)
   cache_type = attention.cache_type(implementation(config, dtype, rollout))
   positions = queue.tokens.shape[1] + rollout.max_new_tokens
-  cache = cache_type.empty(config, rows, positions, cache_dtype)
+  sizes = [room(layer, positions) for layer in config.layers]
   layers, k, width = len(rollout.feature_layers), rollout.feature_window, config.hidden_size
   zeros = jnp.zeros(rows, jnp.int32)
   return Slots(
@@ -71,7 +71,7 @@ def empty(
     token=zeros,
     length=zeros,
     drawn=zeros,
-    caches=[cache] * config.num_hidden_layers,
+    caches=[cache_type.empty(config, rows, size, cache_dtype) for size in sizes],
     window=Window(
       states=jnp.zeros((layers, rows, k, width), dtype),
       at_marker=jnp.zeros((layers, rows, width)),

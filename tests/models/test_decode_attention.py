@@ -149,10 +149,10 @@ def test_a_kernel_is_chosen_where_it_can_run(name, dtype, cache_dtype, dim, expe
 
 @pytest.mark.parametrize("dtype,size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
 @pytest.mark.parametrize("cache_type,unit", [(KVCache, 128), (CpuCache, 32)])
-def test_token_bytes_is_the_size_of_a_token(cache_type, unit, dtype, size):
+def test_row_bytes_is_the_size_of_a_row(cache_type, unit, dtype, size):
   cache = cache_type.empty(config(16), 3, 256, jnp.dtype(dtype))
   layer = sum(x.nbytes for x in jax.tree.leaves(cache))
-  assert layer * 2 == 3 * 256 * kv_cache.token_bytes(config(16), dtype)
+  assert layer * 2 == 3 * kv_cache.row_bytes(config(16), 256, dtype)
   scales = 4 if dtype == "int8" else 0
   assert layer == 3 * 256 * 2 * GROUPS * (16 * size + scales)
   # Sizes are rounded up to whole pages or blocks.

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 
 from poise_jax.errors import UserError
+from poise_jax.models.families import FAMILIES
 from poise_jax.models.io.tensors import GGUF, ModelFiles, StoredTensor, parse_config
 
 
@@ -36,7 +37,7 @@ def open_gguf(file: pathlib.Path) -> ModelFiles:
   factors = tensors.pop("rope_freqs.weight", None)
   config = parse_config(file, _hf_config(file, reader.fields, tensors, factors))
   heads = {}
-  if config.model_type == "llama":  # the other families order their heads as Hugging Face does
+  if config.family.gguf == "neighbours":
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
   stored = {}
   for name, tensor in tensors.items():
@@ -50,12 +51,17 @@ def _hf_config(file, fields, tensors, factors) -> dict[str, Any]:
   """The file's metadata as the fields of a config.json."""
   family = fields["general.architecture"].contents() if "general.architecture" in fields else None
 
+  if family in FAMILIES and not FAMILIES[family].gguf:
+    raise UserError(f"{file} has a {family!r} model, which is read from Hugging Face folders only")
+
   def get(key, default=None):
     return fields[f"{family}.{key}"].contents() if f"{family}.{key}" in fields else default
 
   rope = {"rope_theta": get("rope.freq_base", 10000.0)}
   if (kind := get("rope.scaling.type", "none")) != "none":
-    rope["rope_type"] = kind
+    raise UserError(
+      f"{file} scales its rotary wavelengths by {kind!r}; load the model's Hugging Face folder"
+    )
   if factors is not None:
     rope |= _llama3_scaling(file, factors, rope["rope_theta"])
   embedding = tensors.get("token_embd.weight")

@@ -23,6 +23,8 @@ NAMES = {
     "model.layers.{}.post_attention_layernorm",
     "blk.{}.ffn_norm",
   ),
+  "layers/pre_feedforward_layernorm": ("model.layers.{}.pre_feedforward_layernorm", ""),
+  "layers/post_feedforward_layernorm": ("model.layers.{}.post_feedforward_layernorm", ""),
   "layers/self_attn/q_proj": ("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q"),
   "layers/self_attn/k_proj": ("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k"),
   "layers/self_attn/v_proj": ("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v"),
