@@ -82,8 +82,23 @@ CASES = {
     dict(
       rope_parameters={"full_attention": YARN, "sliding_attention": plain(2e3)},
       head_dim=10,
-      num_hidden_layers=5,  # in its pattern, of which every fourth layer is full
+      num_hidden_layers=4,  # the last is full
       sliding_window=4,
+    ),
+  ),
+  "gemma3": (
+    "Gemma3Text",
+    dict(
+      rope_parameters={
+        "full_attention": {"rope_type": "linear", "rope_theta": 4e3, "factor": 3.0},
+        "sliding_attention": plain(3e2),
+      },
+      head_dim=10,
+      query_pre_attn_scalar=23,
+      attention_bias=True,
+      layer_types=sliding("sfs"),
+      sliding_window=5,
+      rms_norm_eps=1e-3,
     ),
   ),
 }
@@ -111,7 +126,7 @@ def tiny(case):
     for name, weight in model.named_parameters():
       noise = torch.randn(weight.shape, generator=generator)
       if "norm" in name:
-        weight.copy_(1 + 0.3 * noise)
+        weight.copy_((0 if family.startswith("Gemma") else 1) + 0.3 * noise)
       else:
         weight.copy_(noise * (0.3 if weight.ndim == 1 else weight.shape[1] ** -0.5))
   return model

@@ -187,5 +187,5 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
   if unrotated or "no_rope_layer_interval" in family.defaults:
     hf["no_rope_layers"] = [int(i not in unrotated) for i in range(layers)]
   if scalar:
-    hf["query_pre_attn_scalar"] = scalar
+    hf["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
   return hf

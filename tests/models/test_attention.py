@@ -55,7 +55,8 @@ def run(function, operands):
 def assert_same(function, operands, *tolerance):
   """Checks values and gradients against xla's, with absolute and relative tolerance."""
   out, gradients, finite = run(function, operands)
-  expected, expected_gradients, expected_finite = run(lib.xla, operands)
+  xla = functools.partial(lib.xla, window=function.keywords.get("window", 0))
+  expected, expected_gradients, expected_finite = run(xla, operands)
   assert finite and expected_finite
   for a, b in zip((out, *gradients), (expected, *expected_gradients), strict=True):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
@@ -63,7 +64,7 @@ def assert_same(function, operands, *tolerance):
     np.testing.assert_allclose(a, b, *tolerance[::-1])
 
 
-def oracle(q, k, v, valid):
+def oracle(q, k, v, valid, window=0):
   """Attention row by row and head by head, in float64; 0 at padding."""
   out = np.zeros(q.shape)
   ratio = q.shape[2] // k.shape[2]
@@ -71,6 +72,8 @@ def oracle(q, k, v, valid):
     (tokens,) = np.nonzero(valid[b])
     scores = q[b, tokens, h].astype(float) @ k[b, tokens, h // ratio].T / np.sqrt(q.shape[3])
     scores[np.triu_indices(len(tokens), 1)] = -np.inf
+    if window:
+      scores[np.tril_indices(len(tokens), -window)] = -np.inf
     if len(tokens):
       weights = np.exp(scores - scores.max(-1, keepdims=True))
       out[b, tokens, h] = weights @ v[b, tokens, h // ratio] / weights.sum(-1, keepdims=True)
@@ -95,15 +98,15 @@ def test_xla_keeps_the_sequences_of_a_row_apart(monkeypatch, whole):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("whole", [1024, 30])
-def test_xla_is_causal_softmax_attention_to_valid_keys(monkeypatch, whole):
+@pytest.mark.parametrize("whole,window", [(1024, 0), (30, 0), (1024, 7), (30, 1), (30, 40)])
+def test_xla_is_causal_softmax_attention_to_valid_keys(monkeypatch, whole, window):
   """All queries at once, and in blocks of which the last is not full."""
   monkeypatch.setattr(lib, "WHOLE", whole)
   monkeypatch.setattr(lib, "QUERY_BLOCK", 16)
   q, k, v, ct, valid = make(70, heads=4, groups=2, dim=8)
-  out, _, finite = run(lib.xla, (q, k, v, ct, valid))
+  out, _, finite = run(functools.partial(lib.xla, window=window), (q, k, v, ct, valid))
   assert finite
-  np.testing.assert_allclose(out, oracle(q, k, v, valid), atol=2e-6)
+  np.testing.assert_allclose(out, oracle(q, k, v, valid, window), atol=2e-6)
 
 
 def test_blocks_of_queries_do_not_change_gradients(monkeypatch):
@@ -142,6 +145,15 @@ def test_splash_equals_xla(rows, length, heads, groups, dim, dtype):
   assert_same(splash, rows(length, heads, groups, dim, dtype), *tolerance)
 
 
+@pytest.mark.parametrize("rows", [make, packed])
+def test_windows_of_kernels_mean_the_same_as_xlas(rows):
+  """By splash beyond one block of 128 keys, and by cuDNN's options."""
+  splash = functools.partial(lib.splash, interpret=True, window=50)
+  assert_same(splash, rows(200, 2, 1, 64), 2e-5, 0)
+  cudnn = functools.partial(lib.cudnn, backend="xla", window=9)
+  assert_same(cudnn, rows(41, 4, 2, 16, jnp.bfloat16), 0.03, 0.03)
+
+
 @pytest.mark.parametrize("rows,length", [(make, 40), (make, 41), (packed, 40), (packed, 41)])
 def test_cudnns_lengths_and_masks_mean_the_same_as_xlas(rows, length):
   """In bfloat16, as cuDNN requires; the kernel itself needs a GPU."""
@@ -150,7 +162,7 @@ def test_cudnns_lengths_and_masks_mean_the_same_as_xlas(rows, length):
 
 
 def test_cudnn_computes_float32_as_xla_does():
-  assert_same(lib.cudnn, make(40, 4, 2, 16), 1e-6, 0)
+  assert_same(functools.partial(lib.cudnn, window=9), make(40, 4, 2, 16), 1e-6, 0)
 
 
 def test_the_decoder_uses_the_chosen_implementation(monkeypatch):

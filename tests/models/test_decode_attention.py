@@ -1,5 +1,6 @@
 """Caches in all dtypes, and every implementation of a decode step's attention over them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -93,6 +94,38 @@ def run(cache_type, attend, dim, dtype, q_dtype=np.float32):
   return actual[alive], expected(q.astype(np.float32), prompts, tokens, dtype)[alive]
 
 
+@pytest.mark.parametrize("window", [2, 33, 200])
+@pytest.mark.parametrize("cache_type,name", [(KVCache, "xla"), (CpuCache, "cpu")])
+def test_a_ring_keeps_the_last_tokens(cache_type, name, window):
+  """Prompts shorter and longer than the window, to which 40 tokens are added, one by one."""
+  lengths, prompt, steps = np.array([30, 1, 17, 2, 29]), 30, 40
+  q, (k, v) = random(steps, ROWS, GROUPS * RATIO, 8), random(2, ROWS, prompt + steps, GROUPS, 8)
+  layer = models.LayerSpec(window, 0)
+
+  @jax.jit
+  def compute(q, k, v):
+    cache = cache_type.empty(config(8), ROWS, kv_cache.room(layer, prompt + steps), jnp.float32)
+    stored = (kv_cache.ring(x[:, :prompt], lengths, window) for x in (k, v))
+    everyone = jnp.arange(ROWS)
+    cache = cache.insert(kv_cache.store(*stored, jnp.float32), everyone, everyone >= 0)
+
+    def step(cache, x):
+      at, q = x
+      new = (x[everyone, lengths + at] for x in (k, v))
+      alive = everyone >= 0
+      context, cache = lib.append_and_attend(q, *new, cache, lengths + at, alive, name, window)
+      return cache, context
+
+    return jax.lax.scan(step, cache, (jnp.arange(steps), q))[1]
+
+  actual = compute(q, k, v)
+  for i, r in np.ndindex(steps, ROWS):
+    end = lengths[r] + i + 1
+    tokens = slice(max(end - window, 0), end)
+    expected = oracle(q[i, r].astype(float), k[r, tokens], v[r, tokens])
+    np.testing.assert_allclose(actual[i, r], expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [8, 80])
 @pytest.mark.parametrize("cache_type,name", [(KVCache, "xla"), (CpuCache, "cpu")])
@@ -157,6 +190,13 @@ def test_row_bytes_is_the_size_of_a_row(cache_type, unit, dtype, size):
   assert layer == 3 * 256 * 2 * GROUPS * (16 * size + scales)
   # Sizes are rounded up to whole pages or blocks.
   assert cache_type.empty(config(16), 3, 257, jnp.dtype(dtype)).positions == 256 + unit
+
+
+def test_a_window_bounds_the_size_of_a_row():
+  shape = dict(layer_types=("full_attention", "sliding_attention"), sliding_window=9)
+  mixed = dataclasses.replace(config(16), **shape)
+  assert kv_cache.row_bytes(mixed, 100, "bfloat16") == (100 + 9) * 2 * GROUPS * 16 * 2
+  assert kv_cache.row_bytes(mixed, 7, "bfloat16") == kv_cache.row_bytes(config(16), 7, "bfloat16")
 
 
 def test_int8_rounds_to_the_nearest_step():

@@ -9,7 +9,14 @@ import pytest
 from poise_jax import models
 from poise_jax.models import Rows
 
-CONFIG = models.ModelConfig("qwen3", 40, 32, 48, 2, 4, 2, 8, qk_norm=True, rope_theta=1e5)
+CONFIG = models.ModelConfig(
+  *("olmo3", 40, 32, 48, 2, 4, 2, 8),
+  qk_norm=True,
+  rope_theta=1e5,
+  layer_types=("sliding_attention", "full_attention"),
+  sliding_window=3,
+  sliding_rope_theta=1e2,
+)
 PROMPTS, SAMPLES, TP, T = 3, 2, 5, 4
 
 
