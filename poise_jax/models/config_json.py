@@ -178,12 +178,15 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     "rope_scaling": None if scaling is None else rope,
     "rope_parameters": parameters,
     "torch_dtype": "float32",
+    "pad_token_id": None,  # transformers' default of a family can be outside of the vocabulary
   }
   layers = hf["num_hidden_layers"]
   if kinds or "sliding_window" in family.defaults:
     hf["layer_types"] = list(kinds or (FULL,) * layers)
   if kinds:
-    hf |= {"sliding_window": window, "use_sliding_window": True}
+    hf["use_sliding_window"] = True
+  if kinds or "sliding_window_pattern" not in family.defaults:
+    hf["sliding_window"] = window or None
   if unrotated or "no_rope_layer_interval" in family.defaults:
     hf["no_rope_layers"] = [int(i not in unrotated) for i in range(layers)]
   if scalar:

