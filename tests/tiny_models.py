@@ -86,6 +86,18 @@ CASES = {
       sliding_window=4,
     ),
   ),
+  "smollm3": (
+    "SmolLM3",
+    dict(
+      rope_parameters=plain(5e3),
+      head_dim=10,
+      mlp_bias=True,
+      no_rope_layers=[0, 1, 0],
+      layer_types=sliding("fss"),
+      use_sliding_window=True,
+      sliding_window=4,
+    ),
+  ),
   "gemma3": (
     "Gemma3Text",
     dict(

@@ -94,4 +94,14 @@ FAMILIES = {
       "rope_local_base_freq": 1e4,
     },
   ),
+  "smollm3": Family(
+    "SmolLM3ForCausalLM",
+    biases=("attention_bias", "mlp_bias"),
+    defaults={
+      "tie_word_embeddings": True,
+      "rope_theta": 2e6,
+      "no_rope_layer_interval": 4,
+      "use_sliding_window": False,
+    },
+  ),
 }

@@ -47,7 +47,7 @@ def expected_logprobs(reference, out):
 
 
 @pytest.mark.parametrize(
-  "case,chunk,slots", [("qwen2-window", 0, 0), ("olmo3", 4, 4), ("gemma3", 0, 4)]
+  "case,chunk,slots", [("qwen2-window", 0, 0), ("olmo3", 4, 4), ("gemma3", 0, 4), ("smollm3", 4, 0)]
 )
 def test_decoding_past_the_window_equals_transformers(case, chunk, slots):
   """Prompts are shorter and longer than the window; with 4 slots, responses move into used ones."""
