@@ -73,6 +73,10 @@ CASES = {
       max_window_layers=1,
     ),
   ),
+  "mistral": (
+    "Mistral",
+    dict(rope_parameters=plain(3e3), head_dim=12, tie_word_embeddings=False, sliding_window=5),
+  ),
   "olmo2": (
     "Olmo2",
     dict(rope_parameters=plain(7e4), head_dim=10, attention_bias=True, rms_norm_eps=1e-4),
@@ -170,7 +174,7 @@ def run_transformers(model, tokens, mask):
   # output_hidden_states are the blocks' outputs, except the last, which has the final norm.
   for state, block in zip(states[1:-1], blocks[:-1], strict=True):
     assert torch.equal(state, block)
-  return out.logits.numpy(), states[-1].numpy(), torch.stack(blocks).numpy()
+  return tuple(x.float().numpy() for x in (out.logits, states[-1], torch.stack(blocks)))
 
 
 @functools.cache

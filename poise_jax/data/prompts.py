@@ -86,7 +86,7 @@ class PromptEncoder:
     """Token ids of one prompt, of any length."""
     text = self.text(example)
     if not self.chat:
-      return list(self.tokenizer.encode(text))
+      return [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
     return self._chat_ids(text)
 
   def _chat_ids(self, text):

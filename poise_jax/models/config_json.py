@@ -42,7 +42,7 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     out_bias=bias,
     mlp_bias="mlp_bias" in family.biases and bool(hf.get("mlp_bias")),
     qk_norm=bool(family.qk_norm),
-    layer_types=kinds if sliding else (),
+    layer_types=() if kinds == (FULL,) * layers else kinds,
     sliding_window=(hf.get("sliding_window") or 0) if sliding else 0,
     unrotated_layers=_unrotated(hf, layers),
     query_pre_attn_scalar=_query_scalar(hf, family),

@@ -94,6 +94,9 @@ FAMILIES = {
       "rope_local_base_freq": 1e4,
     },
   ),
+  "mistral": Family(
+    "MistralForCausalLM", defaults={"sliding_window": 4096, "max_window_layers": 0}
+  ),
   "smollm3": Family(
     "SmolLM3ForCausalLM",
     biases=("attention_bias", "mlp_bias"),

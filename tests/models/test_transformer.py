@@ -1,5 +1,6 @@
 """The decoder against transformers' on tiny random models with unusual settings."""
 
+import copy
 import dataclasses
 import re
 
@@ -72,6 +73,21 @@ def test_bfloat16_hidden_states_stay_close():
   )
   assert rough.dtype == jnp.bfloat16
   assert float(jnp.abs(exact - rough)[mask].max()) < 0.2 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize("case", ["olmo3", "gemma3", "smollm3"])
+def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(case):
+  reference, config, params = load_tiny(case)
+  tokens, mask = batch()
+  exact, *_ = run_transformers(reference, tokens, mask)
+  theirs, *_ = run_transformers(copy.deepcopy(reference).bfloat16(), tokens, mask)
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  hidden, _ = jax.jit(models.hidden_states, static_argnums=(0, 3))(
+    config, rounded, models.Rows(tokens, mask), jnp.bfloat16
+  )
+  ours = hidden @ models.unembedding(config, rounded)
+  errors = [np.abs(np.asarray(x, np.float32) - exact)[mask] for x in (ours, theirs)]
+  assert 0 < errors[0].mean() < 1.2 * errors[1].mean(), [e.mean() for e in errors]
 
 
 def test_remat_changes_nothing():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from poise_jax.errors import UserError
 from poise_jax.models.config import ModelConfig
@@ -60,6 +60,7 @@ class Tokenizer:
   vocab_size: int  # largest id plus one
   # text of each special token, which `decode` leaves out -> its id
   special_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  bos_ids: tuple[int, ...] = ()  # ids with which every prompt begins; chats have them already
 
 
 def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
@@ -92,7 +93,12 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
   except Exception as error:  # transformers passes on the errors of several parsers
     reason = " ".join(str(error).split())
     raise UserError(f"{path} has a tokenizer that transformers cannot load: {reason}") from error
-  return _wrap(path, tokenizer, _ends(path))
+  return _wrap(path, tokenizer, _ends(path), _adds_bos(tokenizer))
+
+
+def _adds_bos(tokenizer) -> bool:
+  bos = tokenizer.bos_token_id
+  return bos is not None and tokenizer.encode("", add_special_tokens=True)[:1] == [bos]
 
 
 def _ends(folder) -> list[int]:
@@ -121,9 +127,14 @@ def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None
   if path.suffix == ".model":
     shutil.copyfile(path, folder / "tokenizer.model")
   elif path.is_file():
-    tokenizer, ends = _gguf(path)
+    tokenizer, ends, adds_bos = _gguf(path)
+    if adds_bos:
+      tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A",
+        special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+      )
     tokenizer.save_pretrained(folder)
-    _write_ends(folder, list(_wrap(path, tokenizer, ends).eos_ids))
+    _write_ends(folder, list(_wrap(path, tokenizer, ends, adds_bos).eos_ids))
   else:
     for name in (*TOKENIZER_FILES, *_OPTIONAL_FILES):
       if (path / name).is_file():
@@ -177,8 +188,13 @@ def _transformers():
   return transformers
 
 
-def _wrap(path, tokenizer, ends):
-  """Wraps a transformers tokenizer; `ends` are ids, or None, that end a turn like its EOS."""
+def _wrap(path, tokenizer, ends, adds_bos):
+  """Wraps a transformers tokenizer.
+
+  `ends` are ids, or None, that end a turn like its EOS. `adds_bos` says whether every text that the
+  model was trained on begins with the BOS, whether or not a chat template writes it.
+  """
+  bos_ids = (tokenizer.bos_token_id,) if adds_bos else ()
 
   def apply_chat_template(messages, **arguments):
     if not tokenizer.chat_template:
@@ -189,7 +205,8 @@ def _wrap(path, tokenizer, ends):
     text = tokenizer.apply_chat_template(
       messages, add_generation_prompt=True, tokenize=False, **arguments
     )
-    return encode(text)  # the template has written all special tokens
+    ids = encode(text)  # the template has written the special tokens, but some lack the BOS
+    return ids if tuple(ids[: len(bos_ids)]) == bos_ids else [*bos_ids, *ids]
 
   def encode(text):
     return tokenizer.encode(text, add_special_tokens=False)
@@ -212,11 +229,12 @@ def _wrap(path, tokenizer, ends):
     pad_id=eos_ids[0] if pad is None else pad,
     vocab_size=max(tokenizer.get_vocab().values()) + 1,
     special_ids={str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special},
+    bos_ids=bos_ids,
   )
 
 
 def _gguf(path):
-  """A transformers tokenizer, and further ids that end a turn; see _wrap."""
+  """The arguments of _wrap behind `path`."""
   fields = read_header(path).fields
 
   def get(key, default=None):
@@ -260,7 +278,8 @@ def _gguf(path):
   tokenizer = _transformers().PreTrainedTokenizerFast(tokenizer_object=backend, **special)
   tokenizer.chat_template = get("chat_template")
   # The EOS of a base model can be <|endoftext|> although its chats end with <|im_end|>.
-  return tokenizer, [vocabulary.get("<|im_end|>")]
+  adds_bos = bool(get("ggml.add_bos_token", False)) and tokenizer.bos_token_id is not None
+  return tokenizer, [vocabulary.get("<|im_end|>")], adds_bos
 
 
 def _sentencepiece(path):

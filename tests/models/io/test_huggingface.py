@@ -237,6 +237,7 @@ SHORT = {
       rope_scaling={"rope_type": "linear", "factor": 5.0},
     ),
   ),
+  "mistral without a window": ("Mistral", dict(sliding_window=None, head_dim=32)),
   "smollm3": ("SmolLM3", {}),
   "smollm3, another interval": ("SmolLM3", dict(no_rope_layer_interval=3)),
   "qwen2, window unused": ("Qwen2", dict(sliding_window=8, max_window_layers=2)),

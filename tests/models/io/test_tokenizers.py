@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from poise_jax.errors import UserError
 from poise_jax.models import (
@@ -99,7 +99,9 @@ def write_folder(folder, backend, eos="<|endoftext|>", pad=None, template=TEMPLA
   return tokenizer
 
 
-def write_gguf(file, backend, pre="smollm", kind="gpt2", eos=0, padding=(), template=TEMPLATE):
+def write_gguf(
+  file, backend, pre="smollm", kind="gpt2", eos=0, padding=(), template=TEMPLATE, bos=None
+):
   content = json.loads(backend.to_str())
   vocabulary = backend.get_vocab(with_added_tokens=True)
   words = sorted(vocabulary, key=vocabulary.get)
@@ -111,6 +113,9 @@ def write_gguf(file, backend, pre="smollm", kind="gpt2", eos=0, padding=(), temp
   writer.add_token_types([types.get(word, 1) for word in words] + [5] * len(padding))
   writer.add_token_merges([" ".join(merge) for merge in content["model"]["merges"]])
   writer.add_eos_token_id(eos)
+  if bos is not None:
+    writer.add_bos_token_id(bos)
+    writer.add_add_bos_token(True)
   if template is not None:
     writer.add_chat_template(template)
   writer.write_header_to_file()
@@ -153,6 +158,43 @@ def test_arguments_of_the_chat_template(tmp_path):
   assert tokenizer.apply_chat_template(CHAT, thinking=False) == plain + end
   assert tokenizer.special_ids["<|im_end|>"] in tokenizer.encode("<|im_end|>")
   assert "<think>" not in tokenizer.special_ids
+
+
+BOS = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "{{ bos_token }}" + TEMPLATE, None])
+@pytest.mark.parametrize("source", ["folder", "gguf", "saved gguf"])
+def test_a_prompt_begins_with_one_bos_where_the_tokenizer_adds_it(source, template, tmp_path):
+  backend, folder = train(), tmp_path / "folder"
+  if source == "folder":
+    reference = write_folder(folder, backend, template=template)
+    reference.bos_token = BOS
+    backend = reference.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+      single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+    )
+    reference.save_pretrained(folder)
+  else:
+    folder = write_gguf(tmp_path / "t.gguf", backend, template=template, bos=0)
+    if source == "saved gguf":
+      (tmp_path / "saved").mkdir()
+      save_tokenizer(folder, tmp_path / "saved")
+      folder = tmp_path / "saved"
+      assert transformers.AutoTokenizer.from_pretrained(folder)("Hi").input_ids[0] == 0
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.bos_ids == (0,) and 0 not in tokenizer.encode("Hi")
+  if template:
+    ids = tokenizer.apply_chat_template(CHAT)
+    plain = load_tokenizer(write_gguf(tmp_path / "p.gguf", train())).apply_chat_template(CHAT)
+    assert ids == [0, *plain]
+
+
+def test_no_bos_where_the_tokenizer_adds_none(tmp_path):
+  reference = write_folder(tmp_path, train())
+  reference.bos_token = BOS  # named, but not added to texts, as Qwen's
+  reference.save_pretrained(tmp_path)
+  assert load_tokenizer(tmp_path).bos_ids == ()
 
 
 def test_default_splits_as_llama_cpp_does():
