@@ -45,7 +45,7 @@ class ModelConfig:
   # "full_attention" or "sliding_attention" for each layer; empty: all layers are full
   layer_types: tuple[str, ...] = ()
   sliding_window: int = 0  # keys that a query of a sliding layer attends to, its own included
-  # base of the rotary wavelengths of sliding layers, unscaled; 0: those of the full layers, scaled
+  # base of the rotary wavelengths of sliding layers, unscaled, in OLMo-3 and Gemma 3; 0: rope_theta
   sliding_rope_theta: float = 0.0
   unrotated_layers: tuple[int, ...] = ()  # layers without rotary embedding, 0-based
   query_pre_attn_scalar: float = 0.0  # queries are divided by its root; 0: head_dim
@@ -64,6 +64,12 @@ class ModelConfig:
       raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
 
     self._check_layers()
+    if self.family.scales_queries and not self.query_pre_attn_scalar:
+      object.__setattr__(self, "query_pre_attn_scalar", float(self.head_dim))
+    # What scales the full layers of such a family never scales its sliding ones.
+    by_kind = self.family.rope_by_kind and SLIDING in self.layer_types
+    if by_kind and not self.sliding_rope_theta:
+      object.__setattr__(self, "sliding_rope_theta", self.rope_theta)
 
   def _check_layers(self):
     if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
@@ -78,6 +84,15 @@ class ModelConfig:
       raise UserError(
         f"sliding_window {self.sliding_window} is too small; sliding layers need at least 1"
       )
+    # What a family's config.json cannot say would be lost in a checkpoint or an export.
+    for name, wanted, possible in (
+      ("sliding layers", SLIDING in self.layer_types, self.family.slides),
+      ("unrotated_layers", self.unrotated_layers, self.family.skips_rotation),
+      ("sliding_rope_theta", self.sliding_rope_theta, self.family.rope_by_kind),
+      ("query_pre_attn_scalar", self.query_pre_attn_scalar, self.family.scales_queries),
+    ):
+      if wanted and not possible:
+        raise UserError(f"decoders of model_type {self.model_type!r} have no {name}")
     for layer in self.unrotated_layers:
       if not 0 <= layer < self.num_hidden_layers:
         raise UserError(

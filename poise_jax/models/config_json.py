@@ -44,8 +44,10 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     qk_norm=bool(family.qk_norm),
     layer_types=() if kinds == (FULL,) * layers else kinds,
     sliding_window=(hf.get("sliding_window") or 0) if sliding else 0,
-    unrotated_layers=_unrotated(hf, layers),
-    query_pre_attn_scalar=_query_scalar(hf, family),
+    unrotated_layers=_unrotated(hf, layers) if family.skips_rotation else (),
+    query_pre_attn_scalar=(
+      float(hf.get("query_pre_attn_scalar") or 0) if family.scales_queries else 0.0
+    ),
     max_position_embeddings=hf.get("max_position_embeddings", 2048),
   )
 
@@ -98,10 +100,6 @@ def _unrotated(hf, layers) -> tuple[int, ...]:
     return tuple(i for i, flag in enumerate(rotated[:layers]) if not flag)
   every = hf.get("no_rope_layer_interval")
   return tuple(i for i in range(layers) if every and (i + 1) % every == 0)
-
-
-def _query_scalar(hf, family) -> float:
-  return float(hf.get("query_pre_attn_scalar") or 0) if family.scales_queries else 0.0
 
 
 def _rotary(hf, family, sliding) -> dict[str, Any]:

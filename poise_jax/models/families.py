@@ -48,6 +48,16 @@ class Family:
   # what transformers assumes for keys that a config.json lacks, where families differ
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def slides(self) -> bool:
+    """Whether layers may have a window."""
+    return bool({"sliding_window", "use_sliding_window"} & self.defaults.keys())
+
+  @property
+  def skips_rotation(self) -> bool:
+    """Whether layers may have no rotary embedding."""
+    return "no_rope_layer_interval" in self.defaults
+
 
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _OLMO = {"rms_norm_eps": 1e-5}

@@ -21,6 +21,7 @@ from tiny_models import CASES, LLAMA3, batch, load_tiny
 
 from poise_jax import models
 from poise_jax.errors import UserError
+from poise_jax.models.families import FAMILIES
 from poise_jax.models.io import tensors
 from poise_jax.models.io.sources import local_path
 from poise_jax.models.rotary import NoRope
@@ -275,6 +276,48 @@ def test_layers_of_a_short_config_are_those_of_transformers(name):
   assert ours.rms_norm_eps == theirs.rms_norm_eps
   assert ours.tie_word_embeddings == theirs.tie_word_embeddings
   assert models.ModelConfig.from_hf(ours.to_hf()) == ours
+
+
+MIXED = dict(layer_types=["full_attention", "sliding_attention"], sliding_window=7)
+
+
+@pytest.mark.parametrize(
+  "family,fields",
+  [
+    ("olmo3", {}),
+    ("olmo3", dict(MIXED, rope_theta=3e4, rope_scaling=models.YarnScaling(4.0, 64))),
+    ("gemma3_text", dict(MIXED, rope_scaling=models.LinearScaling(8.0))),
+    ("gemma3_text", dict(query_pre_attn_scalar=12.5, sliding_rope_theta=0.0)),
+    ("smollm3", dict(unrotated_layers=(1,))),
+    ("smollm3", MIXED),
+    ("mistral", {}),
+    ("qwen3", dict(MIXED, rope_scaling=models.YarnScaling(4.0, 64, 16.0, 2.0, 1.3, False))),
+    ("llama", dict(rope_scaling=models.LinearScaling(2.5))),
+  ],
+)
+def test_a_shape_survives_its_config_json(family, fields):
+  """As checkpoints store it; YaRN stays off the sliding layers of OLMo-3 unless told otherwise."""
+  norm = bool(FAMILIES[family].qk_norm)
+  config = models.ModelConfig(family, 60, 32, 48, 2, 4, 2, 8, qk_norm=norm, **fields)
+  again = models.ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())))
+  assert again == config and again.layers == config.layers and again.ropes == config.ropes
+  if family == "olmo3" and fields:
+    assert [config.ropes[layer.rope].scaling is None for layer in config.layers] == [False, True]
+
+
+@pytest.mark.parametrize(
+  "family,fields",
+  [
+    ("llama", MIXED),
+    ("olmo2", MIXED),
+    ("qwen3", dict(unrotated_layers=(0,))),
+    ("qwen2", dict(MIXED, sliding_rope_theta=1e3)),
+    ("olmo3", dict(query_pre_attn_scalar=7.0)),
+  ],
+)
+def test_what_a_familys_config_json_cannot_say_is_refused(family, fields):
+  with pytest.raises(UserError, match=f"model_type '{family}' have no "):
+    models.ModelConfig(family, 60, 32, 48, 2, 4, 2, 8, **fields)
 
 
 RELEASED_OLMO3 = {
