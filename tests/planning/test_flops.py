@@ -88,3 +88,16 @@ def test_rematerialised_training_needs_up_to_a_third_more(n, optimized):
   assert 1.25 < ratio < 1.4
   trip_counts = {program.trip_count(loop) for _, loop in program.loops()}
   assert 3 in trip_counts  # layers
+
+
+@pytest.mark.parametrize("length,start", [(9, 0), (9, 7), (3, 0), (4, 2)])
+def test_a_window_bounds_the_pairs_of_attention(length, start):
+  """Counted one by one: one layer with a window of 4 keys, and one without."""
+  kinds = ("sliding_attention", "full_attention")
+  sizes = dict(num_hidden_layers=2, layer_types=kinds, sliding_window=4)
+  model = dataclasses.replace(MODEL, **sizes)
+  layers, _ = flops.matmul_parameters(model)
+  pairs = sum(min(t + 1, 4) + t + 1 for t in range(start, length))
+  width = model.num_attention_heads * model.head_dim
+  expected = 2 * layers * (length - start) + 4 * width * pairs
+  assert flops.forward_flops(model, length, 0, start) == expected
