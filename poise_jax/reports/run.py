@@ -1,8 +1,8 @@
 """report.html: a run at a glance, from the files of its workdir.
 
-Warnings, curves, reward by difficulty, lengths of answers, predicted against realised values, and answers
-whose tokens are colored by entropy. Training writes it at every evaluation; it can be written again
-at any time.
+Warnings, curves, reward by difficulty, lengths of answers, predicted against realised values, and
+answers whose tokens are colored by entropy. Training writes it at every evaluation; it can be
+written again at any time.
 """
 
 import datetime

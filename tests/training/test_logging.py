@@ -248,11 +248,11 @@ def test_a_warning_is_printed_once_and_is_in_metrics_and_report(tmp_path, capsys
         logger.log(step, metrics)
   printed = " ".join(capsys.readouterr().out.split())
   assert printed.count("warning:") == 1
-  assert "step 5: warning: all responses of the last 5 steps earn the same, 0," in printed
+  assert "step 5: warning: all responses of 5 steps earn the same, 0," in printed
   marked = [row["step"] for row in rows(tmp_path / "metrics.jsonl") if "warn/equal_rewards" in row]
   assert marked == [5, 6, 7, 8]
   page = (tmp_path / "report.html").read_text()
-  assert page.count("<li>step 5: all responses of the last 5 steps earn the same, 0,") == 1
+  assert page.count("<li>step 5: all responses of 5 steps earn the same, 0,") == 1
 
 
 def test_the_console_line_has_the_shares_of_lost_responses(tmp_path, capsys):
