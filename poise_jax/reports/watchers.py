@@ -16,7 +16,9 @@ Row = Mapping[str, float]  # of metrics.jsonl
 FEW, SOME, MANY = 3, 5, 20  # steps after which a watcher speaks; MANY are remembered
 PROBED = 10  # steps of an active probe
 ALMOST_ALL = 0.9  # share of a step's responses
-REPEATED = 0.5
+DEGRADED = 0.5  # share in step 1 below which almost all in later steps are the run's own doing
+REPEATED = 0.5  # share of a step's responses
+RESTART = "lower train.learning_rate, and start again from an earlier checkpoint"
 COLLAPSED = 0.02  # entropy in nats per token; runs that learn well end at 0.03 to 0.2
 EXPLODED = 1.0  # entropy in nats per token, if it is also twice that of the first steps
 SOLVED = 0.9  # mean reward from which a low entropy is no harm
@@ -58,9 +60,7 @@ def _equal_rewards(seen):
   if not equal and not (len(scores) and (np.all(scores <= 0) or np.all(scores >= 1))):
     return ""
   value = float((scores if len(scores) else reward)[-1])
-  start = (
-    f"all responses of the last {SOME} steps earn the same, {value:.2g}, so nothing is learned"
-  )
+  start = f"all responses of {SOME} steps earn the same, {value:.2g}, so nothing is learned"
   if value <= 0:
     return (
       f"{start}; compare answers with references in report.html, check the data's reference column "
@@ -75,6 +75,11 @@ def _unparsable(seen):
   shares = seen.last("verifier/unparsable_fraction", FEW)
   if not _all_above(shares, ALMOST_ALL):
     return ""
+  if (before := seen.first[0].get("verifier/unparsable_fraction", 1.0)) < DEGRADED:
+    return (
+      f"{shares[-1]:.0%} of the responses hold no answer that the verifier can read, after "
+      f"{before:.0%} in step 1: the policy has degraded; {RESTART}"
+    )
   return (
     f"{shares[-1]:.0%} of the responses hold no answer that the verifier can read; check that "
     "task.template asks for the form that the verifier reads, that task.chat and task.think_end "
@@ -86,6 +91,12 @@ def _truncated(seen):
   shares = seen.last("rollout/truncated_fraction", FEW)
   if not _all_above(shares, ALMOST_ALL):
     return ""
+  if (before := seen.first[0].get("rollout/truncated_fraction", 1.0)) < DEGRADED:
+    return (
+      f"{shares[-1]:.0%} of the responses are cut off at rollout.max_new_tokens, after "
+      f"{before:.0%} in step 1: raise it if answers have grown longer and better; if they have "
+      f"not, the policy has degraded: {RESTART}"
+    )
   return (
     f"{shares[-1]:.0%} of the responses are cut off at rollout.max_new_tokens; raise it, or, if "
     "the text goes on after the answer, set task.chat for a chat model, whose turns end"
@@ -172,10 +183,7 @@ def _bad_probe(seen):
 def _repeated(seen):
   wrong = seen.last("rollout/repeated_fraction", FEW)
   if _all_above(wrong, REPEATED):
-    return (
-      f"{wrong[-1]:.0%} of the responses are one and the same wrong text; lower "
-      "train.learning_rate, and start again from an earlier checkpoint"
-    )
+    return f"{wrong[-1]:.0%} of the responses are one and the same wrong text; {RESTART}"
   right = seen.last("reward/repeated_fraction", FEW)
   if _all_above(right, REPEATED):
     return (
