@@ -87,11 +87,13 @@ class PromptEncoder:
     text = self.text(example)
     if not self.chat:
       return list(self.tokenizer.encode(text))
-    return self._chat_ids(text)
+    return self._chat_ids(text, example.turns)
 
-  def _chat_ids(self, text):
-    turns = [("system", self.system)] if self.system else []
-    turns = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
+  def _chat_ids(self, text, turns=()):
+    """Token ids of a chat; a system turn in `turns` replaces that of the config."""
+    if self.system and not any(role == "system" for role, _ in turns):
+      turns = (("system", self.system), *turns)
+    turns = [{"role": role, "content": content} for role, content in (*turns, ("user", text))]
     return list(self.tokenizer.apply_chat_template(turns, **self.template_args))
 
   @functools.cached_property

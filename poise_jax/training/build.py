@@ -369,9 +369,9 @@ def _held_out(config, task, encoder):
 
 def check_held_out(task: tasks.Task, sets: tuple[EvalSet, ...]):
   """Raises UserError if a question of a test set is in the training set."""
-  training_questions = {example.question for example in task.train}
+  training_questions = {example.asked for example in task.train}
   for test in sets:
-    leaked = [e.question for e in test.examples if e.question in training_questions]
+    leaked = [e.question for e in test.examples if e.asked in training_questions]
     if leaked:
       raise UserError(
         f"eval.tasks.{test.name}: {len(leaked)} of its {len(test.examples)} questions are in the "
