@@ -22,27 +22,16 @@ from poise_jax.learner.batching import (
   over_minibatches,
   useful_positions,
 )
-from poise_jax.learner.config import UpdateConfig, UpdateOptions
+from poise_jax.learner.config import UpdateConfig
 from poise_jax.learner.logprobs import token_logprobs
 from poise_jax.learner.losses import accepted, policy_loss, token_weights
 from poise_jax.learner.micro_batch import MicroBatch
+from poise_jax.learner.optimizer import learning_rate, optimizer
 from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.types import Experience, Rollouts, TrainState
 
 
-@functools.cache
-def optimizer(config: UpdateOptions) -> optax.GradientTransformation:
-  """Global-norm clipping, then AdamW with linear warm-up."""
-  rate = config.learning_rate
-  if config.warmup_steps:
-    rate = optax.linear_schedule(rate / config.warmup_steps, rate, config.warmup_steps - 1)
-  adamw = optax.adamw(rate, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay)
-  if not config.max_grad_norm:
-    return adamw
-  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
-
-
-def init(params: PyTree[Array], config: UpdateOptions) -> TrainState:
+def init(params: PyTree[Array], config: UpdateConfig) -> TrainState:
   """The state before the first optimizer step; its optimizer moments are sharded like `params`."""
   step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # each buffer is donated
   # Not under jit, where zeros would not depend on params, and XLA would replicate them.
@@ -114,7 +103,7 @@ def _joined(parts, shape):
 
 
 def apply_gradients(
-  config: UpdateOptions,
+  config: UpdateConfig,
   state: TrainState,
   grads: PyTree[Array],
   loss: Float[Array, ""] | float = 0.0,
@@ -326,6 +315,8 @@ def optimizer_step(
     "policy/grad_clipped": (norm > (config.max_grad_norm or jnp.inf)).astype(jnp.float32),
     "rollout/mismatch_kl": mismatch,
   }
+  rate = learning_rate(config)
+  metrics["policy/learning_rate"] = jnp.float32(rate(state.step) if callable(rate) else rate)
   if "accepted" in batch.fields:
     metrics["rollout/rejected_fraction"] = 1 - mask.sum() / batch.mask.sum()
   new = apply_gradients(config, state, grads, loss, mask.any())
