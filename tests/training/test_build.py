@@ -165,7 +165,7 @@ def test_every_float_that_is_not_finite_is_named():
   ],
 )
 def test_the_start_says_what_a_step_is_made_of(changes, line):
-  assert build(tiny(**changes)).summary().splitlines()[1] == f"a step: {line}"
+  assert build.build(tiny(**changes)).summary().splitlines()[1] == f"a step: {line}"
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_the_start_says_what_a_step_is_made_of(changes, line):
 )
 def test_a_schedule_ends_with_the_run(schedule, warmup, expected):
   config = tiny(train__schedule=schedule, train__warmup_steps=warmup)
-  assert build(config).update.optimizer_steps == expected
+  assert build.build(config).update.optimizer_steps == expected
