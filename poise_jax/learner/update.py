@@ -163,7 +163,8 @@ def step(
     with groups of this step; groups from earlier steps do not count.
 
   Raises:
-    UserError: P n is not a multiple of config.minibatch_size.
+    UserError: P n is not a multiple of config.minibatch_size, advantages have another shape, or a
+      KL has no reference.
   """
   parts = policy_minibatches(model, config, state.params, experience, advantages, reference, groups)
   optimizer_step = functools.partial(minibatch_step, model, config)
@@ -203,6 +204,17 @@ def policy_minibatches(
     raise UserError(
       f"{p} prompts x {n} samples are {p * n} sequences, "
       f"not a multiple of train.minibatch_size={config.minibatch_size}"
+    )
+  shapes = (p, n), experience.rollouts.tokens.shape
+  if advantages.shape not in shapes:
+    raise UserError(
+      f"advantages must have the shape {shapes[0]}, one a response, or {shapes[1]}, one a token, "
+      f"got {advantages.shape}"
+    )
+  if config.loss.kl_coef and not jax.tree.leaves(reference):
+    raise UserError(
+      f"train.loss.kl_coef={config.loss.kl_coef} needs `reference`, the reference policy's "
+      "parameters; pass them, or set kl_coef to 0"
     )
   count = -(-(p if groups is None else groups) * n // config.minibatch_size)
   batch = _form(experience, advantages)
