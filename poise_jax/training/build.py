@@ -84,9 +84,10 @@ class Experiment(StepConfig):
     rollouts, train = self.config.rollouts, self.update
     updates = rollouts // train.minibatch_size
     times = "optimizer step" if updates == 1 else "optimizer steps"
+    prompts = "prompt" if self.groups == 1 else "prompts"
     return (
       f"{self.config.algorithm}: {size:,} parameters, {self.config.steps} steps, on {devices}\n"
-      f"a step: {self.groups:,} prompts x {self.rollout.n} = {rollouts:,} rollouts, {updates} "
+      f"a step: {self.groups:,} {prompts} x {self.rollout.n} = {rollouts:,} rollouts, {updates} "
       f"{times} of {train.minibatch_size:,} sequences, in micro-batches of "
       f"{train.microbatch_size:,}"
     )
