@@ -202,7 +202,7 @@ def show_config(config: ConfigDict, console: rich.console.Console, explain: bool
 
 
 def dry_run(config: ConfigDict):
-  """Prints the config, and the sizes and memory of a run; compiles a step.
+  """Prints the config, a prompt and the sizes and memory of a run; compiles a step.
 
   Raises:
     UsageError: the run does not fit into memory.
@@ -210,11 +210,20 @@ def dry_run(config: ConfigDict):
   console = rich.console.Console(highlight=False)
   show_config(config, console, explain=False)
   with console.status("setting up") as status:
+    from poise_jax.evaluation.judge import Judge
     from poise_jax.planning import memory
+    from poise_jax.training import preview
     from poise_jax.training.build import build
+    from poise_jax.verifiers.pool import Pool
 
     experiment = build(config.copy_and_resolve_references())
+    with Pool(1, experiment.verifier.time_limit) as pool:
+      judge = Judge(pool, experiment.verifier)
+      judge.load(example.check for example in preview.examples(experiment.task))
+      asked = preview.preview(experiment, judge)
     report = memory.dry_run(experiment, status.update)
+  console.print("\n[bold]what the model is asked[/bold]")
+  console.print(asked, markup=False, soft_wrap=True)
   show_plan(console, report)
   if not report.fits:
     raise UsageError(report.verdict)

@@ -13,6 +13,7 @@ import typing
 
 from ml_collections import ConfigDict
 
+from experiments.other_names import OTHER_NAMES
 from poise_jax.errors import UserError
 
 
@@ -55,6 +56,12 @@ def check_field(config: ConfigDict, name: str):
       f"--config.{name} is a section; set its fields, such as --config.{inside[0]}=VALUE"
     )
   leaf = name.rpartition(".")[2]
+  if known := OTHER_NAMES.get(leaf):
+    meant = " or ".join(f"--config.{field}" for field in known.fields)
+    raise UsageError(
+      f"--config.{name}: the config has no such field; here it is {meant}"
+      + (f" ({known.note})" if known.note else "")
+    )
   nearest = [field for field in fields if field.rpartition(".")[2] == leaf]
   if not nearest:
     nearest = difflib.get_close_matches(name, fields, 1, 0.7)

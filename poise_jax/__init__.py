@@ -1,4 +1,20 @@
-"""Reinforcement learning of language models from verifiable rewards, in JAX and Flax."""
+"""Reinforcement learning of language models from verifiable rewards, in JAX and Flax.
+
+What a program of your own imports; each name has a docstring with shapes and errors:
+
+- `poise_jax.models`: `load`, `load_tokenizer`, `forward`, `init`, `save_hf`, `ModelConfig`.
+- `poise_jax.rollout`: `sample`, `RolloutConfig`, `feature_size`.
+- `poise_jax.types`: `Prompts`, `Rollouts`, `Experience`, `Estimate`, `TrainState`.
+- `poise_jax.estimators`: `make`, `Estimator`, `EstimatorContext`, `ProbeConfig`, `CriticConfig`.
+- `poise_jax.learner.update`: `init`, `step`; `poise_jax.learner.losses`: `policy_loss`.
+- `poise_jax.verifiers`: `verify`, `score`, `Check`, `Verdict`; `poise_jax.verifiers.pool`: `Pool`.
+- `poise_jax.training.loop`: `train`, a whole run from a config.
+- `poise_jax.errors`: `UserError`, a mistake with the way out.
+
+Modules load when they are imported: `from poise_jax import models, rollout`.
+"""
+
+__version__ = "0.2.0"
 
 _MOVED = {  # module of version 0.1 -> module that replaces it
   "at_k": "evaluation.at_k",

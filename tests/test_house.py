@@ -1,6 +1,7 @@
 """The rules of the code base: import contracts, sizes of files and functions, and the package."""
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -109,10 +110,20 @@ def test_the_wheel_has_every_file_of_the_package_and_its_metadata(installed):
   assert not [file for file in files if not (installed / file).exists()]
   (metadata,) = installed.glob("poise_jax-*.dist-info/METADATA")
   text = metadata.read_text()
+  assert f"\nVersion: {poise_jax.__version__}\n" in text
   for line in (ROOT / "requirements.txt").read_text().splitlines():
     assert line.startswith("#") or f"Requires-Dist: {line}\n" in text
   for part in ("License-Expression: Apache-2.0", 'extra == "tpu"', 'extra == "cuda"'):
     assert part in text
+
+
+def test_the_docstring_of_the_package_names_what_it_offers():
+  named = re.findall(r"`(poise_jax\.[\w.]+)`: ((?:`\w+`(?:, )?)+)", poise_jax.__doc__)
+  assert len(named) >= 9
+  for module, names in named:
+    offered = vars(importlib.import_module(module))
+    assert not set(re.findall(r"`(\w+)`", names)) - offered.keys(), module
+  assert f"version: {poise_jax.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.parametrize("name", poise_jax._MOVED)

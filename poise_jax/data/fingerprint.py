@@ -15,7 +15,7 @@ def fingerprint(task: Task) -> dict[str, Any]:
   """The content of data.json: numbers of examples and the SHA-256 of both splits in order."""
   digest = hashlib.sha256()
   for example in (*task.train, *task.test):
-    digest.update(repr((example.question, example.answer, example.domain)).encode())
+    digest.update(repr((example.asked, example.answer, example.domain)).encode())
   return {
     "train": len(task.train),
     "test": len(task.test),

@@ -87,11 +87,13 @@ class PromptEncoder:
     text = self.text(example)
     if not self.chat:
       return [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
-    return self._chat_ids(text)
+    return self._chat_ids(text, example.turns)
 
-  def _chat_ids(self, text):
-    turns = [("system", self.system)] if self.system else []
-    turns = [{"role": role, "content": content} for role, content in [*turns, ("user", text)]]
+  def _chat_ids(self, text, turns=()):
+    """Token ids of a chat; a system turn in `turns` replaces that of the config."""
+    if self.system and not any(role == "system" for role, _ in turns):
+      turns = (("system", self.system), *turns)
+    turns = [{"role": role, "content": content} for role, content in (*turns, ("user", text))]
     return list(self.tokenizer.apply_chat_template(turns, **self.template_args))
 
   @functools.cached_property
@@ -111,10 +113,19 @@ class PromptEncoder:
 
   def response(self, ids: Sequence[int]) -> str:
     """The text of a response without special tokens, but with the markers of its thought."""
+    return self._decoded(ids, self._kept)
+
+  def prompt(self, example: Example) -> str:
+    """The text of a prompt as the model reads it: with its chat template and special tokens."""
+    special = {token: text for text, token in self.tokenizer.special_ids.items()}
+    return self._decoded(self.ids(example), special)
+
+  def _decoded(self, ids, kept):
+    """The text of tokens, and of special tokens only those in `kept`, {id: text}."""
     texts, start = [], 0
     for i, token in enumerate(ids):
-      if token in self._kept:
-        texts += [self.tokenizer.decode(ids[start:i]), self._kept[token]]
+      if token in kept:
+        texts += [self.tokenizer.decode(ids[start:i]), kept[token]]
         start = i + 1
     return "".join([*texts, self.tokenizer.decode(ids[start:])])
 

@@ -58,7 +58,7 @@ def load(
     about = run_checkpoint.about(path)
     step, run = about["step"], about["config"]
     task = tasks.make(task_of_run(run["task"]), run["seed"])
-    trained_questions = {example.question for example in task.train}
+    trained_questions = {example.asked for example in task.train}
   model, params = models.load(path or checkpoint, shardings=training_shardings(mesh))
   tokenizer = models.load_tokenizer(path or checkpoint)
   models.check_fits(tokenizer, model)
@@ -164,7 +164,7 @@ def describe(test: EvalSet, trained_questions: set[str]) -> dict[str, Any]:
     "config": test.config,
     "prompts": len(test.examples),
     "left_out": dict(test.left_out),
-    "trained_on": sum(example.question in trained_questions for example in test.examples),
+    "trained_on": sum(example.asked in trained_questions for example in test.examples),
     "crc32": f"{crc:08x}",
   }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from poise_jax.distributed import processes
 from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.verifiers import STATUSES, VERIFIERS, Check, Verdict, require_usable
+from poise_jax.verifiers.base import FAILURES
 from poise_jax.verifiers.pool import Pool
 from poise_jax.verifiers.weighted import single_checks
 
@@ -177,9 +178,14 @@ class Judge:
     """Metrics of the training responses since the last call.
 
     verifier/<status>: number of responses whose verdict has that status, for all but "ok".
+    verifier/unparsable_fraction, verifier/failed_fraction: shares of the responses in which nothing
+    could be read, and on which the verifier timed out, crashed or had no sandbox (0 without any).
     reward/part/<name>: mean score in [0, 1] of a part of weighted rewards, before weighting.
     """
     metrics = {f"verifier/{status}": self.counts[status] for status in STATUSES if status != "ok"}
+    total = max(1, self.counts.total())
+    metrics["verifier/unparsable_fraction"] = self.counts["unparsable"] / total
+    metrics["verifier/failed_fraction"] = sum(self.counts[status] for status in FAILURES) / total
     for name, scores in sorted(self.parts.items()):
       metrics[f"reward/part/{name}"] = statistics.fmean(scores)
     self._reset()

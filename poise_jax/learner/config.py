@@ -8,6 +8,8 @@ from poise_jax.models.transformer import REMAT_POLICIES
 
 DTYPES = ("float32", "bfloat16", "float16")
 OLD_LOGPROBS = ("sampler", "recompute")
+OPTIMIZERS = ("adamw", "adamw_bfloat16", "adafactor")
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 def check_dtype(field: str, dtype: str):
@@ -26,9 +28,14 @@ class UpdateOptions:
   microbatch_size: int = 64
   # source of the old policy's log-probs: "recompute" in the trainer, or those of the "sampler"
   old_logprobs: str = "recompute"
-  learning_rate: float = 1e-6  # AdamW's learning rate after the warm-up
-  warmup_steps: int = 0  # optimizer steps of linear warm-up; constant afterwards
-  weight_decay: float = 0.0  # decoupled decay (AdamW) of every parameter
+  # "adamw", "adamw_bfloat16" (its mean of gradients in bfloat16: 2 bytes per parameter less), or
+  # "adafactor" (no mean, and squared gradients by rows and columns: 8 bytes per parameter less)
+  optimizer: str = "adamw"
+  learning_rate: float = 1e-6  # learning rate after the warm-up
+  warmup_steps: int = 0  # optimizer steps of linear warm-up
+  # learning rate after the warm-up: "constant", or "linear" or "cosine" to 0 at the run's end
+  schedule: str = "constant"
+  weight_decay: float = 0.0  # decoupled decay of every parameter, as in AdamW
   max_grad_norm: float = 1.0  # global norm to which gradients are clipped; 0: no clipping
   adam_b1: float = 0.9  # decay rate of AdamW's mean of gradients
   adam_b2: float = 0.999  # decay rate of AdamW's mean of squared gradients
@@ -42,8 +49,14 @@ class UpdateOptions:
 
   def __post_init__(self):
     check_finite("train", self)
-    if self.old_logprobs not in OLD_LOGPROBS:
-      raise unknown_name("train.old_logprobs", self.old_logprobs, OLD_LOGPROBS)
+    for name, choices in (
+      ("old_logprobs", OLD_LOGPROBS),
+      ("optimizer", OPTIMIZERS),
+      ("schedule", SCHEDULES),
+      ("remat", REMAT_POLICIES),
+    ):
+      if getattr(self, name) not in choices:
+        raise unknown_name(f"train.{name}", getattr(self, name), choices)
     if self.loss.importance_cap and self.old_logprobs == "sampler":
       raise UserError(
         f"train.loss.importance_cap={self.loss.importance_cap} compares recomputed log-probs with "
@@ -69,8 +82,6 @@ class UpdateOptions:
     for name in ("adam_b1", "adam_b2"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
-    if self.remat not in REMAT_POLICIES:
-      raise unknown_name("train.remat", self.remat, REMAT_POLICIES)
     check_dtype("train.dtype", self.dtype)
     if self.minibatch_size % self.microbatch_size:
       raise UserError(
@@ -84,3 +95,13 @@ class UpdateConfig(UpdateOptions):
   """UpdateOptions and what a run derives: a static argument of the update."""
 
   temperature: float = 1.0  # temperature of the trained policy, which is the sampling temperature
+  optimizer_steps: int = 0  # of the whole run; read by a schedule that ends with it
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.schedule != "constant" and self.optimizer_steps <= self.warmup_steps:
+      raise UserError(
+        f"train.schedule={self.schedule!r} falls from the warm-up to the run's end, but "
+        f"warmup_steps={self.warmup_steps} are not less than the run's {self.optimizer_steps} "
+        "optimizer steps; lower warmup_steps or raise steps"
+      )

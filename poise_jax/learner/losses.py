@@ -166,7 +166,11 @@ def policy_loss(
     The loss, and means over the masked tokens: policy/clip_fraction and policy/dual_clip_fraction,
     tokens whose loss is a bound; policy/kl, the k3 estimate of KL(old || current); and, where
     used, policy/reference_kl and rollout/importance_weight.
+
+  Raises:
+    UserError: advantages have another shape, or an option lacks the values that it needs.
   """
+  _check_inputs(logprobs, advantages, config, entropies, reference_logprobs, sampler_logprobs)
   if weights is None:
     weights = token_weights(mask, config.aggregation)
   logprobs = jnp.where(mask, logprobs, 0.0)
@@ -184,6 +188,26 @@ def policy_loss(
   if config.entropy_coef:
     loss = loss - config.entropy_coef * entropies
   return (weights * jnp.where(mask, loss, 0.0)).sum(), metrics
+
+
+def _check_inputs(logprobs, advantages, config, entropies, reference_logprobs, sampler_logprobs):
+  """Raises UserError for advantages that would broadcast wrongly, and for inputs that lack."""
+  b, t = logprobs.shape
+  if advantages.shape not in ((b, t), (b, 1)):
+    raise UserError(
+      f"advantages must have the shape ({b}, {t}), one a token, or ({b}, 1), one a sequence, got "
+      f"{advantages.shape}" + ("; pass advantages[:, None]" if advantages.shape == (b,) else "")
+    )
+  for option, name, values in (
+    ("kl_coef", "reference_logprobs", reference_logprobs),
+    ("entropy_coef", "entropies", entropies),
+    ("importance_cap", "sampler_logprobs", sampler_logprobs),
+  ):
+    if getattr(config, option) and values is None:
+      raise UserError(
+        f"{option}={getattr(config, option)} needs {name}, which were not passed; pass them, or "
+        f"set {option} to 0"
+      )
 
 
 def _surrogate(logprobs, log_ratio, advantages, mask, config):

@@ -22,27 +22,16 @@ from poise_jax.learner.batching import (
   over_minibatches,
   useful_positions,
 )
-from poise_jax.learner.config import UpdateConfig, UpdateOptions
+from poise_jax.learner.config import UpdateConfig
 from poise_jax.learner.logprobs import token_logprobs
 from poise_jax.learner.losses import accepted, policy_loss, token_weights
 from poise_jax.learner.micro_batch import MicroBatch
+from poise_jax.learner.optimizer import learning_rate, optimizer
 from poise_jax.models import ModelConfig, hidden_states, unembedding
 from poise_jax.types import Experience, Rollouts, TrainState
 
 
-@functools.cache
-def optimizer(config: UpdateOptions) -> optax.GradientTransformation:
-  """Global-norm clipping, then AdamW with linear warm-up."""
-  rate = config.learning_rate
-  if config.warmup_steps:
-    rate = optax.linear_schedule(rate / config.warmup_steps, rate, config.warmup_steps - 1)
-  adamw = optax.adamw(rate, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay)
-  if not config.max_grad_norm:
-    return adamw
-  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
-
-
-def init(params: PyTree[Array], config: UpdateOptions) -> TrainState:
+def init(params: PyTree[Array], config: UpdateConfig) -> TrainState:
   """The state before the first optimizer step; its optimizer moments are sharded like `params`."""
   step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # each buffer is donated
   # Not under jit, where zeros would not depend on params, and XLA would replicate them.
@@ -114,7 +103,7 @@ def _joined(parts, shape):
 
 
 def apply_gradients(
-  config: UpdateOptions,
+  config: UpdateConfig,
   state: TrainState,
   grads: PyTree[Array],
   loss: Float[Array, ""] | float = 0.0,
@@ -174,7 +163,8 @@ def step(
     with groups of this step; groups from earlier steps do not count.
 
   Raises:
-    UserError: P n is not a multiple of config.minibatch_size.
+    UserError: P n is not a multiple of config.minibatch_size, advantages have another shape, or a
+      KL has no reference.
   """
   parts = policy_minibatches(model, config, state.params, experience, advantages, reference, groups)
   optimizer_step = functools.partial(minibatch_step, model, config)
@@ -214,6 +204,17 @@ def policy_minibatches(
     raise UserError(
       f"{p} prompts x {n} samples are {p * n} sequences, "
       f"not a multiple of train.minibatch_size={config.minibatch_size}"
+    )
+  shapes = (p, n), experience.rollouts.tokens.shape
+  if advantages.shape not in shapes:
+    raise UserError(
+      f"advantages must have the shape {shapes[0]}, one a response, or {shapes[1]}, one a token, "
+      f"got {advantages.shape}"
+    )
+  if config.loss.kl_coef and not jax.tree.leaves(reference):
+    raise UserError(
+      f"train.loss.kl_coef={config.loss.kl_coef} needs `reference`, the reference policy's "
+      "parameters; pass them, or set kl_coef to 0"
     )
   count = -(-(p if groups is None else groups) * n // config.minibatch_size)
   batch = _form(experience, advantages)
@@ -326,6 +327,8 @@ def optimizer_step(
     "policy/grad_clipped": (norm > (config.max_grad_norm or jnp.inf)).astype(jnp.float32),
     "rollout/mismatch_kl": mismatch,
   }
+  rate = learning_rate(config)
+  metrics["policy/learning_rate"] = jnp.float32(rate(state.step) if callable(rate) else rate)
   if "accepted" in batch.fields:
     metrics["rollout/rejected_fraction"] = 1 - mask.sum() / batch.mask.sum()
   new = apply_gradients(config, state, grads, loss, mask.any())

@@ -76,6 +76,7 @@ class Page:
   heading: str
   about: str
   tiles: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name -> value
+  warnings: Sequence[str] = ()  # sentences on why the run does not learn
   legend: Sequence[str] = ()  # labels of the curves of all figures
   figures: Mapping[str, Sequence[Card]] = dataclasses.field(default_factory=dict)  # by heading
   tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)  # by heading

@@ -1,8 +1,8 @@
 """report.html: a run at a glance, from the files of its workdir.
 
-Curves, reward by difficulty, lengths of answers, predicted against realised values, and answers
-whose tokens are colored by entropy. Training writes it at every evaluation; it can be written again
-at any time.
+Warnings, curves, reward by difficulty, lengths of answers, predicted against realised values, and
+answers whose tokens are colored by entropy. Training writes it at every evaluation; it can be
+written again at any time.
 """
 
 import datetime
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from poise_jax import files, provenance
-from poise_jax.reports import curves, html, lengths, run_log, svg, value
+from poise_jax.reports import curves, html, lengths, run_log, svg, value, watchers
 from poise_jax.reports.html import HEATS, Card
 from poise_jax.reports.run_log import Run
 
@@ -76,6 +76,7 @@ def render(run: Run) -> str:
     heading=name,
     about=f"{run.algorithm}, seed {run.seed}, {model}; {state}; written {now}",
     tiles=_tiles(run),
+    warnings=_warnings(run),
     figures={"": list(_cards(run)), **values},
     max_entropy=max_entropy,
     steps=answers,
@@ -106,6 +107,13 @@ def _tiles(run: Run) -> dict[str, str]:
   if len(elapsed):
     tiles["total time"] = str(datetime.timedelta(seconds=round(elapsed[-1])))
   return tiles
+
+
+def _warnings(run: Run) -> list[str]:
+  """The first sentence of each watcher that found something."""
+  max_grad_norm = run.config.get("train", {}).get("max_grad_norm", 0.0)
+  found = watchers.Watch(max_grad_norm, run.rows).sentences.values()
+  return [f"step {step}: {sentence}" for step, sentence in found]
 
 
 def _cards(run: Run) -> Iterator[Card]:

@@ -113,10 +113,14 @@ def read(path: pathlib.Path) -> Run:
   config = json.loads((path / "config.json").read_text())
   if "algorithm" not in config:  # the folder of a model has a config.json too
     raise UserError(f"{path} holds no run: its config.json names no algorithm")
-  metrics, provenance = path / "metrics.jsonl", path / "provenance.jsonl"
-  rows = [json.loads(line) for _, _, line in whole_rows(metrics)] if metrics.exists() else []
+  provenance = path / "provenance.jsonl"
   starts = provenance.read_text().splitlines() if provenance.exists() else []
-  return Run(path, config, rows, [json.loads(line) for line in starts])
+  return Run(path, config, metrics(path / "metrics.jsonl"), [json.loads(line) for line in starts])
+
+
+def metrics(path: pathlib.Path) -> list[dict[str, float]]:
+  """The rows of a metrics.jsonl before the first incomplete one; none if there is no such file."""
+  return [json.loads(line) for _, _, line in whole_rows(path)] if path.exists() else []
 
 
 def whole_rows(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:

@@ -9,9 +9,11 @@ the same steps, because XLA exchanges data in groups of devices only if all grou
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
@@ -50,12 +52,31 @@ def sample(
     rollout: sampling options.
 
   Raises:
-    UserError: a feature layer does not exist, or there are no prompts.
+    UserError: a feature layer does not exist, there are no prompts, or one is padded on the right.
   """
   check_layers(config, rollout)
   if not prompts.tokens.size:
     raise UserError(f"no prompts to sample from: tokens have shape {prompts.tokens.shape}")
+  _check_padding(prompts.mask)
+  if not rollout.eos_ids:
+    warnings.warn(
+      f"rollout.eos_ids is empty, so each response has max_new_tokens={rollout.max_new_tokens} "
+      "tokens and counts as truncated; pass eos_ids=tuple(tokenizer.eos_ids)",
+      stacklevel=2,
+    )
   return _sample(config, params, prompts, key, rollout)
+
+
+def _check_padding(mask):
+  """Raises UserError for prompts that do not end at the last position, if that can be read."""
+  if isinstance(mask, jax.core.Tracer) or not getattr(mask, "is_fully_addressable", True):
+    return
+  padded = np.flatnonzero((np.diff(np.asarray(mask).astype(np.int8), axis=1) < 0).any(1))
+  if len(padded):
+    raise UserError(
+      f"prompts are padded on the left, so that all end at the last position, but prompt "
+      f"{padded[0]} has padding behind a token; move its tokens and mask to the right"
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

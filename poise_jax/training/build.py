@@ -23,7 +23,7 @@ from poise_jax.estimators import CriticConfig, Estimator, EstimatorContext, Prob
 from poise_jax.evaluation.answer import EvalConfig
 from poise_jax.evaluation.held_out import HELD_OUT, EvalSet, make_sets
 from poise_jax.evaluation.judge import VerifierConfig
-from poise_jax.learner.config import UpdateConfig, check_dtype
+from poise_jax.learner.config import UpdateConfig, UpdateOptions, check_dtype
 from poise_jax.learner.losses import PolicyLossConfig
 from poise_jax.learner.warm_start import WarmStartConfig, warm_start, worked_ids
 from poise_jax.models import attention
@@ -77,13 +77,19 @@ class Experiment(StepConfig):
   verifier: VerifierConfig
 
   def summary(self) -> str:
-    """What is trained and where, in one line."""
+    """What is trained and where, and what a step is made of, in two lines."""
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(self.param_shapes))
     kinds = collections.Counter(device.device_kind for device in self.mesh.devices.flat)
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    rollouts, train = self.config.rollouts, self.update
+    updates = rollouts // train.minibatch_size
+    times = "optimizer step" if updates == 1 else "optimizer steps"
+    prompts = "prompt" if self.groups == 1 else "prompts"
     return (
-      f"{self.config.algorithm}: {size:,} parameters, {self.groups} prompts x {self.rollout.n} "
-      f"rollouts a step, {self.config.steps} steps, on {devices}"
+      f"{self.config.algorithm}: {size:,} parameters, {self.config.steps} steps, on {devices}\n"
+      f"a step: {self.groups:,} {prompts} x {self.rollout.n} = {rollouts:,} rollouts, {updates} "
+      f"{times} of {train.minibatch_size:,} sequences, in micro-batches of "
+      f"{train.microbatch_size:,}"
     )
 
   @property
@@ -270,8 +276,14 @@ def build_step(
   )
   check_layers(model, rollout)
   loss = PolicyLossConfig(**config.train.loss)
+  options = UpdateOptions(**{**config.train, "loss": loss, "attention": kernel})
+  # Programs of a constant learning rate do not depend on the number of steps.
+  ends = options.schedule != "constant"
+  per_step = max(1, config.rollouts // options.minibatch_size)
   update = UpdateConfig(
-    **{**config.train, "loss": loss, "attention": kernel}, temperature=config.rollout.temperature
+    **vars(options),
+    temperature=config.rollout.temperature,
+    optimizer_steps=ends * max(1, config.steps) * per_step,
   )
   reward = RewardConfig(**config.reward)
   collect = CollectConfig(**config.collect)
@@ -369,9 +381,9 @@ def _held_out(config, task, encoder):
 
 def check_held_out(task: tasks.Task, sets: tuple[EvalSet, ...]):
   """Raises UserError if a question of a test set is in the training set."""
-  training_questions = {example.question for example in task.train}
+  training_questions = {example.asked for example in task.train}
   for test in sets:
-    leaked = [e.question for e in test.examples if e.question in training_questions]
+    leaked = [e.question for e in test.examples if e.asked in training_questions]
     if leaked:
       raise UserError(
         f"eval.tasks.{test.name}: {len(leaked)} of its {len(test.examples)} questions are in the "

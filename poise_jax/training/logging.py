@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from poise_jax import files
 from poise_jax.errors import UserError, unknown_name
-from poise_jax.reports import run, run_log
+from poise_jax.reports import run, run_log, watchers
 
 CONSOLE_METRICS = {  # metric -> name and format on the console
   "reward/mean": "reward {:.3f}",
@@ -33,6 +33,8 @@ CONSOLE_METRICS = {  # metric -> name and format on the console
   "policy/entropy": "entropy {:.2f}",
   "policy/grad_norm": "grad {:.2f}",
   "rollout/length": "length {:.1f}",
+  "rollout/truncated_fraction": "truncated {:.0%}",
+  "verifier/unparsable_fraction": "unparsable {:.0%}",
   "time/step": "{:.1f} s",
 }
 
@@ -58,7 +60,7 @@ class Logger:
 
     Args:
       workdir: folder of the run.
-      config: config of the run, of which steps and loggers are read.
+      config: config of the run, of which steps, loggers and train.max_grad_norm are read.
       start: last step whose entries are kept; -1 keeps none.
       clock: time.perf_counter() at the start of the run, had it never been interrupted.
     """
@@ -67,6 +69,7 @@ class Logger:
     self.files = {name: workdir / f"{name}.jsonl" for name in ("metrics", "samples")}
     for path in self.files.values():
       _cut(path, first)
+    self.watch = watchers.Watch(config.train.max_grad_norm, run_log.metrics(self.files["metrics"]))
     self.clock = clock
     self.screen = Console(self.console, config.steps, start)
     self.sinks: list[Sink] = [self.screen, Jsonl(self.files["metrics"])]
@@ -91,12 +94,16 @@ class Logger:
   def log(self, step: int, metrics: Mapping[str, float]):
     """Writes one entry to every sink. Values that are not finite were not measured and are omitted.
 
-    Adds time/elapsed: seconds that the run has worked, without work that an interruption lost.
+    Adds time/elapsed: seconds that the run has worked, without work that an interruption lost; and
+    warn/NAME of the watchers that find something, whose sentence is printed once a run.
     """
     metrics = {**metrics, "time/elapsed": time.perf_counter() - self.clock}
     values = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
+    warnings, sentences = self.watch(step, values)
     for sink in self.sinks:
-      sink.log(step, values)
+      sink.log(step, values | warnings)
+    for sentence in sentences:
+      self.console.print(f"step {step}: warning: {sentence}", markup=False)
 
   def samples(self, rows: Sequence[dict[str, Any]]):
     """Appends responses to samples.jsonl; the first key of a row must be `step`."""

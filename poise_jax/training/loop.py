@@ -25,6 +25,7 @@ from poise_jax.training.build import build, initial_params, warmed_up
 from poise_jax.training.checkpoints import Checkpoints
 from poise_jax.training.interrupts import Interrupts
 from poise_jax.training.logging import Logger, Silent
+from poise_jax.training.preview import preview
 from poise_jax.training.profiling import Profiler
 from poise_jax.training.run import Run
 from poise_jax.training.state import LoopState, abstract_state, initial_state
@@ -87,6 +88,7 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
         run = Run(experiment, workdir, judge, checkpoints, interrupts, log)
         processes.on_first(run.write_start, saved["step"], changes)
         log.console.print(f"{experiment.summary()}\n{experiment.task.summary()}")
+        log.console.print(preview(experiment, judge), markup=False)
         if resumes:
           log.console.print(f"resuming {workdir} after step {saved['step']}")
           best = saved["best"]

@@ -142,6 +142,7 @@ def _sample(experiment, experience, baselines, advantages, p, i):
   ids = rollouts.tokens[p, i][mask].tolist()
   return {
     "question": example.question,
+    "prompt": experiment.encoder.prompt(example),
     "answer": example.answer,
     "difficulty": example.difficulty,
     "response": tokenizer.decode(ids),

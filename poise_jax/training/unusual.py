@@ -33,8 +33,9 @@ def find(
     experience: P groups; those without tokens are padding.
 
   Returns:
-    {"short": ..., "repeated": ...}: whether an answer earns like this; and metrics, the shares of
-    such answers among those that earn (0 if none does).
+    {"short": ..., "repeated": ...}: whether an answer earns like this; and metrics: the shares of
+    such answers among those that earn (0 if none does), and rollout/repeated_fraction, the share of
+    all answers that are the most frequent one of those that do not earn.
   """
   lengths, prints = _lengths_and_hashes(experience.rollouts.tokens, experience.rollouts.mask)
   scores, lengths, prints = sharding.fetch((experience.scores, lengths, prints))
@@ -44,7 +45,10 @@ def find(
     "repeated": _repeated(examples, earns, prints),
   }
   earning = max(1, int(earns.sum()))
-  return found, {f"reward/{name}_fraction": x.sum() / earning for name, x in found.items()}
+  metrics = {f"reward/{name}_fraction": x.sum() / earning for name, x in found.items()}
+  _, counts = np.unique(prints[~earns & (lengths > 0)], return_counts=True)
+  metrics["rollout/repeated_fraction"] = counts.max(initial=0) / max(1, int((lengths > 0).sum()))
+  return found, metrics
 
 
 def _short(examples, earns, lengths):

@@ -175,6 +175,29 @@ def test_the_marker_that_a_response_needs(end, configured, expected, special):
   assert plain.think_end(example("1")) == ("</think>" if end.strip().endswith("<think>") else "")
 
 
+@pytest.mark.parametrize(
+  "system,turns,expected",
+  [
+    ("", (), "<user>5 + 5"),
+    ("S", (), "<system>S<user>5 + 5"),
+    ("S", (("user", "a"), ("assistant", "b")), "<system>S<user>a<assistant>b<user>5 + 5"),
+    ("S", (("system", "own"),), "<system>own<user>5 + 5"),  # the row's own system turn is kept
+    ("", (("system", "own"), ("user", "a"), ("assistant", "b")), None),
+  ],
+)
+def test_the_turns_of_an_example_come_first(system, turns, expected):
+  asked = dataclasses.replace(example("5 + 5"), turns=turns)
+  chat = encoder(chat=True, system=system, max_length=99)
+  assert decode(chat.ids(asked)) == (expected or "<system>own<user>a<assistant>b<user>5 + 5")
+  assert chat.prompt(asked) == decode(chat.ids(asked))
+
+
+def test_the_text_of_a_prompt_has_its_special_tokens():
+  tokenizer = chat_tokenizer("<|im_start|>assistant", ("<|im_start|>", "<think>"))
+  chat = PromptEncoder(tokenizer, "{question} <think>", True, "", 99)
+  assert chat.prompt(example("5")) == "5 <think><|im_start|>assistant"
+
+
 def test_a_question_may_open_the_thought():
   plain = encoder("{question}", max_length=99)
   assert [plain.think_end(example(q)) for q in ("2 + 2\n<think>\n", "2 + 2")] == ["</think>", ""]

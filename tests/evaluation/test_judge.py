@@ -107,6 +107,7 @@ def test_counts_cover_the_training_responses_since_the_last_call():
     assert "KeyError" in judge.crashed
     counts = {"verifier/unparsable": 1, "verifier/timed_out": 1, "verifier/crashed": 1}
     counts["verifier/sandbox_failed"] = 0
+    counts |= {"verifier/unparsable_fraction": 0.25, "verifier/failed_fraction": 0.5}
     assert judge.metrics() == counts
     assert judge.metrics() == dict.fromkeys(counts, 0)
     assert not judge.crashed

@@ -8,12 +8,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from configs import reasoning_gym, smollm2_arithmetic
+from configs import common, reasoning_gym, smollm2_arithmetic
 from experiments import (
   cli,
   overrides,
   train,  # noqa: F401  defines --config
 )
+from experiments.other_names import OTHER_NAMES
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK, GYM = "configs/quickstart.py", "configs/reasoning_gym.py"
@@ -141,11 +142,28 @@ def test_fields_of_the_shape(config_of):
     (f"{OPTIONS}.a-b=1", "'a-b' cannot be set on the command line"),
     ("--config.train.learning-rate=1", "did you mean --config.train.learning_rate?"),
     ("--config.steps*=1", "did you mean --config.steps?"),
+    ("--config.lr=1e-6", "here it is --config.train.learning_rate"),
+    ("--config.train.lr=1e-6", "here it is --config.train.learning_rate"),
+    ("--config.batch_size=8", "here it is --config.rollouts or --config.train.minibatch_size"),
+    ("--config.beta=0.1", "here it is --config.train.loss.kl_coef"),
+    ("--config.num_generations=8", "here it is --config.rollout.n"),
+    ("--config.actor.ppo_mini_batch_size=8", "here it is --config.train.minibatch_size .*prompts"),
   ],
 )
 def test_mistakes(config_of, argument, message):
   with pytest.raises(SystemExit, match=f"error: --config.*{message}"):
     config_of(argument)
+
+
+def test_names_of_other_codebases_stand_for_fields_that_exist_and_hide_none():
+  fields = overrides.flat(common.default("grpo"))
+  named = {field for known in OTHER_NAMES.values() for field in known.fields}
+  assert named <= {*fields, *overrides.mappings()}
+  assert not OTHER_NAMES.keys() & fields.keys()
+
+
+def test_a_field_with_the_name_of_another_codebase_keeps_its_own(config_of):
+  assert config_of("--config.warm_start.batch_size=7").warm_start.batch_size == 7
 
 
 def test_a_key_below_a_value(config_of):

@@ -380,7 +380,14 @@ def test_dry_run_counts_the_memory_of_a_run_and_writes_nothing(
   monkeypatch.setattr(memory, "dry_run", lambda run, phase: report)
   run_command(*small)
   text = " ".join(capsys.readouterr().out.split())
-  for part in ("rollouts 8 (default 64)", "optimizer", "caches", "the sampler compiled in "):
+  for part in (
+    "rollouts 8 (default 64)",
+    "optimizer",
+    "caches",
+    "the sampler compiled in ",
+    "a training prompt, ",
+    "verdict on the reference: 1.00",
+  ):
     assert part in text
   assert "fits: a step needs about" in text and "does not fit" not in text
   monkeypatch.setattr(cli.rich.console.Console, "print", lambda *_, **__: None)

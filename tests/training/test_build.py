@@ -151,3 +151,26 @@ def test_every_float_that_is_not_finite_is_named():
     value = float("inf") if name.endswith("e") else float("nan")
     with pytest.raises(ValueError, match=f"{re.escape(name)} must be .*got {value}"):
       build.build(tiny(**changes, **{name.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize(
+  "changes,line",
+  [
+    ({}, "4 prompts x 2 = 8 rollouts, 2 optimizer steps of 4 sequences, in micro-batches of 2"),
+    (
+      dict(rollouts=2048, rollout__n=2, train__minibatch_size=2048, train__microbatch_size=512),
+      "1,024 prompts x 2 = 2,048 rollouts, 1 optimizer step of 2,048 sequences, in micro-batches "
+      "of 512",
+    ),
+  ],
+)
+def test_the_start_says_what_a_step_is_made_of(changes, line):
+  assert build.build(tiny(**changes)).summary().splitlines()[1] == f"a step: {line}"
+
+
+@pytest.mark.parametrize(
+  "schedule,warmup,expected", [("constant", 0, 0), ("linear", 0, 6), ("cosine", 5, 6)]
+)
+def test_a_schedule_ends_with_the_run(schedule, warmup, expected):
+  config = tiny(train__schedule=schedule, train__warmup_steps=warmup)
+  assert build.build(config).update.optimizer_steps == expected

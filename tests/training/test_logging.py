@@ -25,6 +25,7 @@ def config(loggers=(), steps=6):
       log_samples=1,
       rollout=dict(n=1),
       model=dict(source=""),
+      train=dict(max_grad_norm=1.0),
       loggers=loggers,
     )
   )
@@ -237,3 +238,24 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
     logger.log(1, {"reward/mean": 0.5})
   assert "report.html could not be written (RuntimeError: [no] ink)" in capsys.readouterr().out
   assert len(rows(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_warning_is_printed_once_and_is_in_metrics_and_report(tmp_path, capsys):
+  metrics = {"reward/mean": 0.0, "reward/std": 0.0, "eval/accuracy": 0.0}
+  for start, steps in ((-1, range(7)), (6, range(7, 9))):  # the second time, it is resumed
+    with open_logger(tmp_path, start, steps=8) as logger:
+      for step in steps:
+        logger.log(step, metrics)
+  printed = " ".join(capsys.readouterr().out.split())
+  assert printed.count("warning:") == 1
+  assert "step 5: warning: all responses of 5 steps earn the same, 0," in printed
+  marked = [row["step"] for row in rows(tmp_path / "metrics.jsonl") if "warn/equal_rewards" in row]
+  assert marked == [5, 6, 7, 8]
+  page = (tmp_path / "report.html").read_text()
+  assert page.count("<li>step 5: all responses of 5 steps earn the same, 0,") == 1
+
+
+def test_the_console_line_has_the_shares_of_lost_responses(tmp_path, capsys):
+  with open_logger(tmp_path, 0) as logger:
+    logger.log(1, {"rollout/truncated_fraction": 0.874, "verifier/unparsable_fraction": 1.0})
+  assert "truncated 87%  unparsable 100%" in capsys.readouterr().out

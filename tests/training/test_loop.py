@@ -136,6 +136,7 @@ def test_samples_of_a_run(finished_run):
     assert set(row) == {
       "step",
       "question",
+      "prompt",
       "answer",
       "difficulty",
       "response",

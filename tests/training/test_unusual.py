@@ -111,7 +111,21 @@ def test_groups_of_padding_and_batches_that_earn_nothing():
   found, _ = unusual.find(examples(), experience(lengths))
   assert not any(flags.any() for flags in found.values())
   _, metrics = unusual.find(examples(), experience(scores=0.0))
+  assert metrics.pop("rollout/repeated_fraction") == 1 / (P * N)
   assert metrics == {"reward/short_fraction": 0.0, "reward/repeated_fraction": 0.0}
+
+
+@pytest.mark.parametrize("prompts,copies", [(P, N), (P, 2), (6, 3)])
+def test_a_wrong_response_that_repeats_counts_among_those_of_real_groups(prompts, copies):
+  lengths, scores = np.full((P, N), 20), np.zeros((P, N))
+  lengths[prompts:] = 0  # padding
+  where = [(p, i) for p in range(prompts) for i in range(copies)]
+  wrong = repeat(experience(lengths, scores), where)
+  _, metrics = unusual.find(examples(), wrong)
+  assert metrics["rollout/repeated_fraction"] == pytest.approx(copies / N)
+  scores[:] = 1  # the same text is right everywhere
+  _, metrics = unusual.find(examples(), repeat(experience(lengths, scores), where))
+  assert metrics["rollout/repeated_fraction"] == 0
 
 
 def test_fingerprints_tell_order_length_and_tokens_apart():

@@ -1,7 +1,8 @@
 """A Source as a TFDS dataset, built once and read back without TensorFlow.
 
-A row becomes a dict of the texts TEXTS, whose `reference` is JSON. The numbers of rows read and of
-rows left out are stored with the data, beside the checksums of the files.
+A row becomes a dict of the texts TEXTS, whose `reference` is JSON, as are the `turns` in front of
+the question where the source has a column of chats. The numbers of rows read and of rows left out
+are stored with the data, beside the checksums of the files.
 """
 
 import functools
@@ -15,7 +16,7 @@ from decimal import Decimal
 
 import tensorflow_datasets as tfds
 
-from poise_jax.data.sources import readers
+from poise_jax.data.sources import messages, readers
 from poise_jax.data.sources.catalog import SOURCES, Source
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers import Check, require_usable
@@ -57,7 +58,7 @@ class Problems(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.builder_config.description,
-      features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in TEXTS}),
+      features=tfds.features.FeaturesDict(dict.fromkeys(_texts(source), tfds.features.Text())),
       homepage=source.home or None,
       citation=source.citation,
       license=source.license,
@@ -101,8 +102,9 @@ def load(
     data_dir: folder of the built datasets; empty: TFDS's default, ~/tensorflow_datasets.
 
   Returns:
-    Dicts with the keys TEXTS, all texts except `reference`, which is data; and the number of rows
-    left out, by reason.
+    Dicts with the keys TEXTS, all texts except `reference`, which is data, and with a column of
+    chats `turns`, the pairs (role, content) in front of the question; and the number of rows left
+    out, by reason.
 
   Raises:
     UserError: there is no such split; a file's checksum differs from the expected one; a row is
@@ -120,8 +122,11 @@ def load(
   examples = []
   for start in range(0, len(data), 1024):  # reading single records is several times slower
     for row in data.__getitems__(range(start, min(start + 1024, len(data)))):
-      example = {name: row[name].decode() for name in TEXTS}
-      examples.append(example | {"reference": json.loads(example["reference"])})
+      example = {name: row[name].decode() for name in _texts(source)}
+      example["reference"] = json.loads(example["reference"])
+      if "turns" in example:
+        example["turns"] = tuple(map(tuple, json.loads(example["turns"])))
+      examples.append(example)
   counts = builder.info.metadata[split]
   return examples, {k: n for k, n in counts.items() if k not in ("rows", "kept")}
 
@@ -167,7 +172,7 @@ def usable_examples(
         counts["another language"] += 1
         continue
       if split == "train":
-        question = normalized(example["question"])
+        question = normalized(example.get("turns", "") + example["question"])
         if question in questions:
           same = questions[question] == example["reference"]
           counts["repeated" if same else "repeated with another answer"] += 1
@@ -180,14 +185,8 @@ def usable_examples(
 def _example(source, location, row):
   """An example and its id (None without an id column) from a row."""
   get = functools.partial(_field, source, location, row)
-  question, answer = get("question"), get("answer")
-  if not isinstance(question, str):
-    raise UserError(
-      f"{location}: the question in column {_column(source, 'question')!r} must be text, got "
-      f"{question!r:.60}"
-    )
-  if not question.strip():
-    raise UserError(f"{location}: the question in column {_column(source, 'question')!r} is empty")
+  turns, question = _asked(source, location, get)
+  answer = get("answer")
   reference = _reference(source, location, answer)
   answer_text = (
     reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
@@ -201,6 +200,8 @@ def _example(source, location, row):
     "difficulty": source.name + (f"/{difficulty}" if difficulty not in (None, "") else ""),
     "reference": json.dumps(reference),
   }
+  if "messages" in source.columns:
+    example["turns"] = json.dumps(turns, ensure_ascii=False)
   for name in ("worked", "domain"):
     if not isinstance(example[name], str):
       raise UserError(
@@ -213,6 +214,24 @@ def _example(source, location, row):
         f"{location}: the {name} contains {half}, half of a character; was it cut in the middle?"
       )
   return example, get("id")
+
+
+def _texts(source):
+  return (*TEXTS, "turns") if "messages" in source.columns else TEXTS
+
+
+def _asked(source, location, get):
+  """The turns of a chat in front of the question, and the question."""
+  if "messages" in source.columns:
+    where = f"{location}: the chat in column {_column(source, 'messages')!r}"
+    *turns, (_, question) = messages.turns(get("messages"), where)
+    return turns, question
+  question, where = get("question"), f"{location}: the question in column"
+  if not isinstance(question, str):
+    raise UserError(f"{where} {_column(source, 'question')!r} must be text, got {question!r:.60}")
+  if not question.strip():
+    raise UserError(f"{where} {_column(source, 'question')!r} is empty")
+  return [], question
 
 
 def _reference(source, location, answer):

@@ -13,7 +13,7 @@ from poise_jax.data.tasks.config import (
   ReasoningGymConfig,
   TaskConfig,
 )
-from poise_jax.errors import unknown_name
+from poise_jax.errors import UserError, unknown_name
 
 
 def _arithmetic(config, seed):
@@ -43,6 +43,11 @@ def _dataset(config, seed):
 
   fields = config.dataset.to_dict()
   options = DatasetConfig(**fields | {"own": OwnConfig(**fields["own"])})
+  if options.own.messages and not config.chat:
+    raise UserError(
+      f"task.dataset.own.messages={options.own.messages!r} names a column of chats; it needs "
+      "task.chat=True"
+    )
   return dataset.make(options, config.test, seed)
 
 

@@ -18,6 +18,12 @@ class Example:
   domain: str  # POISE fits one probe a domain
   difficulty: str  # label for metrics and reports; neither model nor probe sees it
   check: Check  # how a response is verified
+  turns: tuple[tuple[str, str], ...] = ()  # (role, content) of a chat in front of the question
+
+  @property
+  def asked(self) -> str:
+    """All that is asked: the question and, if there are any, the turns in front of it."""
+    return "\n".join([*(f"{role}: {content}" for role, content in self.turns), self.question])
 
 
 @dataclasses.dataclass(frozen=True)

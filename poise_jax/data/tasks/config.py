@@ -91,6 +91,9 @@ class OwnConfig:
   train: str = ""  # training files (JSONL, JSON, CSV, parquet), separated by commas
   test: str = ""  # held-out files, separated by commas
   question: str = "question"  # column of the question
+  # column of chats, lists of {"role": ..., "content": ...} whose last turn is the user's, which
+  # replaces the column of the question and needs task.chat; empty: none
+  messages: str = ""
   answer: str = "answer"  # column of the reference answer
   id: str = ""  # column of a unique id; empty: none
   worked: str = ""  # column of a worked answer for the warm start; empty: the reference answer

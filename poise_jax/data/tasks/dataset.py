@@ -16,7 +16,7 @@ from poise_jax.errors import UserError
 from poise_jax.verifiers import Check
 
 OWN = "own"  # name of a user's own files in task.dataset.train_on and task.dataset.test_on
-COLUMNS = ("id", "question", "answer", "worked", "domain", "difficulty")
+COLUMNS = ("id", "question", "messages", "answer", "worked", "domain", "difficulty")
 
 
 def make(config: DatasetConfig, test: int, seed: int) -> Task:
@@ -43,10 +43,10 @@ def make(config: DatasetConfig, test: int, seed: int) -> Task:
   left_out = Counter()
   held_out = _examples(test_on, "test", config, left_out)
   rows = _examples(train_on, "train", config, left_out)
-  used = {sources.normalized(example.question): "held out" for example in held_out}
+  used = {sources.normalized(example.asked): "held out" for example in held_out}
   examples = []
   for example in rows:
-    question = sources.normalized(example.question)
+    question = sources.normalized(example.asked)
     if question in used:
       left_out[f"{used[question]} as well"] += 1
       continue
@@ -82,6 +82,8 @@ def _split(names):
 
 def _own_source(own: OwnConfig) -> sources.Source:
   fields = dataclasses.asdict(own)
+  if own.messages:
+    fields["question"] = ""
   return sources.Source(
     name=OWN,
     files={split: _split(fields[split]) for split in ("train", "test") if fields[split]},

@@ -1,12 +1,16 @@
 """Tasks from datasets: a user's own columns, several sets, no held-out question in training."""
 
+import dataclasses
 import json
 
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
+from poise_jax.data import tasks
 from poise_jax.data.tasks import dataset
-from poise_jax.data.tasks.config import DatasetConfig, OwnConfig
+from poise_jax.data.tasks.config import DatasetConfig, OwnConfig, TaskConfig
+from poise_jax.errors import UserError
 
 tfds.disable_progress_bar()
 
@@ -54,6 +58,66 @@ def test_columns_become_an_example(make):
   check = example.check
   assert (check.verifier, check.reference, check.options) == ("numeric", "7", {"absolute": 0.1})
   assert len(task.train) == 20 and task.domains == ("x", "y") and task.left_out == {}
+
+
+CHATS = [
+  [("user", "2 + 2?")],
+  [("system", "Be brief."), ("user", "2 + 2?")],
+  [("user", "Hi"), ("assistant", "Hello"), ("user", "3 + 3?")],
+  [("system", "Be brief."), ("user", "2 + 2?")],  # repeated
+]
+
+
+def chat_rows(form):
+  chats = [[dict(role=role, content=text) for role, text in chat] for chat in CHATS]
+  return [{"chat": form(chat), "a": i // 3} for i, chat in enumerate(chats)]
+
+
+@pytest.mark.parametrize("form", [lambda chat: chat, json.dumps])
+def test_a_column_of_chats_keeps_all_turns(make, form):
+  held = [{"chat": form([dict(role="user", content="2 + 2?")]), "a": 0}]
+  task = make(train=chat_rows(form), test=held, test_on="own", messages="chat")
+  assert [(e.turns, e.question) for e in task.train] == [
+    ((("system", "Be brief."),), "2 + 2?"),
+    ((("user", "Hi"), ("assistant", "Hello")), "3 + 3?"),
+  ]
+  assert task.test[0].turns == () and task.test[0].asked == "2 + 2?"
+  # A chat is held out or repeated as a whole, not by its last turn.
+  assert task.left_out == {"own, train: repeated with another answer": 1, "held out as well": 1}
+
+
+@pytest.mark.parametrize(
+  "chat,message",
+  [
+    ("2 + 2?", "line 1: the chat in column 'chat' is not a list of turns, nor JSON of one"),
+    ([], "must be a list of turns"),
+    (None, "must be a list of turns"),
+    ({"role": "user", "content": "?"}, "must be a list of turns"),
+    (["2 + 2?"], "turn 1, must have a role of system, user, assistant"),
+    ([{"role": "human", "content": "?"}], "turn 1, must have a role .* got .*human"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "turn 1, must have a content of text"),
+    ([{"role": "user", "content": " "}], "turn 1, must have a content of text"),
+    (
+      [{"role": "user", "content": "?"}, {"role": "system", "content": "!"}],
+      "turn 2, is the system's, which must be the first",
+    ),
+    (
+      [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}],
+      "turn 2, is the last one and must be the user's",
+    ),
+    ([{"role": "user", "content": "\ud800?"}], "half of a character"),
+  ],
+)
+def test_a_chat_that_is_none_has_a_file_and_a_line(make, chat, message):
+  with pytest.raises(UserError, match=message):
+    make(train=[{"chat": chat, "a": 1}, *ROWS], messages="chat")
+
+
+def test_chats_need_a_chat_template():
+  config = ConfigDict(dataclasses.asdict(TaskConfig(name="dataset")))
+  config.dataset.own.messages = "chat"
+  with pytest.raises(UserError, match="own.messages='chat' .* needs task.chat=True"):
+    tasks.make(config, 0)
 
 
 def test_held_out_rows_depend_on_the_seed_and_are_not_trained_on(make):
