@@ -39,4 +39,5 @@ def get_config(algorithm="poise"):
   config.rollout.max_new_tokens = 224
   config.rollout.feature_layers = (2,)
   config.probe.bootstrap_steps = 8
+  config.train.microbatch_size = 32  # 128 sequences at the limit need 5 GiB for an update
   return config
