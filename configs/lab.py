@@ -1,8 +1,8 @@
 """The lab: all five domains of visible thinking, with thoughts of up to about 200 tokens.
 
 A model of about three million parameters, from scratch, for experiments on lengths, values and
-algorithms on a CPU: 20 to 60 minutes a run. Its warm start is the longer part and depends on the
-seed alone; make it once and give it to every run:
+algorithms on a CPU. No run of it has been measured yet. Its warm start depends on the seed alone;
+make it once and give it to every run:
 
     python -m experiments.warm_start --config=configs/lab.py --workdir=runs/lab-start
     python -m experiments.train --config=configs/lab.py:ALGORITHM --workdir=DIR \\
@@ -24,7 +24,7 @@ def get_config(algorithm="poise"):
   config.model.shape.intermediate_size = 704
   config.model.shape.num_hidden_layers = 4
   config.model.shape.head_dim = 64
-  # Up to the levels that the warm start begins to learn; levels above earn nothing.
+  # The lower levels, whose worked answers fit into the response limit.
   config.task.reasoning.levels = {
     "sums": (1, 6),
     "products": (1, 4),
@@ -39,4 +39,5 @@ def get_config(algorithm="poise"):
   config.rollout.max_new_tokens = 224
   config.rollout.feature_layers = (2,)
   config.probe.bootstrap_steps = 8
+  config.train.microbatch_size = 32  # 128 sequences at the limit need 5 GiB for an update
   return config

@@ -174,15 +174,10 @@ def _targets(experience, predicted, config):
 
 def _critic_step(model, config, update, state, part):
   """One optimizer step of the critic on a mini-batch; `state` is donated."""
-  weighted = part.with_fields(weights=_weights(part.batch.mask))
+  weighted = part.with_fields(weights=token_weights(part.batch.mask, "token-mean"))
   gradient = functools.partial(_gradient, model, config, update)
   grads, _ = accumulate(gradient, state.params, weighted)
   return _optimizer_step(update, state, grads, part.batch.mask), {}
-
-
-@jax.jit
-def _weights(mask):
-  return token_weights(mask, "token-mean")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)

@@ -7,6 +7,7 @@ Letters: B sequences, T response positions.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -82,6 +83,7 @@ class PolicyLossConfig:
       )
 
 
+@functools.partial(jax.jit, static_argnames="aggregation")
 def token_weights(mask: Bool[Array, "B T"], aggregation: str) -> Float[Array, "B T"]:
   """Weight of each token in the loss, zero where mask is False.
 

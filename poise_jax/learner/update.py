@@ -274,13 +274,10 @@ def minibatch_step(
     The new state, and metrics: means over the mini-batch's tokens, or NaN where there are none or
     where loss or gradient are not finite.
   """
-  weighted = part.with_fields(weights=_weights(_counted(part.batch), config.loss.aggregation))
+  weighted = part.with_fields(weights=token_weights(_counted(part.batch), config.loss.aggregation))
   gradient = functools.partial(microbatch_gradient, model, config)
   grads, sums = accumulate(gradient, state.params, weighted)
   return optimizer_step(config, state, grads, sums, part.batch)
-
-
-_weights = jax.jit(token_weights, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)

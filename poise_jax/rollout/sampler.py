@@ -149,7 +149,7 @@ def _run(config, params, prompts, keys, *, rollout, count, in_step) -> dict[str,
     slots=slots.empty(config, responses, rows, dtype, rollout),
     results=results.empty(config, responses, rollout),
   )
-  if rows == total:  # everybody has a slot at once
+  if rows == total:  # every response has a slot at once
     state, _ = refill(state, stage(jnp.int32(0)), jnp.int32(0))
     state = decode_while_busy(state, floor)
   else:
