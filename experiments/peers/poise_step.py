@@ -1,9 +1,9 @@
 """Times a training step of POISE with n=2: sample, score, predict, update, refit.
 
-python -m experiments.peers.poise_step SEQUENCES NEW REPEATS
+python -m experiments.peers.poise_step LIMITS REPEATS SLOTS
 
-Model, task, probe and update are those of configs/smollm2_arithmetic.py. Responses do not end
-early. Prints one JSON line.
+LIMITS is a JSON list: tokens of the responses to each prompt. Model, task, probe and update are
+those of configs/smollm2_arithmetic.py. Prints one JSON line.
 """
 
 import dataclasses
@@ -23,10 +23,11 @@ from poise_jax.learner import update
 from poise_jax.training import build, rewards
 from poise_jax.types import Experience
 
-sequences, new, repeats = map(int, sys.argv[1:])
+limits, repeats, slots = map(json.loads, sys.argv[1:])
 config = smollm2_arithmetic.get_config("poise")
-config.rollouts = config.train.minibatch_size = sequences
-config.rollout.max_new_tokens = new
+config.rollouts = config.train.minibatch_size = 2 * len(limits)
+config.rollout.max_new_tokens = max(limits)
+config.rollout.slots = slots
 config.probe.bootstrap_steps = 0  # every step fits a probe
 experiment = build.build(config)
 estimator, decode = experiment.estimator, experiment.encoder.tokenizer.decode
@@ -37,7 +38,7 @@ initial = update.init(params, experiment.update), estimator.init(params)
 state, estimator_state = sharding.spread(experiment.mesh, initial)
 del initial, params
 jax.set_mesh(experiment.mesh)
-prompts = sequences // options.n
+prompts = len(limits)
 ids = jnp.arange(prompts)
 seconds = []
 for i in range(repeats + 1):  # the first one compiles
@@ -46,7 +47,7 @@ for i in range(repeats + 1):  # the first one compiles
   rollouts = rollout.sample(
     experiment.model,
     experiment.sampling_params(state.params),
-    experiment.encoder(examples),
+    experiment.encoder(examples).replace(max_tokens=jnp.array(limits)),
     jax.random.key(i),
     options,
   )

@@ -1,8 +1,10 @@
 """Times a step of TRL's GRPOTrainer: sample, score, update.
 
-trl_step.py FOLDER GGUF SEQUENCES NEW REPEATS
+trl_step.py FOLDER GGUF LIMITS REPEATS MICROBATCH
 
-Runs in an environment with trl. FOLDER has the weights, GGUF the tokenizer. Prints one JSON line.
+LIMITS is a JSON list: tokens of the responses to each prompt, which are forced to end there. The
+gradient is accumulated over micro-batches of MICROBATCH sequences. Runs in an environment with trl.
+FOLDER has the weights, GGUF the tokenizer. Prints one JSON line.
 """
 
 import json
@@ -17,10 +19,17 @@ import time
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from limits import Limits
+from transformers import (
+  AutoModelForCausalLM,
+  AutoTokenizer,
+  LogitsProcessorList,
+  TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
-folder, source, (sequences, new, repeats) = *sys.argv[1:3], map(int, sys.argv[3:])
+folder, source, limits, repeats, microbatch = *sys.argv[1:3], *map(json.loads, sys.argv[3:])
+sequences = 2 * len(limits)
 random.seed(0)
 
 
@@ -32,7 +41,10 @@ def question():
 
 SYSTEM = {"role": "system", "content": "You are a calculator."}
 data = Dataset.from_list(
-  [{"prompt": [SYSTEM, {"role": "user", "content": question()}]} for _ in range(400)]
+  [
+    {"prompt": [SYSTEM, {"role": "user", "content": question()}]}
+    for _ in range((repeats + 1) * len(limits))
+  ]
 )
 
 
@@ -60,11 +72,11 @@ config = GRPOConfig(
   use_cpu=True,
   bf16=False,
   fp16=False,
-  max_steps=repeats + 1,  # the first one warms up
-  per_device_train_batch_size=sequences,
+  max_steps=repeats + 1,  # the first one, a short one, warms up
+  per_device_train_batch_size=microbatch,
+  gradient_accumulation_steps=sequences // microbatch,
   num_generations=2,
-  max_completion_length=new,
-  generation_kwargs={"min_new_tokens": new},
+  max_completion_length=max(limits),
   logging_steps=1,
   report_to=[],
   save_strategy="no",
@@ -76,7 +88,7 @@ config = GRPOConfig(
   epsilon_high=0.28,
 )
 gguf = pathlib.Path(source)
-GRPOTrainer(
+trainer = GRPOTrainer(
   model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
   reward_funcs=reward,
   args=config,
@@ -85,6 +97,18 @@ GRPOTrainer(
     gguf.parent, gguf_file=gguf.name, padding_side="left"
   ),
   callbacks=[Timer()],
-).train()
+)
+generate = trainer.model.generate
+
+
+def limited(input_ids, **options):
+  """Generates with responses of the given lengths; in the first step, of two tokens."""
+  rows = [limit if trainer.state.global_step else 2 for limit in limits for _ in range(2)]
+  limit = Limits(rows, input_ids.shape[1], trainer.processing_class.eos_token_id)
+  return generate(input_ids, logits_processor=LogitsProcessorList([limit]), **options)
+
+
+trainer.model.generate = limited
+trainer.train()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(json.dumps({"seconds": Timer.seconds[1:], "peak_gb": peak}))

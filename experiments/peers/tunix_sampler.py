@@ -1,9 +1,10 @@
 """Times google-tunix's vanilla sampler with every prompt twice:
 
-tunix_sampler.py FOLDER SEQUENCES PROMPT NEW REPEATS
+tunix_sampler.py FOLDER PROMPT LIMITS REPEATS
 
-Weights are random, in the shape of the folder's model (Llama family). Runs in an environment with
-google-tunix. Prints one JSON line.
+LIMITS is a JSON list with the same number for every prompt: tokens of its responses. Weights are
+random, in the shape of the folder's model (Llama family). Runs in an environment with google-tunix.
+Prints one JSON line.
 """
 
 import json
@@ -18,7 +19,8 @@ from flax import nnx
 from tunix.generate import sampler
 from tunix.models.llama3 import model as llama
 
-folder, (sequences, prompt, new, repeats) = sys.argv[1], map(int, sys.argv[2:])
+folder, prompt, limits, repeats = sys.argv[1], *map(json.loads, sys.argv[2:])
+(new,) = set(limits)
 shape = json.loads((pathlib.Path(folder) / "config.json").read_text())
 head_dim = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
 config = llama.ModelConfig(
@@ -64,7 +66,7 @@ class Numbers:
 
 
 rng = np.random.default_rng(0)
-texts = [" ".join(map(str, rng.integers(1000, 2000, prompt))) for _ in range(sequences // 2)]
+texts = [" ".join(map(str, rng.integers(1000, 2000, prompt))) for _ in limits]
 generate = sampler.Sampler(
   llama.Llama3(config, rngs=nnx.Rngs(0)),
   Numbers(),

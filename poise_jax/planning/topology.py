@@ -90,9 +90,9 @@ def report(
     on_phase("counting FLOPs and bytes")
     hlo_programs = {name: hlo.Program(text) for name, text in texts.items()}
     flops, decoding = compiled_work(step, shapes, decoding, hlo_programs)
-    lengths = (step.config.task.max_prompt_length, step.rollout.max_new_tokens)
+    limits = (step.config.task.max_prompt_length, step.rollout.max_new_tokens)
     large = {
-      name: large_arrays(program, step.model, step.mesh.shape["tensor"], *lengths)
+      name: large_arrays(program, step.model, step.mesh.shape["tensor"], *limits)
       for name, program in hlo_programs.items()
     }
   else:
