@@ -168,6 +168,9 @@ def programs(work: str, limits: list[int], folder: str) -> dict[str, list[str]]:
     batch = str(BATCH.value if ragged else 2 * len(limits))
     program = [TORCH.value, str(peers / "transformers_generate.py")]
     commands["transformers' generate"] = [*program, *same, batch]
+    if ragged:
+      program = [TORCH.value, str(peers / "transformers_continuous.py")]
+      commands["transformers' continuous batching"] = [*program, *same, batch]
   if TUNIX.value and not ragged:  # its sampler takes one limit for all
     commands["tunix's sampler"] = [TUNIX.value, str(peers / "tunix_sampler.py"), *same]
   return commands
