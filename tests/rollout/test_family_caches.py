@@ -73,8 +73,8 @@ def test_the_window_and_each_rotary_embedding_matter(case):
   base = logits(config)
   for changes in (
     dict(sliding_window=config.sliding_window + 1),
-    dict(sliding_rope_theta=1.1 * config.sliding_rope_theta),
-    dict(rope_theta=1.1 * config.rope_theta),
+    dict(sliding_rope_theta=1.5 * config.sliding_rope_theta),
+    dict(rope_theta=1.5 * config.rope_theta),
     dict(rope_scaling=None),
   ):
     changed = logits(dataclasses.replace(config, **changes))
