@@ -13,8 +13,8 @@ from poise_jax.models.io import run_checkpoint
 def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
   """Names what differs between the files of two runs and between their last checkpoints.
 
-  Metrics (except times), samples, held-out answers and every array of the checkpoints are compared;
-  arrays must be equal bit for bit.
+  Metrics (except times), samples, busy rows, held-out answers and every array of the checkpoints
+  are compared; arrays must be equal bit for bit.
 
   Args:
     first: workdir of a finished run.
@@ -25,7 +25,7 @@ def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
     "checkpoint: config"; empty if the runs are equal.
   """
   answers = {path.relative_to(run) for run in (first, second) for path in run.glob("answers/*")}
-  names = ["metrics.jsonl", "samples.jsonl", *sorted(map(str, answers))]
+  names = ["metrics.jsonl", "samples.jsonl", "busy_rows.json", *sorted(map(str, answers))]
   different = [name for name in names if not _same_rows(first / name, second / name)]
   checkpoints = [run_checkpoint.find(run) for run in (first, second)]
   a, b = ({**run_checkpoint.about(path), "elapsed": 0} for path in checkpoints)

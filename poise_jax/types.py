@@ -32,6 +32,8 @@ class Rollouts:
   features: Float[Array, "P n F"]  # see rollout/features.py
   # Rows that decode steps computed, useful or not, shared out equally; () if not sampled here.
   decode_rows: Float[Array, "P n"] | tuple[()] = ()
+  # Decode steps that a response waited for its slot, for rollout/busy.py; () once that was read.
+  decode_starts: Int[Array, "P n"] | tuple[()] = ()
 
 
 @flax.struct.dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from poise_jax import files, provenance
-from poise_jax.reports import curves, html, lengths, run_log, svg, value, watchers
+from poise_jax.reports import busy, curves, html, lengths, run_log, svg, value, watchers
 from poise_jax.reports.html import HEATS, Card
 from poise_jax.reports.run_log import Run
 
@@ -125,6 +125,7 @@ def _cards(run: Run) -> Iterator[Card]:
     if title.startswith("Held-out"):
       yield from _families(run)
   yield from lengths.cards(run)
+  yield from busy.cards(run)
   yield from _seconds(run)
 
 

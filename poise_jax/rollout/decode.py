@@ -67,7 +67,8 @@ def step(
     caches=caches,
     window=_pool(slots, states, rollout) if states else slots.window,
   )
-  return DecodeState(slots=slots, results=results.replace(rows=results.rows + len(more)))
+  results = results.replace(steps=results.steps + 1, rows=results.rows + len(more))
+  return DecodeState(slots=slots, results=results)
 
 
 def _run_layers(slots, inputs, config, rollout):

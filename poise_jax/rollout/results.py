@@ -29,7 +29,9 @@ class Results:
   entropies: Float[Array, "N T"]  # float32, nats
   prompts: Float[Array, "layers P D"]  # pooled prompt states
   reasoning: Float[Array, "layers N D"]  # sum of the last k states of the reasoning, float32
-  rows: Int[Array, ""]  # rows of all decode steps so far, useful or not
+  starts: Int[Array, " N"]  # decode steps before a response got its slot
+  steps: Int[Array, ""]  # decode steps so far
+  rows: Int[Array, ""]  # their rows, useful or not
 
 
 def empty(config: ModelConfig, queue: Queue, rollout: RolloutConfig) -> Results:
@@ -44,6 +46,8 @@ def empty(config: ModelConfig, queue: Queue, rollout: RolloutConfig) -> Results:
     entropies=zeros,
     prompts=jnp.zeros((layers, p, config.hidden_size)),
     reasoning=jnp.zeros((layers, p * n, config.hidden_size)),
+    starts=jnp.zeros(p * n, jnp.int32),
+    steps=jnp.int32(0),
     rows=jnp.int32(0),
   )
 
@@ -68,6 +72,12 @@ def write(
     logprobs=put(results.logprobs, logprobs),
     entropies=put(results.entropies, entropies),
   )
+
+
+def begin(results: Results, response: Int[Array, " R"], chosen: Bool[Array, " R"]) -> Results:
+  """Enters that the responses in the chosen slots begin with the next decode step."""
+  place = jnp.where(chosen, response, len(results.counts))  # beyond the end: not written
+  return results.replace(starts=results.starts.at[place].set(results.steps, mode="drop"))
 
 
 @jax.named_scope("features")
@@ -109,4 +119,5 @@ def fields(results: Results, n: int, rollout: RolloutConfig) -> dict[str, Array]
     "truncated": ~is_eos(last, rollout),
     "features": features,
     "decode_rows": jnp.full(counts.shape, results.rows / counts.size),
+    "decode_starts": results.starts.reshape(counts.shape),
   }

@@ -84,11 +84,11 @@ def _sample(config, params, prompts, key, rollout):
   if not isinstance(params["layers"], list):
     params = sampling_params(config, params, params["norm"]["scale"].dtype)
   keys = _keys(key, len(prompts.tokens), rollout.n)
-  mesh, count = jax.sharding.get_abstract_mesh(), rollout.slots or keys.size
-  if not mesh.empty:
-    count = -(-count // sharding.batch_shards(mesh))
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = 1 if mesh.empty else sharding.batch_shards(mesh)
+  rows = slots.count(rollout.slots, keys.size, shards)
   in_step = not mesh.empty and mesh.shape["tensor"] > 1
-  run = functools.partial(_run, config, rollout=rollout, count=count, in_step=in_step)
+  run = functools.partial(_run, config, rollout=rollout, rows=rows, in_step=in_step)
   if not mesh.empty:
     batch = PartitionSpec(sharding.BATCH)
     run = jax.shard_map(
@@ -101,12 +101,12 @@ def _sample(config, params, prompts, key, rollout):
   return Rollouts(prompts=prompts, **run(params, prompts, keys))
 
 
-def _run(config, params, prompts, keys, *, rollout, count, in_step) -> dict[str, Array]:
-  """The fields of Rollouts for the prompts of one device, decoded in at most `count` slots; with
+def _run(config, params, prompts, keys, *, rollout, rows, in_step) -> dict[str, Array]:
+  """The fields of Rollouts for the prompts of one device, decoded in that many rows; with
   `in_step` all devices leave and repeat loops together."""
   responses = queue.make(prompts, keys, rollout)
   inputs = decode.inputs(config, params, responses, rollout)
-  n, total, rows = rollout.n, keys.size, min(count, keys.size)
+  n, total = rollout.n, keys.size
   dtype = params["norm"]["scale"].dtype
   free_is_free = slots.implementation(config, dtype, rollout) in KERNELS
   idle, floor = -(-rows // IDLE), rows // DRAIN
@@ -120,6 +120,7 @@ def _run(config, params, prompts, keys, *, rollout, count, in_step) -> dict[str,
     buffers = results.keep_windows(state.results, state.slots)
     buffers = results.keep_prompts(buffers, staged)
     filled, chosen = slots.refill(state.slots, responses, staged, following, rollout)
+    buffers = results.begin(buffers, filled.response, chosen)
     drawn = tuple(x[filled.response - staged.first * n] for x in staged.drawn)
     buffers = results.write(buffers, filled.response, jnp.zeros_like(filled.drawn), chosen, drawn)
     return decode.DecodeState(filled, buffers), following + chosen.sum(dtype=jnp.int32)

@@ -41,6 +41,17 @@ class Slots:
   window: Window
 
 
+def count(slots: int, responses: int, shards: int) -> int:
+  """The number of slots of a device.
+
+  Args:
+    slots: rollout.slots.
+    responses: of all devices, P * n.
+    shards: number of devices that split the batch.
+  """
+  return -(-min(slots or responses, responses) // shards)
+
+
 def implementation(config: ModelConfig, dtype: DTypeLike, rollout: RolloutConfig) -> str:
   """The implementation of attention to the slots' caches, for a computation in `dtype`."""
   cache_dtype = jnp.dtype(rollout.cache_dtype or dtype)

@@ -15,13 +15,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import rich.console
 import rich.progress
 import tensorboardX
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from poise_jax import files
 from poise_jax.errors import UserError, unknown_name
+from poise_jax.reports import busy as busy_file
 from poise_jax.reports import run, run_log, watchers
 
 CONSOLE_METRICS = {  # metric -> name and format on the console
@@ -70,7 +73,7 @@ class Logger:
     for path in self.files.values():
       _cut(path, first)
     self.watch = watchers.Watch(config.train.max_grad_norm, run_log.metrics(self.files["metrics"]))
-    self.clock = clock
+    self.workdir, self.clock = workdir, clock
     self.screen = Console(self.console, config.steps, start)
     self.sinks: list[Sink] = [self.screen, Jsonl(self.files["metrics"])]
     self.sinks += [LOGGERS[name](workdir, config, first) for name in config.loggers]
@@ -109,6 +112,10 @@ class Logger:
     """Appends responses to samples.jsonl; the first key of a row must be `step`."""
     _append(self.files["samples"], rows)
 
+  def busy_rows(self, step: int, slots: int, busy: Int[np.ndarray, " steps"]):
+    """Replaces busy_rows.json; see reports/busy.py."""
+    busy_file.write(self.workdir, step, slots, busy)
+
 
 class Silent:
   """The Logger of all processes except the first: it does nothing."""
@@ -131,6 +138,9 @@ class Silent:
     """Does nothing."""
 
   def samples(self, rows: Sequence[dict[str, Any]]):
+    """Does nothing."""
+
+  def busy_rows(self, step: int, slots: int, busy: Int[np.ndarray, " steps"]):
     """Does nothing."""
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
@@ -20,6 +21,7 @@ from poise_jax.distributed import processes, sharding
 from poise_jax.evaluation.judge import Judge
 from poise_jax.learner.warm_start import REPORT_EVERY
 from poise_jax.models.io import run_checkpoint
+from poise_jax.rollout import slots
 from poise_jax.training import collect, summary, unusual
 from poise_jax.training.build import build, initial_params, warmed_up
 from poise_jax.training.checkpoints import Checkpoints
@@ -206,6 +208,10 @@ def _collect(
     config.seed,
     sharding.fetch(priorities(state.estimator)) if priorities else None,
   )
+  responses = experiment.groups * experiment.rollout.n
+  shards = sharding.batch_shards(experiment.mesh)
+  rows = shards * slots.count(experiment.rollout.slots, responses, shards)
+  run.log.busy_rows(step, rows, np.concatenate(sampling.busy))
   if experiment.collect.dynamic_sampling:
     experience = sharding.put_batch(experiment.mesh, experience)
     if groups < experiment.groups:

@@ -15,6 +15,7 @@ from poise_jax.data import tasks
 from poise_jax.distributed import processes, sharding
 from poise_jax.evaluation.judge import Judge
 from poise_jax.learner import update
+from poise_jax.rollout.busy import busy_rows
 from poise_jax.training import rewards, summary
 from poise_jax.training.build import Experiment
 from poise_jax.types import Estimate, Experience, Rollouts, TrainState
@@ -58,6 +59,8 @@ class Sampling:
   key: Key[Array, ""]  # key of the run
   step: int
   clock: Clock
+  # Rows that drew a token in each decode step, of every batch so far.
+  busy: list[Int[np.ndarray, " steps"]] = dataclasses.field(default_factory=list)
 
   def __call__(self, ids: Int[np.ndarray, " P"], generation: int) -> Experience:
     """Samples responses to training prompts and judges them.
@@ -79,6 +82,8 @@ class Sampling:
     rollouts = rollout.sample(run.model, self.decoding, prompts, keys[0], run.rollout)
     jax.block_until_ready(rollouts)
     clock.lap("rollout")
+    self.busy.append(busy_rows(rollouts))
+    rollouts = rollouts.replace(decode_starts=())
     batch = {
       "scores": score(run, self.judge, examples, rollouts, clock),
       "domains": np.array([run.task.domains.index(e.domain) for e in examples], np.int32),

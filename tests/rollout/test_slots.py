@@ -1,6 +1,7 @@
 """Any number of slots gives the rollouts of an oracle, which computes every prefix from scratch."""
 
 import dataclasses
+import heapq
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from poise_jax import models, rollout
 from poise_jax.rollout import RolloutConfig
+from poise_jax.rollout.busy import busy_rows
 from poise_jax.rollout.draw import draw
 from poise_jax.types import Prompts
 
@@ -150,6 +152,34 @@ def test_rows_are_counted(params):
   np.testing.assert_allclose(one.decode_rows.sum(), (lengths - 1).sum(), rtol=1e-5)
   few = sample(params, slots=6, **PLAIN)
   assert (lengths - 1).sum() < few.decode_rows.sum() < 0.8 * out.decode_rows.sum()
+
+
+def list_schedule(lengths, slots):
+  """Decode steps before each response starts, if the next one takes the first slot that is free."""
+  free, starts = [0] * slots, []
+  for length in lengths:
+    starts.append(heapq.heappop(free))
+    heapq.heappush(free, starts[-1] + length - 1)
+  return starts
+
+
+@pytest.mark.parametrize("slots", [0, 6, 1])
+def test_busy_rows_are_those_that_drew_a_token(params, slots):
+  out = sample(params, slots=slots, **PLAIN)
+  busy, lengths, rows = busy_rows(out), np.asarray(out.mask.sum(-1)).ravel(), slots or P * N
+  assert busy.sum() == (lengths - 1).sum()
+  # Every step computed that many rows, and the last one still drew a token.
+  np.testing.assert_allclose(len(busy) * rows, out.decode_rows.sum(), rtol=1e-6)
+  starts = list_schedule(lengths, rows)
+  np.testing.assert_array_equal(out.decode_starts.ravel(), starts)
+  assert (busy[: max(starts)] == rows).all()  # while responses wait, no slot is free
+  spans, t = np.stack([starts, starts + lengths - 1]), np.arange(len(busy))[:, None]
+  np.testing.assert_array_equal(busy, ((spans[0] <= t) & (t < spans[1])).sum(1))
+
+
+def test_responses_of_one_token_keep_no_row_busy(params):
+  out = sample(params, PROMPTS.replace(max_tokens=jnp.ones(P, jnp.int32)), slots=6, **PLAIN)
+  assert busy_rows(out).shape == (0,)
 
 
 def test_caches_are_as_large_as_slots(params):

@@ -24,6 +24,7 @@ def test_files_of_a_run(finished_run):
     "provenance.jsonl",
     "metrics.jsonl",
     "samples.jsonl",
+    "busy_rows.json",
     "checkpoints",
     "tensorboard",
     "tokenizer.model",
@@ -153,6 +154,15 @@ def test_samples_of_a_run(finished_run):
     assert row["reward"] in (0.0, 1.0)
     assert row["advantage"] == pytest.approx(row["reward"] - row["baseline"], abs=1e-6)
   assert len({row["question"] for row in rows}) > 3  # other prompts every step
+
+
+def test_busy_rows_of_the_newest_step(finished_run):
+  content = json.loads((finished_run / "busy_rows.json").read_text())
+  assert content["step"] == 3 and content["slots"] == PROMPTS * N
+  row = lines(finished_run / "metrics.jsonl")[3]
+  assert sum(content["busy"]) == row["rollout/tokens"] - PROMPTS * N
+  assert len(content["busy"]) == content["decode_steps"] <= 9
+  assert "Rows that draw a token at step 3" in (finished_run / "report.html").read_text()
 
 
 def test_responses_without_a_verdict_are_counted_every_step(finished_run):
