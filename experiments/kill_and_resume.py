@@ -5,8 +5,9 @@ checkpoint.
 python -m experiments.kill_and_resume --algorithm=NAME --out=DIR [--kills=20] [--seed=0]
 
 Kills fall into sampling, updating, evaluating and saving in turn, after a random delay. (Saving
-continues in the background of the next step.) DIR/README.md has a table of all algorithms run with
-this DIR. The exit code is 1 if the runs differ.
+continues in the background of the next step.) Responses of different lengths take turns in a
+quarter as many slots, and fill as many passes of the update as they need. DIR/README.md has a table
+of all algorithms run with this DIR. The exit code is 1 if the runs differ.
 """
 
 import collections
@@ -24,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
-from poise_jax.reports import markdown
+from poise_jax.reports import markdown, run_log
 
 ALGORITHM = flags.DEFINE_string("algorithm", "poise", "algorithm of configs/quickstart.py")
 KILLS = flags.DEFINE_integer("kills", 20, "number of kills")
@@ -36,6 +37,7 @@ PHASES = ("sampling", "updating", "evaluating", "saving")
 TRAIN = 48  # problems: an epoch is 6 steps of poise, 3 of ppo
 HEADER = (
   *("algorithm", "steps", "epochs of the data", "steps with carried-over groups"),
+  *("tokens a response", "responses a slot", "useful rows", "useful positions"),
   *("killed while sampling", "updating", "evaluating", "saving"),
   *("with a checkpoint half-written", "differences"),
 )
@@ -43,7 +45,8 @@ ABOUT = """A small run, killed (kill -9) at random moments and resumed each time
 uninterrupted one: metrics except times, samples, held-out answers, and every array of the last
 checkpoint (parameters, optimizer, estimator, carried-over groups), bit for bit."""
 
-Kill = dict[str, Any]  # phase, step, delay, last_checkpoint, unfinished_checkpoints
+# phase, step, delay, reached (the phase in which it died), last_checkpoint, unfinished_checkpoints
+Kill = dict[str, Any]
 
 
 def config_of(algorithm: str, kills: int) -> ConfigDict:
@@ -57,6 +60,7 @@ def config_of(algorithm: str, kills: int) -> ConfigDict:
       "rollouts": 16,
       "rollout.n": min(config.rollout.n, 4),
       "rollout.max_new_tokens": 10,
+      "rollout.slots": 4,
       "eval_every": 4,
       "eval_batch": 16,
       "checkpoint_every": 2,
@@ -69,6 +73,7 @@ def config_of(algorithm: str, kills: int) -> ConfigDict:
       "task.name": "arithmetic",
       "task.think_end": "",
       "task.arithmetic.kinds": ("1+",),
+      "task.arithmetic.careless": 0.5,  # guesses are shorter than worked answers
       "task.train": TRAIN,
       "task.test": 16,
       "task.max_prompt_length": 8,
@@ -78,8 +83,8 @@ def config_of(algorithm: str, kills: int) -> ConfigDict:
       "probe.buffer_rows": 32,
       "probe.pca_prompt": 4,
       "probe.pca_response": 4,
-      "train.minibatch_size": 4,
-      "train.microbatch_size": 4,
+      "train.minibatch_size": 8,
+      "train.microbatch_size": 2,
     }
   )
   return config
@@ -158,12 +163,14 @@ def kill(
   delay = rng.uniform(0, 0.3 if target == "saving" else durations[target])
   # Every other time the run has to make progress first, or all kills would fall on its beginning.
   least = last_checkpoint(workdir) + index % 2
-  for _, step, phase in phases(process):
+  entered = phases(process)
+  for _, step, phase in entered:
     countdown -= phase == target and last_checkpoint(workdir) >= least
     if not countdown:
       time.sleep(delay)
       process.kill()
-      return {"phase": phase, "step": step, "delay": round(delay, 4)}
+      reached = [phase, *(later for _, _, later in entered)][-1]
+      return {"phase": phase, "step": step, "delay": round(delay, 4), "reached": reached}
   return None
 
 
@@ -192,15 +199,23 @@ def main(argv: list[str]):
   durations = run_uninterrupted(name, kills, folder / "straight")
   records = run_killed(name, kills, SEED.value, folder / "killed", durations)
   different = differences(folder / "killed", folder / "straight")
-  lines = (folder / "straight" / "metrics.jsonl").read_text().split("\n")[:-1]
-  last = json.loads(lines[-1])
+  rows = run_log.metrics(folder / "straight" / "metrics.jsonl")
+  samples = run_log.metrics(folder / "straight" / "samples.jsonl")
+  busy = json.loads((folder / "straight" / "busy_rows.json").read_text())
+  lengths = [len(row["tokens"]) for row in samples]
   result = {
     "algorithm": name,
     "seed": SEED.value,
-    "steps": last["step"],
+    "steps": rows[-1]["step"],
     "kills": records,
-    "prompts": int(last["collect/generated_total"]) // config_of(name, kills).rollout.n,
-    "carried_over": sum(json.loads(x).get("collect/carried_in", 0) > 0 for x in lines),
+    "prompts": int(rows[-1]["collect/generated_total"]) // config_of(name, kills).rollout.n,
+    "carried_over": sum(row.get("collect/carried_in", 0) > 0 for row in rows),
+    "lengths": [min(lengths), max(lengths)],
+    "responses_a_slot": config_of(name, kills).rollouts / busy["slots"],
+    "useful_rows": [row["rollout/useful_rows"] for row in rows if "rollout/useful_rows" in row],
+    "useful_positions": [
+      row["update/useful_positions"] for row in rows if "update/useful_positions" in row
+    ],
     "differences": different,
   }
   (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -232,12 +247,19 @@ def report(out: pathlib.Path) -> str:
 
 
 def _row(result: dict[str, Any]) -> list[object]:
-  count = collections.Counter(record["phase"] for record in result["kills"])
+  # Saving goes on in the background of other phases.
+  count = collections.Counter(
+    record["phase"] if record["phase"] == "saving" else record["reached"]
+    for record in result["kills"]
+  )
   return [
     result["algorithm"],
     result["steps"],
     round(result["prompts"] / TRAIN, 1),
     result["carried_over"],
+    "{} to {}".format(*result["lengths"]),
+    f"{result['responses_a_slot']:.0f}",
+    *(f"{np.mean(result[name]):.0%}" for name in ("useful_rows", "useful_positions")),
     *(count[phase] for phase in PHASES),
     sum(record["unfinished_checkpoints"] > 0 for record in result["kills"]),
     ", ".join(result["differences"]) or "none",
