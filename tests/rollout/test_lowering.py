@@ -20,7 +20,8 @@ def lowered(monkeypatch, platform, attention, **options):
     lambda key: models.sampling_params(CONFIG, models.init(CONFIG, key), jnp.bfloat16),
     jax.random.key(0),
   )
-  config = RolloutConfig(n=2, max_new_tokens=8, attention=attention, slots=2, **options)
+  options = dict(n=2, slots=2) | options
+  config = RolloutConfig(max_new_tokens=8, attention=attention, **options)
   jax.clear_caches()
   traced = jax.jit(rollout.sample, static_argnums=(0, 4)).trace(
     CONFIG, shapes, PROMPTS, jax.random.key(0), config
@@ -35,6 +36,12 @@ def test_matrix_products_lower(monkeypatch, platform):
   text = lowered(monkeypatch, platform, "xla", feature_layers=(0,))
   assert "paged" not in text and "stablehlo.while" in text
   assert "1x2x128x128xbf16" in text  # a cache: one key head, two slots, 24 positions in a page
+
+
+def test_a_drain_in_fewer_rows_lowers(monkeypatch):
+  """80 responses take turns in 64 slots, and the last 16 of them go on in 16 rows."""
+  text = lowered(monkeypatch, "cuda", "xla", n=40, slots=64)
+  assert "1x64x128x128xbf16" in text and "1x16x128x128xbf16" in text
 
 
 @pytest.mark.parametrize("cache_dtype", ["", "int8"])
