@@ -35,7 +35,9 @@ WORK = flags.DEFINE_list("work", ["fixed", "ragged"], "kinds of work: fixed, rag
 PROMPT = flags.DEFINE_integer("prompt", 64, "prompt tokens when sampling")
 SEQUENCES = flags.DEFINE_integer("sequences", 32, "fixed: number of sequences")
 NEW = flags.DEFINE_integer("new", 128, "fixed: new tokens when sampling; a training step has half")
-RAGGED = flags.DEFINE_integer("ragged_sequences", 256, "ragged: number of sequences")
+RAGGED = flags.DEFINE_integer(
+  "ragged_sequences", 256, "ragged: number of sequences when sampling; a step has a quarter"
+)
 LIMIT = flags.DEFINE_integer("limit", 256, "ragged: most new tokens; the mean is a quarter")
 SLOTS = flags.DEFINE_integer("slots", 64, "ragged: poise_jax's rollout.slots")
 BATCH = flags.DEFINE_integer("batch", 256, "ragged: sequences that transformers generates at once")
@@ -127,9 +129,12 @@ def works() -> dict[str, list[int]]:
   Raises:
     UsageError: an unknown kind of work, or an odd number of sequences.
   """
-  for flag in (SEQUENCES, RAGGED):
-    if flag.value % 2:
-      raise cli.UsageError(f"--{flag.name}={flag.value} must be even: there are two per prompt")
+  for flag, unit in ((SEQUENCES, 2), (RAGGED, 8)):
+    if flag.value < unit or flag.value % unit:
+      raise cli.UsageError(
+        f"--{flag.name}={flag.value} must be a multiple of {unit}: there are two per prompt"
+        + ", and a training step has a quarter of them" * (unit == 8)
+      )
   chosen = {}
   for kind in WORK.value:
     if kind == "fixed":
@@ -137,7 +142,7 @@ def works() -> dict[str, list[int]]:
       chosen |= {"sampling": [new] * prompts, "a training step": [new // 2] * prompts}
     elif kind == "ragged":
       limits = ragged_limits(RAGGED.value // 2, LIMIT.value)
-      chosen |= {"ragged sampling": limits, "a ragged training step": limits}
+      chosen |= {"ragged sampling": limits, "a ragged step": limits[: len(limits) // 4]}
     else:
       raise cli.UsageError(f"--work={kind} must be fixed or ragged, or both with a comma")
   return chosen
@@ -203,8 +208,11 @@ def write(out: pathlib.Path, text: str, results: dict[str, dict[str, Result]]):
     f"SmolLM2-135M in float32, prompts of {prompt} tokens when sampling, two sequences per prompt "
     f"unless a row says otherwise. Fixed: {sequences} sequences of {new} new tokens, half as many "
     f"in a training step. Ragged: {RAGGED.value} sequences of at most {LIMIT.value} new tokens, "
-    f"log-normal with a mean of a quarter of it and sigma {SIGMA}; poise_jax and the peers get the "
-    "same lengths, the peers by a forced end-of-sequence token. Tokens are those of responses. "
+    f"log-normal with a mean of a quarter of it and sigma {SIGMA}; a training step has the first "
+    "quarter of them. poise_jax and the peers get the same lengths, the peers by a forced "
+    f"end-of-sequence token or a limit per request. poise_jax decodes in {SLOTS.value} slots, "
+    f"transformers generates {BATCH.value} sequences at once, and TRL accumulates micro-batches of "
+    f"{MICROBATCH.value}. Tokens are those of responses. "
     "poise_jax computes a prompt once for both samples, in sampling and, except for attention, in "
     "training; the peers do not."
   )

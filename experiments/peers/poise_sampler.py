@@ -2,8 +2,8 @@
 
 python -m experiments.peers.poise_sampler FOLDER PROMPT LIMITS REPEATS SLOTS
 
-LIMITS is a JSON list: tokens of the responses to each prompt. The three take turns. Prints one JSON
-line.
+LIMITS is a JSON list: tokens of the responses to each prompt. The three take turns; with SLOTS, the
+first one is alone. Prints one JSON line.
 """
 
 import json
@@ -23,6 +23,8 @@ params = jax.jit(lambda p: models.sampling_params(config, p))(params)
 tokens = jax.random.randint(jax.random.key(0), (2 * len(limits), prompt), 0, config.vocab_size)
 middle = (config.num_hidden_layers * 2 // 3,)
 variants = {"seconds": (2, middle), "without_features": (2, ()), "one_a_prompt": (1, middle)}
+if slots:
+  variants = {"seconds": variants["seconds"]}
 seconds = {name: [] for name in variants}
 for i in range(repeats + 1):  # the first one compiles
   for name, (n, layers) in variants.items():

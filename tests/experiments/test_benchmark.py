@@ -43,7 +43,7 @@ def test_a_peer_that_fails_is_named_with_its_error():
 def test_the_sampler_is_measured_in_three_variants(tmp_path):
   config = models.ModelConfig("llama", 64, 16, 24, 2, 2, 1, 8)
   models.save_hf(tmp_path, config, models.init(config, jax.random.key(0)))
-  arguments = [str(tmp_path), "5", "[3, 1]", "2", "2"]
+  arguments = [str(tmp_path), "5", "[3, 1]", "2", "0"]
   command = [sys.executable, "-m", "experiments.peers.poise_sampler", *arguments]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
@@ -79,8 +79,9 @@ def test_a_peer_ends_at_the_length_that_it_is_given_and_not_earlier(monkeypatch)
   "arguments, message",
   [
     (("--work=rugged",), "--work=rugged must be fixed or ragged"),
-    (("--sequences=3",), "--sequences=3 must be even"),
-    (("--ragged_sequences=5",), "--ragged_sequences=5 must be even"),
+    (("--sequences=3",), "--sequences=3 must be a multiple of 2"),
+    (("--ragged_sequences=12",), "--ragged_sequences=12 must be a multiple of 8"),
+    (("--ragged_sequences=0",), "--ragged_sequences=0 must be a multiple of 8"),
   ],
 )
 def test_mistakes_are_named_before_anything_is_measured(arguments, message):
