@@ -10,6 +10,12 @@ import huggingface_hub
 _FILES = ("*.json", "*.jinja", "*.model", "merges.txt")  # of a hub id, beside the weights
 
 
+def hub_id(source: str) -> str:
+  """The source if it is a Hugging Face hub id rather than a path that exists; else ""."""
+  is_path = pathlib.Path(source).expanduser().exists() or source.endswith((".gguf", ".model"))
+  return source if not is_path and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) else ""
+
+
 def local_path(source: str | os.PathLike, weights: bool = True) -> pathlib.Path:
   """The local file or folder of a source; downloads a hub id.
 
@@ -26,7 +32,7 @@ def local_path(source: str | os.PathLike, weights: bool = True) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   if path.exists():
     return path
-  if path.suffix in (".gguf", ".model") or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+  if not hub_id(name):
     raise FileNotFoundError(
       f"{path} does not exist; give a Hugging Face folder, a hub id or a file"
     )
