@@ -20,15 +20,14 @@ from poise_jax.reports.html import Card
 from poise_jax.reports.run_log import AXES, Run
 from poise_jax.reports.svg import Figure, Line
 
-PANELS = {  # metric -> title of its figure
-  "eval/accuracy": "Held-out accuracy (greedy)",
+PANELS = {  # metric -> title of its figure, after that of the held-out accuracy
   "reward/mean": "Mean reward",
   "policy/entropy": "Policy entropy (nats per token)",
   "rollout/length": "Response length (tokens)",
   "probe/pearson": "Probe: correlation with the sibling's reward",
   "probe/variance_reduction": "1 − Var(advantage) / Var(reward)",
 }
-COSTS = {"eval/accuracy": "Held-out accuracy", "reward/mean": "Mean reward"}
+COSTS = {"reward/mean": "Mean reward"}
 PROBE_MEANING = (
   "MAE and Pearson's r between the predictions of a domain's probe and the rewards of the "
   "siblings. Such a reward is 0 or 1, one sample of the predicted value. Both are means over the "
@@ -37,8 +36,9 @@ PROBE_MEANING = (
 CLIPPED_GAP = 0.2  # difference between fractions of clipped steps that calls for a warning
 LABEL_CHARACTERS = 60  # limit for the label of a curve
 MEANING = (
-  "± is one standard error of the mean over seeds; a single seed has none. Differences are taken "
-  "between runs of equal seeds, which share problems and start, so what a seed does to both "
+  "Held-out accuracy is that of config.eval.best_by: {best_by}. ± is one standard error of the "
+  "mean over seeds; a single seed has none. Differences are taken between runs of equal seeds, "
+  "which share problems and start, so what a seed does to both "
   "cancels. Curves are means over seeds; bands are ± one standard error. A curve ends where its "
   "shortest run ends. Metrics other than held-out accuracy are moving means over 5 steps. "
   '"Clipped" is the fraction of optimizer steps whose gradient norm exceeded train.max_grad_norm. '
@@ -164,6 +164,15 @@ def panels(
         yield own, svg.curves(lines, AXES[axis])
 
 
+def panels_of(groups: Groups, best_by: str) -> dict[str, Iterator[tuple[str, Figure]]]:
+  """The figures against steps ("curves") and against what they cost ("costs")."""
+  accuracy = {run_log.metric_of(best_by): f"Held-out accuracy ({best_by})"}
+  return {
+    "curves": panels(groups, ["steps"], accuracy | PANELS),
+    "costs": panels(groups, ["rollouts", "tokens", "minutes"], accuracy | COSTS),
+  }
+
+
 def tables(groups: Groups) -> dict[str, Table]:
   """The tables of a comparison by their headings; none that is empty."""
   found = {
@@ -241,8 +250,12 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
       configuration and seed.
   """
   all_runs = [run_log.read(path) for path in paths]
+  choices = {run.best_by: run for run in all_runs}
+  if len(choices) > 1:
+    texts = ", ".join(f"{run.path} {name}" for name, run in choices.items())
+    raise UserError(f"runs that differ in eval.best_by have no accuracy in common: {texts}")
   for run in all_runs:
-    if not any("eval/accuracy" in row for row in run.rows):
+    if not any(run_log.metric_of(run.best_by) in row for row in run.rows):
       raise UserError(f"{run.path} has not been evaluated yet; wait for its evaluation at step 0")
   groups = grouped(all_runs)
   out.mkdir(parents=True, exist_ok=True)
@@ -250,10 +263,8 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
   for name, run in runs.items():
     lines = [json.dumps(rounded(row)) + "\n" for row in run.rows]
     (out / f"{name.replace('/', '_')}.metrics.jsonl").write_text("".join(lines))
-  figures = {
-    "curves": list(panels(groups, ["steps"], PANELS)),
-    "costs": list(panels(groups, ["rollouts", "tokens", "minutes"], COSTS)),
-  }
+  best_by = all_runs[0].best_by
+  figures = {name: list(drawn) for name, drawn in panels_of(groups, best_by).items()}
   for name, drawn in figures.items():
     (out / f"{name}.svg").write_text(svg.picture(drawn, list(groups), columns=2))
   answers = {name: samples(run, problems) for name, run in runs.items()}
@@ -261,16 +272,18 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
   starts = [start for run in all_runs for start in run.starts]
   shown = tables(groups)
   text = as_text(shown)
-  warning = clipping_warning(groups)
+  meaning, warning = MEANING.format(best_by=best_by), clipping_warning(groups)
   probes = comparison_tables.probes(runs)
-  files.write_whole(out / "README.md", _readme(out.name, text, warning, probes, answers, starts))
-  page = _page(out.name, groups, shown, warning, figures, answers, starts)
+  files.write_whole(
+    out / "README.md", _readme(out.name, text, meaning, warning, probes, answers, starts)
+  )
+  page = _page(out.name, groups, shown, f"{meaning} {warning}".strip(), figures, answers, starts)
   files.write_whole(out / "report.html", html.render(page))
   return f"{text}\n\n{warning}" if warning else text
 
 
-def _readme(title, tables, warning, probes, answers, starts) -> str:
-  sections = [f"# {title}", tables, MEANING, *([warning] if warning else [])]
+def _readme(title, tables, meaning, warning, probes, answers, starts) -> str:
+  sections = [f"# {title}", tables, meaning, *([warning] if warning else [])]
   sections += ["![curves](curves.svg)", "![costs](costs.svg)"]
   sections.append(provenance.describe(starts))
   if probes[1]:
@@ -284,7 +297,7 @@ def _page(
   title: str,
   groups: Groups,
   tables: Mapping[str, Table],
-  warning: str,
+  meaning: str,
   figures: Mapping[str, Sequence[tuple[str, Figure]]],
   answers: Mapping[str, Table],
   starts: Sequence[provenance.Start],
@@ -298,7 +311,7 @@ def _page(
   return html.Page(
     title=f"{title}: comparison",
     heading=title,
-    about=f"{seeds} runs in {len(groups)} groups. {MEANING} {warning}".strip(),
+    about=f"{seeds} runs in {len(groups)} groups. {meaning}",
     legend=list(groups),
     figures={"By step": cards["curves"], "By cost": cards["costs"]},
     tables={

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from poise_jax.reports import value
-from poise_jax.reports.run_log import Run
+from poise_jax.reports.run_log import Run, metric_of
 
 LAST = 10  # steps at the end of a run over which the reward is averaged
 PROBE_METRICS = ("mae", "pearson")
@@ -25,13 +25,13 @@ Table = tuple[Sequence[str], list[list[str]]]  # header, rows
 
 
 def before(run: Run) -> float:
-  """Held-out accuracy of the first evaluation."""
-  return run.series("eval/accuracy")[1][0]
+  """Held-out accuracy of the first evaluation, as config.eval.best_by chooses it."""
+  return run.series(metric_of(run.best_by))[1][0]
 
 
 def after(run: Run) -> float:
   """Held-out accuracy of the last evaluation."""
-  return run.series("eval/accuracy")[1][-1]
+  return run.series(metric_of(run.best_by))[1][-1]
 
 
 def gain(run: Run) -> float:

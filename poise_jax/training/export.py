@@ -11,6 +11,7 @@ from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.io.sources import hub_id
 from poise_jax.reports import markdown
+from poise_jax.reports.run_log import GREEDY, metric_of
 
 CARD = """---
 {metadata}
@@ -41,7 +42,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
   Args:
     workdir: folder of the run.
     out: output folder, created if it does not exist.
-    step: "last", "best" (held-out accuracy), or the number of a step.
+    step: "last", "best" (by config.eval.best_by), or the number of a step.
 
   Returns:
     The step of the checkpoint.
@@ -73,11 +74,10 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
 
 def _card(workdir: pathlib.Path, about: dict[str, Any], name: str) -> str:
   config = about["config"]
-  accuracy = {
-    row["step"]: row["eval/accuracy"]
-    for row in _rows(workdir / "metrics.jsonl")
-    if "eval/accuracy" in row
-  }
+  best_by = config.get("eval", {}).get("best_by", GREEDY)
+  metric = metric_of(best_by)
+  rows = _rows(workdir / "metrics.jsonl")
+  accuracy = {row["step"]: row[metric] for row in rows if metric in row}
   steps = {"before training": 0, "best": about["best"]["step"], "this model": about["step"]}
   evaluations = [
     (x, step, f"{accuracy[step]:.3f}") for x, step in steps.items() if step in accuracy
@@ -94,7 +94,7 @@ def _card(workdir: pathlib.Path, about: dict[str, Any], name: str) -> str:
     name=name,
     start=f"`{source}`" if source else "A model made from scratch",
     step=about["step"],
-    evaluations=markdown.table(("", "step", "held-out accuracy"), evaluations),
+    evaluations=markdown.table(("", "step", f"held-out accuracy, {best_by}"), evaluations),
     tokenizer="The tokenizer is that of the initial model."
     if source
     else "The tokenizer is the sentencepiece model `tokenizer.model`, made for this run.",

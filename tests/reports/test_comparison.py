@@ -129,6 +129,21 @@ def test_tables_have_few_enough_columns_and_long_words_wrap(tmp_path):
     assert "max-width:100%" in (tmp_path / "out" / f"{name}.svg").read_text()
 
 
+def test_accuracy_is_that_of_best_by(tmp_path):
+  paths = [write(tmp_path / name, name, eval={"best_by": "avg@4"}) for name in ("poise", "rloo")]
+  for path in paths:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows[0]["eval/avg_at_4"], rows[-1]["eval/avg_at_4"] = 0.125, 0.875
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  text = comparison.report(paths, tmp_path / "out")
+  assert table(text, "Algorithms")[0][2:5] == ["0.125", "0.875", "+0.750"]
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "that of config.eval.best_by: avg@4." in page and "<h3>Held-out accuracy (avg@4)<" in page
+  paths.append(write(tmp_path / "old", "old"))
+  with pytest.raises(ValueError, match="differ in eval.best_by .*rloo avg@4, .*old greedy"):
+    comparison.report(paths, tmp_path / "out")
+
+
 def test_every_chart_has_a_title_of_its_own(tmp_path):
   comparison.report([write(tmp_path / "a"), write(tmp_path / "b", "rloo")], tmp_path / "out")
   titles = re.findall("<h3>(.*?)</h3>", (tmp_path / "out" / "report.html").read_text())

@@ -36,7 +36,11 @@ def test_transformers_gives_the_logits_of_the_run(finished_run, tmp_path):
   assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(finished_run).encode(text)
   card = (out / "README.md").read_text()
   assert "algorithm\n`poise`, 3 of 3 steps with 8 rollouts each (2 per prompt), seed 2" in card
-  assert "| before training | 0 |" in card and "| this model | 3 |" in card
+  assert (
+    "held-out accuracy, greedy |" in card
+    and "| before training | 0 |" in card
+    and "| this model | 3 |" in card
+  )
   assert '"learning_rate": 0.0002' in card
   assert "base_model" not in card  # made from scratch
 
