@@ -83,13 +83,14 @@ class Experiment(StepConfig):
     kinds = collections.Counter(device.device_kind for device in self.mesh.devices.flat)
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     rollouts, train = self.config.rollouts, self.update
-    updates = rollouts // train.minibatch_size
+    updates = train.epochs * rollouts // train.minibatch_size
     times = "optimizer step" if updates == 1 else "optimizer steps"
+    passes = f" in {train.epochs} passes" if train.epochs > 1 else ""
     prompts = "prompt" if self.groups == 1 else "prompts"
     return (
       f"{self.config.algorithm}: {size:,} parameters, {self.config.steps} steps, on {devices}\n"
       f"a step: {self.groups:,} {prompts} x {self.rollout.n} = {rollouts:,} rollouts, {updates} "
-      f"{times} of {train.minibatch_size:,} sequences, in micro-batches of "
+      f"{times} of {train.minibatch_size:,} sequences{passes}, in micro-batches of "
       f"{train.microbatch_size:,}"
     )
 
@@ -286,7 +287,7 @@ def build_step(
   options = UpdateOptions(**{**config.train, "loss": loss, "attention": kernel})
   # Programs of a constant learning rate do not depend on the number of steps.
   ends = options.schedule != "constant"
-  per_step = max(1, config.rollouts // options.minibatch_size)
+  per_step = options.epochs * max(1, config.rollouts // options.minibatch_size)
   update = UpdateConfig(
     **vars(options),
     temperature=config.rollout.temperature,

@@ -210,3 +210,14 @@ def test_a_feature_layer_by_depth_and_none_without_a_probe():
 def test_which_algorithms_take_any_reward(algorithm, changes, reason):
   bounded = build.build(tiny(algorithm, **changes)).bounded
   assert bounded.startswith(reason) and bool(bounded) == bool(reason)
+
+
+@pytest.mark.parametrize("epochs,steps", [(1, 6), (3, 18)])
+def test_the_schedule_ends_with_the_last_epoch(epochs, steps):
+  """Three steps of 8 rollouts, in mini-batches of 4."""
+  experiment = build.build(tiny(train__schedule="linear", train__epochs=epochs))
+  assert experiment.update.optimizer_steps == steps
+  passes = " in 3 passes" if epochs == 3 else ""
+  assert f"{2 * epochs} optimizer steps of 4 sequences{passes}," in experiment.summary()
+  with pytest.raises(UserError, match="train.epochs must be at least 1, got 0"):
+    build.build(tiny(train__epochs=0))
