@@ -31,7 +31,7 @@ def test_rows_of_a_file_with_all_columns_and_without_the_word_downloading(tmp_pa
     task = tasks.make(config.task, config.seed)
     assert (len(task.train), len(task.test)) == (16, 64)
     for example in (*task.train, *task.test):
-      row = ROWS[example.check.reference // 2]
+      row = ROWS[int(example.check.reference) // 2]
       assert example.check.row == row and example.question == row["problem"]
       assert example.check.verifier == f"{source}:close"
   printed = capsys.readouterr()

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from poise_jax.data.sources import messages, readers
 from poise_jax.data.sources.catalog import SOURCES, Source
 from poise_jax.errors import UserError, unknown_name
+from poise_jax.models.io.sources import unreachable
 from poise_jax.verifiers import Check, require_usable
 
 TEXTS = ("question", "answer", "worked", "domain", "difficulty", "reference")
@@ -230,7 +231,7 @@ def _texts(source):
 
 def _keeps_rows(source):
   """Whether a reward function may ask for columns: those of a user's own files."""
-  return source.name not in SOURCES
+  return not source.home and source.name not in SOURCES
 
 
 def _asked(source, location, get):
@@ -355,6 +356,8 @@ def _downloaded(source, manager):
   separator = "/resolve/main/" if source.home.startswith("https://huggingface.co/") else "/"
   names = [name for names in source.files.values() for name in names]
   try:
+    if reason := unreachable(source.home):
+      raise OSError(reason)
     return manager.download({name: source.home + separator + name for name in names})
   except Exception as error:  # of requests, TFDS or the file system
     reason = " ".join(str(error).split())
