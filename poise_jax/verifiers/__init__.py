@@ -54,7 +54,8 @@ def load(name: str) -> Callable[..., Verdict | float]:
   if module.endswith(".py") and not pathlib.Path(module).is_file():
     raise UnusableError(f"verifier {name!r}: there is no file {module} in {pathlib.Path.cwd()}")
   try:
-    loaded = getattr(_file(module) if module.endswith(".py") else _module(module), function)
+    is_file = module.endswith(".py")
+    loaded = getattr(_file(module) if is_file else importlib.import_module(module), function)
   except Exception as error:  # importing a user's module may raise anything
     hint = "; install its package or add its folder to PYTHONPATH"
     hint = hint if isinstance(error, ModuleNotFoundError) else ""
@@ -62,10 +63,6 @@ def load(name: str) -> Callable[..., Verdict | float]:
   if not callable(loaded):
     raise UnusableError(f"verifier {name!r} is a {type(loaded).__name__}, not a function")
   return loaded
-
-
-def _module(name: str) -> types.ModuleType:
-  return importlib.import_module(name)
 
 
 @functools.cache

@@ -195,6 +195,8 @@ def test_a_feature_layer_by_depth_and_none_without_a_probe():
   for algorithm in ("grpo", "rloo"):
     far = tiny(algorithm, rollout__n=2, rollout__feature_layers=(99,))  # which it never reads
     assert build.build(far).rollout.feature_layers == ()
+  own = tiny("rloo", rollout__n=2, estimator="poise_jax.estimators.group:make_reinforce_pp")
+  assert build.build(own).rollout.feature_layers == (1,)  # an estimator of one's own may read it
 
 
 @pytest.mark.parametrize(
