@@ -21,7 +21,6 @@ import tensorflow_datasets as tfds
 from poise_jax.data.sources import messages, readers
 from poise_jax.data.sources.catalog import SOURCES, Source
 from poise_jax.errors import UserError, unknown_name
-from poise_jax.models.io.sources import unreachable
 from poise_jax.verifiers import Check, require_usable
 
 TEXTS = ("question", "answer", "worked", "domain", "difficulty", "reference")
@@ -353,6 +352,8 @@ def _local(source, folder):
 
 def _downloaded(source, manager):
   """{name: path} of the files, downloaded."""
+  from poise_jax.models.io.sources import unreachable  # reading local files needs no model
+
   separator = "/resolve/main/" if source.home.startswith("https://huggingface.co/") else "/"
   names = [name for names in source.files.values() for name in names]
   try:
