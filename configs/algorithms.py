@@ -160,9 +160,9 @@ ALGORITHMS = {
     source="arXiv 1707.06347, as in verl",
     meaning="a critic as large as the policy, GAE with lambda 0.95, whitened",
     fields={"estimator": "ppo", "rollout.n": 1, **SEQUENCE_MEAN},
-    differs="one pass per batch; as in verl the critic's learning rate is 1e-5 and values are "
-    "clipped at 0.5, but without its weight decay of 0.01 (`train.weight_decay` is for both "
-    "models)",
+    differs="one pass per batch unless `train.epochs` is set; as in verl the critic's learning "
+    "rate is 1e-5 and values are clipped at 0.5, but without its weight decay of 0.01 "
+    "(`train.weight_decay` is for both models)",
   ),
   "vapo": Algorithm(
     source="arXiv 2504.05118, arXiv 2503.01491",

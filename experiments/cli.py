@@ -283,9 +283,12 @@ def load_config(argument: str) -> ConfigDict:
   path = pathlib.Path(file)
   if not path.is_file():
     nearest = difflib.get_close_matches(path.stem, _shipped_configs(), 1)
-    hint = f"did you mean configs/{nearest[0]}.py? " if nearest else ""
+    here = pathlib.Path.cwd() == ROOT
+    folder = "configs" if here else str(ROOT / "configs")  # a path that exists from here
+    hint = f"did you mean {folder}/{nearest[0]}.py? " if nearest else ""
     raise UsageError(
-      f"--config={file}: no such file; {hint}configs/ has {', '.join(_shipped_configs())}"
+      f"--config={file}: no such file{'' if here else f' in {pathlib.Path.cwd()}'}; {hint}"
+      f"{folder}/ has {', '.join(_shipped_configs())}"
     )
   if path.suffix != ".py":
     raise UsageError(f"--config={file} is not a Python file with a get_config")

@@ -12,7 +12,7 @@ from experiments import cli
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 OUT = flags.DEFINE_string("out", None, "output folder")
 STEP = flags.DEFINE_string(
-  "step", "last", "last, best (held-out accuracy), or the number of a step"
+  "step", "last", "last, best (by config.eval.best_by), or the number of a step"
 )
 
 

@@ -16,6 +16,7 @@ _KL = Field(("train.loss.kl_coef",))
 _CLIP = Field(("train.loss.clip_low", "train.loss.clip_high"))
 _MICRO = Field(("train.microbatch_size",), "sequences over all devices")
 _MINI = Field(("train.minibatch_size",), "sequences of an optimizer step, not prompts")
+_EPOCHS = Field(("train.epochs",), "passes over the rollouts of a step")
 _AGGREGATION = Field(("train.loss.aggregation",))
 _STEPS = Field(("steps",), "batches of rollouts")
 _SAMPLES = Field(("rollout.n",))
@@ -44,6 +45,8 @@ OTHER_NAMES = {
   "ppo_micro_batch_size_per_gpu": _MICRO,
   "micro_batch_size": _MICRO,
   "per_device_train_batch_size": _MICRO,
+  "ppo_epochs": _EPOCHS,
+  "num_iterations": _EPOCHS,
   "num_generations": _SAMPLES,
   "num_samples": _SAMPLES,
   "group_size": _SAMPLES,

@@ -179,6 +179,8 @@ def ablate(config: ConfigDict, folder: str):
   layers = tuple(sorted({layer, *map(int, LAYERS.value)}))
   config.rollout.feature_layers = layers  # build checks that they exist
   experiment = build.build(config)
+  if not experiment.estimator.reads_features:
+    raise UserError(f"algorithm {config.algorithm!r} reads no hidden states; name one like :poise")
   if prompts > len(experiment.task.train):
     raise UserError(
       f"--prompts={prompts} must not exceed the training set of {len(experiment.task.train)}"

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,8 +52,11 @@ def _cpu() -> str:
 
 
 def origin(starts: Sequence[Start]) -> tuple[list[str], list[str]]:
-  """Commands, and sentences about commits and machines, each without repetitions."""
-  commands = dict.fromkeys(" ".join(start["command"]) for start in starts)
+  """Commands as a shell reads them, and sentences about commits and machines.
+
+  None is repeated.
+  """
+  commands = dict.fromkeys(shlex.join(start["command"]) for start in starts)
   machines = dict.fromkeys(map(_machine, starts))
   commits = dict.fromkeys(
     f"{start['commit']}{' with uncommitted changes' if start['uncommitted_changes'] else ''}"

@@ -196,13 +196,13 @@ def limit_lengths(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
 
 
 def mark_thoughts(task: Task, encoder: PromptEncoder) -> Task:
-  """The task, whose checks know the marker that ends the thought of a response."""
+  """The task, whose checks know the question and the marker that ends the thought of a response."""
 
   def marked(example):
-    think_end = encoder.think_end(example)
-    if not think_end:
-      return example
-    return dataclasses.replace(example, check=with_think_end(example.check, think_end))
+    check = dataclasses.replace(example.check, question=example.asked)
+    if think_end := encoder.think_end(example):
+      check = with_think_end(check, think_end)
+    return dataclasses.replace(example, check=check)
 
   sets = {split: [marked(e) for e in getattr(task, split)] for split in ("train", "test")}
   return dataclasses.replace(task, **sets)

@@ -72,9 +72,7 @@ def make_mesh(
     sizes[free[0]] = count // fixed
   if math.prod(sizes.values()) != count:
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-    raise UserError(
-      f"mesh {shape} does not match the {count} devices; the product of its sizes must be {count}"
-    )
+    raise UserError(f"{_needed(sizes, count)} (mesh {shape}); {_way_out(sizes, count)}")
   axis_types = (AxisType.Auto,) * len(AXES)
   if isinstance(devices, int):
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=axis_types)
@@ -83,6 +81,28 @@ def make_mesh(
     tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
   return Mesh(grid, AXES, axis_types=axis_types)
+
+
+def _needed(sizes: dict[str, int], count: int) -> str:
+  """What a mesh needs and there is not, as the beginning of a sentence."""
+  fixed = {axis: size for axis, size in sizes.items() if size > 1}
+  names = " x ".join(f"mesh.{axis}={size}" for axis, size in fixed.items()) or "the mesh"
+  product = math.prod(fixed.values())
+  multiple = "a multiple of " if -1 in sizes.values() and count > product else ""
+  needs = "device" if product == 1 else "devices"
+  there = "is 1" if count == 1 else f"are {count}"
+  verb = "need" if len(fixed) > 1 else "needs"
+  return f"{names} {verb} {multiple}{product} {needs}, and there {there}"
+
+
+def _way_out(sizes: dict[str, int], count: int) -> str:
+  """Options with which the mesh fits the devices, as the end of a sentence."""
+  fitting = {axis: 1 for axis, size in sizes.items() if size > 1}
+  if -1 not in sizes.values():
+    fitting["fsdp"] = count
+  options = " ".join(f"--config.mesh.{axis}={size}" for axis, size in fitting.items())
+  plan = "python -m experiments.compile_topology for devices that are not here"
+  return f"set {options}, or use {plan}"
 
 
 def platform() -> str:

@@ -36,6 +36,7 @@ ESTIMATORS = {
   "spo": spo.make,
   "pvpo": pvpo.make,
 }
+READERS = ("poise", "poise_sibling")  # those that read hidden states
 
 
 def make(name: str, context: EstimatorContext) -> Estimator:
@@ -45,7 +46,7 @@ def make(name: str, context: EstimatorContext) -> Estimator:
     UserError: the estimator does not exist, or the context does not suit it.
   """
   if name in ESTIMATORS:
-    return ESTIMATORS[name](context)
+    return ESTIMATORS[name](context)._replace(reads_features=name in READERS)
   module_name, _, function = name.partition(":")
   if not (module_name and function):
     raise unknown_name("estimator", name, ESTIMATORS)

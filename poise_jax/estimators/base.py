@@ -55,6 +55,8 @@ class Estimator(NamedTuple):
   # groups of equal rewards have zero advantage, so dynamic sampling may leave them out
   needs_spread: bool = False
   needs_probabilities: bool = False  # rewards must be in [0, 1]
+  reads_features: bool = True  # of the sampler; if not, rollout.feature_layers is ignored
+  predicts_in_unit: bool = False  # predicted rewards are clipped to [0, 1], so scores must be there
 
 
 def stateless(estimate: Callable[[Experience], Estimate], **properties) -> Estimator:

@@ -65,6 +65,7 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
     update=functools.partial(_update, config, inputs),
     predict=functools.partial(_predict, config, inputs),
     needs_probabilities=config.model == "logistic",
+    predicts_in_unit=True,
   )
 
 

@@ -123,7 +123,7 @@ def make(context: EstimatorContext) -> Estimator:
   def update(state, experience, params, predicted):
     parts = parts_of(_targets(experience, predicted, config))
     step = functools.partial(_critic_step, model, config, update_config)
-    return over_minibatches(step, state, parts)[0]
+    return over_minibatches(step, state, parts, update_config.epochs)[0]
 
   return Estimator(
     init=lambda params: critic.init(model, params, update_config),

@@ -40,7 +40,8 @@ def make(context: EstimatorContext) -> Estimator:
     size = p // math.gcd(p, max(p * n // config.minibatch_size, 1))
     batch = critic.prompt_batch(experience.rollouts.prompts, _targets(experience))
     step = functools.partial(_critic_step, model, config)
-    return over_minibatches(step, state, minibatches(batch, size, config.microbatch_size))[0]
+    parts = minibatches(batch, size, config.microbatch_size)
+    return over_minibatches(step, state, parts, config.epochs)[0]
 
   return Estimator(
     init=lambda params: critic.init(model, params, config),

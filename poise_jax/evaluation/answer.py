@@ -18,10 +18,11 @@ from jaxtyping import Float, PyTree
 from poise_jax import verifiers
 from poise_jax.data.tasks import Example
 from poise_jax.distributed.sharding import batch_shards, fetch, put_rows
-from poise_jax.errors import UserError, check_finite
+from poise_jax.errors import UserError, check_finite, unknown_name
 from poise_jax.evaluation.at_k import RIGHT, maj_at_k, pass_at_k, standard_error
 from poise_jax.evaluation.held_out import EvalSet
 from poise_jax.models import ModelConfig
+from poise_jax.reports.run_log import GREEDY, metric_of
 from poise_jax.rollout import RolloutConfig, sample
 from poise_jax.types import Rollouts
 from poise_jax.verifiers.base import FAILURES
@@ -44,6 +45,9 @@ class EvalConfig:
   top_k: int = 0  # keep the k most likely tokens; 0 keeps all
   seed: int = 0  # sampling seed; the problems depend on config.seed
   max_new_tokens: int = 0  # tokens an answer may have; 0: rollout.max_new_tokens
+  # accuracy by which the best checkpoint is chosen and which console and reports show: of "greedy"
+  # answers, or "avg@N", "pass@K" or "maj@K" of sampled ones, with N = eval.n and K one of eval.k
+  best_by: str = GREEDY
   # held-out sets, {name: {field of task: value}}; empty: the held-out problems of task itself
   tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -59,7 +63,20 @@ class EvalConfig:
         f"eval.n={self.n} answers at eval.temperature=0 would all be the same; set "
         "eval.temperature above 0, or eval.n=1"
       )
+    names = self.names
+    if self.best_by not in names:
+      hint = (
+        "" if self.temperature else "; sampled answers need eval.temperature above 0 and eval.n"
+      )
+      raise UserError(f"{unknown_name('eval.best_by', self.best_by, names)}{hint}")
     self.rollout(RolloutConfig())
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Choices of best_by."""
+    if not self.temperature:
+      return (GREEDY,)
+    return (GREEDY, f"avg@{self.n}", *(f"{name}@{k}" for name in ("pass", "maj") for k in self.ks))
 
   @property
   def ks(self) -> tuple[int, ...]:
@@ -279,6 +296,6 @@ def evaluate(
   sampled = rows_of(config)
   for name, value in per_prompt(sampled, config.ks).items():
     if "@" in name:
-      name = "eval/" + name.replace("@", "_at_")
+      name = metric_of(name)
       metrics |= {name: float(value.mean()), f"{name}_se": standard_error(value)}
   return metrics, greedy, sampled

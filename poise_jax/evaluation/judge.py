@@ -19,7 +19,7 @@ class VerifierConfig:
   """How responses are judged. Raises UserError on construction for invalid values.
 
   score = (1 - format_weight - function_weight) * score of the task's check
-          + format_weight * format + function_weight * function, which stays in [0, 1].
+          + format_weight * format + function_weight * function
   """
 
   workers: int = 0  # processes that judge; 0: one per core
@@ -27,7 +27,9 @@ class VerifierConfig:
   format: str = ""  # regular expression that the whole response should match (. is any character)
   format_weight: float = 0.0  # weight of the format in training; evaluation ignores the format
   strict: str = ""  # "dapo": the verifier math reads answers only where DAPO's grader does
-  function: str = ""  # reward of your own, "package.module:function"; see docs/verifiers.md
+  # reward of your own, "path/to/file.py:function" or "package.module:function"; see
+  # docs/verifiers.md
+  function: str = ""
   function_weight: float = 1.0  # 1: replaces the task's check; less: is added to it in training
 
   def __post_init__(self):
@@ -74,7 +76,9 @@ class VerifierConfig:
     The parts of a weighted reward are named after the task's verifier, "format", and the user's
     function without its module (in full where the short name is taken).
     """
-    function = Check(self.function, check.reference, check.options, check.think_end)
+    function = dataclasses.replace(check, verifier=self.function)
+    if check.verifier in VERIFIERS and check.verifier != "weighted":  # need not travel
+      check = dataclasses.replace(check, question="", row={})
     if self.strict and check.verifier == "math":
       check = dataclasses.replace(check, options={**check.options, "strict": self.strict})
     if not training:
@@ -106,8 +110,16 @@ def _short(verifier: str) -> str:
 class Judge:
   """Scores responses as a VerifierConfig says, and summarises the verdicts of training."""
 
-  def __init__(self, pool: Pool, config: VerifierConfig):
+  def __init__(self, pool: Pool, config: VerifierConfig, bounded: str = ""):
+    """Scores in a pool.
+
+    Args:
+      pool: where verifiers run.
+      config: how responses are judged.
+      bounded: why rewards must be in [0, 1], as the end of a sentence; empty: they need not.
+    """
     self.pool, self.config, self._has_warned = pool, config, False
+    self.bounded = bounded
     self._reset()
 
   def _reset(self):
@@ -142,7 +154,8 @@ class Judge:
 
     Raises:
       UserError: a user's function crashed or the sandbox failed on every response: the fault of the
-        function or the machine, not of the responses.
+        function or the machine, not of the responses; or a reward of training is not in [0, 1],
+        although `bounded`.
     """
     checks = [self.config.check(check, training) for check in checks]
     verdicts = processes.divided(self.pool.score, checks, responses)
@@ -153,6 +166,8 @@ class Judge:
       what = "the verifier crashed" if counts["crashed"] else "the sandbox failed"
       if counts["sandbox_failed"] or any(map(_has_function, checks)):
         raise UserError(f"{what} on all {len(verdicts)} responses; the last error: {crashes[-1]}")
+    if self.bounded and training:
+      self._require_bounded(verdicts)
     if training:
       if all(verdict.status != "ok" for verdict in verdicts) and not self._has_warned:
         self._has_warned = True  # once a run: a policy often starts without the form of an answer
@@ -168,6 +183,14 @@ class Judge:
         for name in names:
           self.parts[name].append(verdict.parts.get(name, 0.0))
     return verdicts
+
+  def _require_bounded(self, verdicts: Sequence[Verdict]):
+    """Raises UserError for a reward that the run's estimator cannot take."""
+    for verdict in verdicts:
+      if not 0 <= verdict.score <= 1:
+        raise UserError(
+          f"a reward function returned {verdict.score:g}, which is not in [0, 1]; {self.bounded}"
+        )
 
   def messages(self) -> list[str]:
     """Sentences about the training responses since the last call of `metrics`."""

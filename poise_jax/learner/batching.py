@@ -143,19 +143,25 @@ def over_minibatches(
   step: Callable[[TrainState, Minibatch], tuple[TrainState, dict[str, Float[Array, ""]]]],
   state: TrainState,
   parts: list[Minibatch],
+  epochs: int,
 ) -> tuple[TrainState, list[dict[str, Float[Array, ""]]]]:
-  """Takes an optimizer step on each mini-batch, in order.
+  """Takes an optimizer step on each mini-batch, in order, `epochs` times.
+
+  All epochs have the same mini-batches in the same order, as in verl and TRL. So each keeps its
+  plan and the values that were computed before the first epoch, and a step needs no random order
+  that a resumed run would have to draw again.
 
   Args:
     step: (state, mini-batch) -> (state, metrics); may donate the state.
     state: state before the first optimizer step.
     parts: mini-batches.
+    epochs: passes over them.
 
   Returns:
-    The state after the last optimizer step, and each mini-batch's metrics.
+    The state after the last optimizer step, and the metrics of each optimizer step.
   """
   history = []
-  for part in parts:
+  for part in parts * epochs:
     state, metrics = step(state, part)
     history.append(metrics)
   return state, history

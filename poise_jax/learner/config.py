@@ -24,6 +24,9 @@ class UpdateOptions:
 
   loss: PolicyLossConfig = PolicyLossConfig()  # objective
   minibatch_size: int = 64  # sequences an optimizer step, for any n
+  # passes over the rollouts of a step: PPO's epochs, for a critic too; old log-probs are those from
+  # before the first pass
+  epochs: int = 1
   # memory of a pass: sequences at the limit of length; does not change the result
   microbatch_size: int = 64
   # source of the old policy's log-probs: "recompute" in the trainer, or those of the "sampler"
@@ -67,7 +70,7 @@ class UpdateOptions:
         f"train.loss.rejection={self.loss.rejection!r} compares recomputed log-probs with the "
         "sampler's; it needs train.old_logprobs='recompute'"
       )
-    for name in ("minibatch_size", "microbatch_size"):
+    for name in ("minibatch_size", "microbatch_size", "epochs"):
       if getattr(self, name) < 1:
         raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
     for name in (

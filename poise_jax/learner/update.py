@@ -1,4 +1,4 @@
-"""TrainState -> TrainState: one pass over a step's experience, an optimizer step a mini-batch.
+"""TrainState -> TrainState: passes over a step's experience, an optimizer step a mini-batch.
 
 Letters: P prompts, n samples a prompt, B sequences of a mini-batch, T response positions.
 """
@@ -140,7 +140,8 @@ def step(
   reference: PyTree[Array] = (),
   groups: int | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-  """Updates the policy once over all P n sequences, in order, an optimizer step a mini-batch.
+  """Updates the policy over all P n sequences, in order, an optimizer step a mini-batch, in
+  config.epochs passes. The old policy is that before the first pass.
 
   Args:
     model: the decoder's shape.
@@ -168,7 +169,7 @@ def step(
   """
   parts = policy_minibatches(model, config, state.params, experience, advantages, reference, groups)
   optimizer_step = functools.partial(minibatch_step, model, config)
-  state, history = over_minibatches(optimizer_step, state, parts)
+  state, history = over_minibatches(optimizer_step, state, parts, config.epochs)
   metrics = _over_history(history, state.skipped)
   return state, {**metrics, "update/useful_positions": np.float32(useful_positions(parts))}
 
@@ -222,7 +223,7 @@ def policy_minibatches(
   logprobs = functools.partial(microbatch_logprobs, model, config)
   if config.old_logprobs == "sampler":
     parts = [part.with_fields(old_logprobs=part.batch.fields["sampler_logprobs"]) for part in parts]
-  elif count > 1 or "stale" in batch.fields or config.loss.rejection != "none":
+  elif max(count, config.epochs) > 1 or "stale" in batch.fields or config.loss.rejection != "none":
     # With a single optimizer step over new rollouts, the loss's own log-probs are the old ones.
     old = map_microbatches(functools.partial(logprobs, params), parts)
     if "stale" in batch.fields:

@@ -206,7 +206,7 @@ def _sizes(step, shapes):
     "tokens sampled per step, at most": config.rollouts * length,
     "positions trained on per step": sum(plan.positions for plan in shapes.plans),
     "positions that hold a token": sum(plan.tokens for plan in shapes.plans),
-    "optimizer steps per batch": shapes.optimizer_steps,
+    "optimizer steps per batch": step.update.epochs * shapes.optimizer_steps,
     **{f"passes of {pass_shape(micro)} positions": count for micro, count in shapes.passes},
     "warm-start steps": step.warm_start.steps,
     "steps": config.steps,

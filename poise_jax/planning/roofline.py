@@ -117,7 +117,8 @@ def roofline(
     left = max(left - stage.steps, 0)
   work = {"the update": model_flops(step, shapes)["the update"], "log-probs": 0.0}
   work |= {name: count.program for name, count in flop_counts.items()}
-  updating = (work["log-probs"] + shapes.optimizer_steps * work["the update"]) / chip.flops
+  updates = step.update.epochs * shapes.optimizer_steps
+  updating = (work["log-probs"] + updates * work["the update"]) / chip.flops
   tokens = int(shapes.lengths.responses.sum())
   return Roofline(
     sampling_seconds=sampling,

@@ -47,7 +47,7 @@ class StepShapes:
 
   @property
   def optimizer_steps(self) -> int:
-    """Optimizer steps a batch of rollouts."""
+    """Optimizer steps of a pass over a batch of rollouts."""
     return len(self.plans)
 
   @property

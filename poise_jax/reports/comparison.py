@@ -11,32 +11,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from poise_jax import files, provenance
 from poise_jax.errors import UserError
-from poise_jax.reports import html, markdown, run_log, svg, value
+from poise_jax.reports import comparison_tables, html, markdown, run_log, svg
+from poise_jax.reports.comparison_tables import Groups, Table
 from poise_jax.reports.html import Card
 from poise_jax.reports.run_log import AXES, Run
 from poise_jax.reports.svg import Figure, Line
 
-PANELS = {  # metric -> title of its figure
-  "eval/accuracy": "Held-out accuracy (greedy)",
+PANELS = {  # metric -> title of its figure, after that of the held-out accuracy
   "reward/mean": "Mean reward",
   "policy/entropy": "Policy entropy (nats per token)",
   "rollout/length": "Response length (tokens)",
   "probe/pearson": "Probe: correlation with the sibling's reward",
   "probe/variance_reduction": "1 − Var(advantage) / Var(reward)",
 }
-COSTS = {"eval/accuracy": "Held-out accuracy", "reward/mean": "Mean reward"}
-HEADER = (
-  *("algorithm", "seed", "steps", "rollouts", "tokens"),
-  *("held-out accuracy before", "after", "gain", "reward, last 10 steps", "clipped"),
-  *("variance removed by the baseline", "r of the baseline", "minutes"),
-  "seconds per step: sampling + estimation + update",
-)
-PROBE_HEADER = ("run", "domain", "MAE", "r", "held-out accuracy before", "after")
-PROBE_METRICS = ("mae", "pearson")
+COSTS = {"reward/mean": "Mean reward"}
 PROBE_MEANING = (
   "MAE and Pearson's r between the predictions of a domain's probe and the rewards of the "
   "siblings. Such a reward is 0 or 1, one sample of the predicted value. Both are means over the "
@@ -45,17 +36,20 @@ PROBE_MEANING = (
 CLIPPED_GAP = 0.2  # difference between fractions of clipped steps that calls for a warning
 LABEL_CHARACTERS = 60  # limit for the label of a curve
 MEANING = (
-  "Curves are means over seeds; bands are ± one standard error of the mean (none for a single "
-  "seed). A curve ends where its shortest run ends. Metrics other than held-out accuracy are "
-  'moving means over 5 steps. "Clipped" is the fraction of optimizer steps whose gradient norm '
-  "exceeded train.max_grad_norm. The variance removed, 1 − Var(reward − baseline) / Var(reward), "
-  "and r of the baselines against rewards, beside the r of a predictor that knows V(x), are means "
-  "over the second half of the steps; GRPO's baseline contains its own reward, so both numbers are "
-  "too high for it."
+  "Held-out accuracy is that of config.eval.best_by: {best_by}. ± is one standard error of the "
+  "mean over seeds; a single seed has none. Differences are taken between runs of equal seeds, "
+  "which share problems and start, so what a seed does to both "
+  "cancels. Curves are means over seeds; bands are ± one standard error. A curve ends where its "
+  "shortest run ends. Metrics other than held-out accuracy are moving means over 5 steps. "
+  '"Clipped" is the fraction of optimizer steps whose gradient norm exceeded train.max_grad_norm. '
+  "The variance removed, 1 − Var(reward − baseline) / Var(reward), and r of the baselines against "
+  "rewards, beside the r of a predictor that knows V(x), are means over the second half of the "
+  "steps; GRPO's baseline contains its own reward, so both numbers are too high for it. Seconds "
+  "are medians."
 )
 RIGHT = 1 - 1e-6  # smallest reward of a right answer
-
-Groups = Mapping[str, Sequence[Run]]  # label of a curve -> its runs by seed
+MEANS = "Algorithms: mean ± standard error over seeds"
+PAIRS = "Paired differences: mean ± standard error over seeds"
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -110,63 +104,9 @@ def _flat(config: dict[str, Any]) -> dict[str, str]:
   return {name: json.dumps(value).strip('"') for name, value in files.flat(config).items()}
 
 
-def rows(groups: Groups) -> list[list[str]]:
-  """Rows of the table with HEADER: one per run, and the mean of each group with several seeds."""
-  lines = []
-  for label, runs in groups.items():
-    lines += [_row(label, run) for run in runs]
-    if len(runs) > 1:
-      final = np.array([run.series("eval/accuracy")[1][-1] for run in runs])
-      accuracy = f"{final.mean():.3f} ± {standard_error(final):.3f}"
-      seeds = f"mean of {len(runs)} ± standard error"
-      removed = [x for run in runs if (x := _removed(run)) is not None]
-      removed = f"{np.mean(removed):.3f}" if len(removed) == len(runs) else ""
-      lines.append([label, seeds, *[""] * 4, accuracy, *[""] * 3, removed, *[""] * 3])
-  return lines
-
-
-def _row(label: str, run: Run) -> list[str]:
-  _, accuracy = run.series("eval/accuracy")
-  _, reward = run.series("reward/mean")
-  times = [run.series(f"time/{part}")[1] for part in ("rollout", "estimate", "update")]
-  return [
-    label,
-    f"{run.seed}",
-    f"{run.step}",
-    f"{run.positions('rollouts')[-1]:.0f}",
-    f"{run.positions('tokens')[-1]:.0f}",
-    f"{accuracy[0]:.3f}",
-    f"{accuracy[-1]:.3f}",
-    f"{accuracy[-1] - accuracy[0]:+.3f}",
-    f"{reward[-10:].mean():.3f}" if len(reward) else "",
-    "" if (clipped := _clipped([run])) is None else f"{clipped:.2f}",
-    "" if (removed := _removed(run)) is None else f"{removed:.3f}",
-    value.r_of_ceiling(_second_half(run), "baseline"),
-    f"{run.positions('minutes')[-1]:.1f}",
-    " + ".join(f"{np.median(seconds):.2f}" for seconds in times if len(seconds)),
-  ]
-
-
-def _second_half(run: Run) -> list[dict[str, float]]:
-  """The metrics of the steps in the second half of a run."""
-  return [row for row in run.rows if row["step"] > run.step / 2]
-
-
-def _removed(run: Run) -> float | None:
-  """The share of the reward's variance that the baseline removes; None if it was not logged."""
-  removed = value.common(_second_half(run), "baseline/variance_reduction")
-  return float(removed.mean()) if len(removed) else None
-
-
-def _clipped(runs: Sequence[Run]) -> float | None:
-  """The fraction of optimizer steps whose gradient was clipped; None if it was not logged."""
-  series = np.concatenate([run.series("policy/grad_clipped")[1] for run in runs])
-  return float(series.mean()) if len(series) else None
-
-
 def clipping_warning(groups: Groups) -> str:
   """A sentence if clipping acts on some groups much more than on others, else ""."""
-  fractions = {label: _clipped(runs) for label, runs in groups.items()}
+  fractions = {label: comparison_tables.clipped(runs) for label, runs in groups.items()}
   fractions = {label: value for label, value in fractions.items() if value is not None}
   if not fractions or max(fractions.values()) - min(fractions.values()) < CLIPPED_GAP:
     return ""
@@ -177,31 +117,6 @@ def clipping_warning(groups: Groups) -> str:
     "its advantages are, so a part of the differences may be due to clipping. Tune "
     "train.max_grad_norm and the learning rate for each algorithm, or set train.max_grad_norm=0."
   )
-
-
-def _is_mean(line: Sequence[str]) -> bool:
-  return line[1].startswith("mean")
-
-
-def probe_rows(runs: Mapping[str, Run]) -> list[list[str]]:
-  """Rows of the table with PROBE_HEADER: one per domain of every run with a probe per domain."""
-  lines = []
-  for name, run in runs.items():
-    metrics = dict.fromkeys(metric for row in run.rows for metric in row)
-    for metric in metrics:
-      if not metric.startswith("probe/mae/"):
-        continue
-      domain = metric.removeprefix("probe/mae/")
-      series = [run.series(f"probe/{metric}/{domain}")[1] for metric in PROBE_METRICS]
-      _, accuracy = run.series(f"eval/accuracy/{domain}")
-      ends = [f"{accuracy[i]:.3f}" for i in (0, -1)] if len(accuracy) else ["", ""]
-      lines.append([name, domain, *(f"{values[-10:].mean():.3f}" for values in series), *ends])
-  return lines
-
-
-def standard_error(values: Float[np.ndarray, "runs ..."]) -> Float[np.ndarray, "..."]:
-  """The standard error of the mean over the first axis, which has at least two entries."""
-  return values.std(0, ddof=1) / np.sqrt(len(values))
 
 
 def mean_curve(label: str, runs: Sequence[Run], metric: str, axis: str) -> Line | None:
@@ -227,7 +142,7 @@ def mean_curve(label: str, runs: Sequence[Run], metric: str, axis: str) -> Line 
   if not len(points):
     return None
   values = np.array([np.interp(points, x, y) for x, y in series])
-  spread = standard_error(values) if len(values) > 1 else None
+  spread = comparison_tables.standard_error(values) if len(values) > 1 else None
   return Line(label, points, values.mean(0), spread)
 
 
@@ -239,13 +154,39 @@ def panels(
   Args:
     groups: runs of each curve.
     axes: keys of AXES.
-    metrics: metric -> title.
+    metrics: metric -> title, to which the axis is added if there are several.
   """
-  for metric, title in metrics.items():
-    for axis in axes:
+  for axis in axes:
+    for metric, title in metrics.items():
       lines = [mean_curve(label, runs, metric, axis) for label, runs in groups.items()]
       if any(lines):
-        yield title, svg.curves(lines, AXES[axis])
+        own = f"{title} by {AXES[axis]}" if len(axes) > 1 else title
+        yield own, svg.curves(lines, AXES[axis])
+
+
+def panels_of(groups: Groups, best_by: str) -> dict[str, Iterator[tuple[str, Figure]]]:
+  """The figures against steps ("curves") and against what they cost ("costs")."""
+  accuracy = {run_log.metric_of(best_by): f"Held-out accuracy ({best_by})"}
+  return {
+    "curves": panels(groups, ["steps"], accuracy | PANELS),
+    "costs": panels(groups, ["rollouts", "tokens", "minutes"], accuracy | COSTS),
+  }
+
+
+def tables(groups: Groups) -> dict[str, Table]:
+  """The tables of a comparison by their headings; none that is empty."""
+  found = {
+    MEANS: comparison_tables.means(groups),
+    PAIRS: comparison_tables.pairs(groups),
+    "Runs": comparison_tables.results(groups),
+    "Cost of each run": comparison_tables.costs(groups),
+  }
+  return {heading: table for heading, table in found.items() if table[1]}
+
+
+def as_text(shown: Mapping[str, Table]) -> str:
+  """Tables in Markdown under their headings."""
+  return "\n\n".join(f"## {name}\n\n{markdown.table(*table)}" for name, table in shown.items())
 
 
 def samples(run: Run, count: int) -> tuple[list[str], list[list[str]]] | None:
@@ -302,15 +243,19 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
     problems: held-out problems per run whose answers are shown, before and after training.
 
   Returns:
-    The table in Markdown, and the warning of `clipping_warning` if there is one.
+    The tables in Markdown, and the warning of `clipping_warning` if there is one.
 
   Raises:
     UserError: a path holds no run or one without an evaluation, or two runs have the same
       configuration and seed.
   """
   all_runs = [run_log.read(path) for path in paths]
+  choices = {run.best_by: run for run in all_runs}
+  if len(choices) > 1:
+    texts = ", ".join(f"{run.path} {name}" for name, run in choices.items())
+    raise UserError(f"runs that differ in eval.best_by have no accuracy in common: {texts}")
   for run in all_runs:
-    if not any("eval/accuracy" in row for row in run.rows):
+    if not any(run_log.metric_of(run.best_by) in row for row in run.rows):
       raise UserError(f"{run.path} has not been evaluated yet; wait for its evaluation at step 0")
   groups = grouped(all_runs)
   out.mkdir(parents=True, exist_ok=True)
@@ -318,52 +263,61 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
   for name, run in runs.items():
     lines = [json.dumps(rounded(row)) + "\n" for row in run.rows]
     (out / f"{name.replace('/', '_')}.metrics.jsonl").write_text("".join(lines))
-  figures = {
-    "curves": list(panels(groups, ["steps"], PANELS)),
-    "costs": list(panels(groups, ["rollouts", "tokens", "minutes"], COSTS)),
-  }
-  for (name, drawn), columns in zip(figures.items(), (2, 3), strict=True):
-    (out / f"{name}.svg").write_text(svg.picture(drawn, list(groups), columns))
+  best_by = all_runs[0].best_by
+  figures = {name: list(drawn) for name, drawn in panels_of(groups, best_by).items()}
+  for name, drawn in figures.items():
+    (out / f"{name}.svg").write_text(svg.picture(drawn, list(groups), columns=2))
   answers = {name: samples(run, problems) for name, run in runs.items()}
   answers = {f"Held-out answers, {name}": table for name, table in answers.items() if table}
   starts = [start for run in all_runs for start in run.starts]
-  lines = rows(groups)
-  bold = [[f"**{cell}**" if cell and _is_mean(line) else cell for cell in line] for line in lines]
-  table = markdown.table(HEADER, bold)
-  warning = clipping_warning(groups)
-  readme = _readme(out.name, table, warning, probe_rows(runs), answers, starts)
-  files.write_whole(out / "README.md", readme)
-  page = _page(out.name, groups, lines, warning, figures, answers, starts)
+  shown = tables(groups)
+  text = as_text(shown)
+  meaning, warning = MEANING.format(best_by=best_by), clipping_warning(groups)
+  probes = comparison_tables.probes(runs)
+  files.write_whole(
+    out / "README.md", _readme(out.name, text, meaning, warning, probes, answers, starts)
+  )
+  page = _page(out.name, groups, shown, f"{meaning} {warning}".strip(), figures, answers, starts)
   files.write_whole(out / "report.html", html.render(page))
-  return f"{table}\n\n{warning}" if warning else table
+  return f"{text}\n\n{warning}" if warning else text
 
 
-def _readme(title, table, warning, probes, answers, starts) -> str:
-  sections = [f"# {title}", table, MEANING, *([warning] if warning else [])]
+def _readme(title, tables, meaning, warning, probes, answers, starts) -> str:
+  sections = [f"# {title}", tables, meaning, *([warning] if warning else [])]
   sections += ["![curves](curves.svg)", "![costs](costs.svg)"]
   sections.append(provenance.describe(starts))
-  if probes:
-    sections.append(f"## Probes\n\n{markdown.table(PROBE_HEADER, probes)}\n\n{PROBE_MEANING}")
+  if probes[1]:
+    sections.append(f"## Probes\n\n{markdown.table(*probes)}\n\n{PROBE_MEANING}")
   for heading, (header, lines) in answers.items():
     sections.append(f"## {heading}\n\n{markdown.table(header, _as_code(lines))}")
   return "\n\n".join(sections) + "\n"
 
 
-def _page(title, groups, lines, warning, figures, answers, starts) -> html.Page:
+def _page(
+  title: str,
+  groups: Groups,
+  tables: Mapping[str, Table],
+  meaning: str,
+  figures: Mapping[str, Sequence[tuple[str, Figure]]],
+  answers: Mapping[str, Table],
+  starts: Sequence[provenance.Start],
+) -> html.Page:
   """The same content as a page, with figures that adapt to its width and to dark screens."""
   cards = {
     name: [Card(panel, figure) for panel, figure in drawn] for name, drawn in figures.items()
   }
   seeds = sum(map(len, groups.values()))
-  means = [i for i, line in enumerate(lines) if _is_mean(line)]
   commands, origin = provenance.origin(starts)
   return html.Page(
     title=f"{title}: comparison",
     heading=title,
-    about=f"{seeds} runs in {len(groups)} groups. {MEANING} {warning}".strip(),
+    about=f"{seeds} runs in {len(groups)} groups. {meaning}",
     legend=list(groups),
     figures={"By step": cards["curves"], "By cost": cards["costs"]},
-    tables={"Runs": html.Table(HEADER, lines, range(1, len(HEADER)), means)},
+    tables={
+      name: html.Table(header, lines, range(1, len(header)))
+      for name, (header, lines) in tables.items()
+    },
     problems={heading: html.Table(*table) for heading, table in answers.items()},
     commands=commands,
     origin=origin,

@@ -32,7 +32,6 @@ class Table:
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
   numbers: Collection[int] = ()  # right-aligned columns
-  bold: Collection[int] = ()  # rows in bold
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,10 +90,10 @@ def render(run: Run) -> str:
 def _tiles(run: Run) -> dict[str, str]:
   """The most important numbers."""
   tiles = {"steps": f"{run.step} of {run.config['steps']}"}
-  _, accuracy = run.series("eval/accuracy")
+  _, accuracy = run.series(run_log.metric_of(run.best_by))
   if len(accuracy):
     first_and_last = dict.fromkeys(f"{value:.3f}" for value in accuracy[[0, -1]])
-    tiles["held-out accuracy"] = " → ".join(first_and_last)
+    tiles[f"held-out accuracy, {run.best_by}"] = " → ".join(first_and_last)
   _, reward = run.series("reward/mean")
   if len(reward):
     tiles[f"reward, last {min(10, len(reward))} steps"] = f"{reward[-10:].mean():.3f}"

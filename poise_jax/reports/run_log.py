@@ -18,6 +18,7 @@ AXES = {  # what a metric can be plotted against -> label of the axis
   "tokens": "tokens generated",
   "minutes": "minutes of wall-clock time",
 }
+GREEDY = "greedy"  # choice of eval.best_by
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')  # start of a row of metrics.jsonl or samples.jsonl
 
 
@@ -39,6 +40,11 @@ class Run:
   def seed(self) -> int:
     """The seed of the run, config.seed."""
     return self.config["seed"]
+
+  @property
+  def best_by(self) -> str:
+    """What accuracy is: config.eval.best_by; runs of older versions had greedy answers only."""
+    return self.config.get("eval", {}).get("best_by", GREEDY)
 
   @property
   def step(self) -> int:
@@ -100,6 +106,11 @@ class Run:
           file.seek(start)
           rows.append(json.loads(file.readline()))
     return rows
+
+
+def metric_of(best_by: str) -> str:
+  """The metric of a choice of eval.best_by: "greedy" is eval/accuracy, "avg@8" eval/avg_at_8."""
+  return "eval/accuracy" if best_by == GREEDY else f"eval/{best_by.replace('@', '_at_')}"
 
 
 def read(path: pathlib.Path) -> Run:

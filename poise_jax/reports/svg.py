@@ -276,7 +276,7 @@ def picture(panels: Sequence[tuple[str, Figure]], labels: Sequence[str], columns
   style = Markup("text{font:12px system-ui,sans-serif}text.title{font-size:14px;font-weight:600}")
   svg = Markup(
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-    'height="{height}"><style>{style}</style>'
+    'height="{height}" style="max-width:100%;height:auto"><style>{style}</style>'
     '<rect width="{width}" height="{height}" style="fill:var(--card)"/>{body}</svg>\n'
   ).format(width=width, height=y, style=style + STYLE, body=Markup("").join(parts))
   colors = _variables(dark=False)

@@ -21,6 +21,8 @@ class RolloutOptions:
   top_p: float = 1.0  # probability mass of the smallest set of tokens to draw from; 1: all tokens
   top_k: int = 0  # number of most likely tokens to draw from; 0: all tokens
   feature_layers: tuple[int, ...] = ()  # blocks whose output is pooled, 0-based; empty: no features
+  # without feature_layers, the block at this share of the model's depth; 0: none
+  feature_depth: float = 0.0
   feature_window: int = 10  # k, number of last prompt states and last reasoning states to average
   # dtype of the key-value cache: "" (dtype of the computation), "bfloat16", or "int8" with a scale
   # per token
@@ -54,6 +56,10 @@ class RolloutOptions:
     if self.slots < 0:
       raise UserError(
         f"rollout.slots must not be negative, got {self.slots}; 0 decodes all responses at once"
+      )
+    if not 0 <= self.feature_depth < 1:
+      raise UserError(
+        f"rollout.feature_depth must be at least 0 and less than 1, got {self.feature_depth}"
       )
     layers = self.feature_layers
     if not all(isinstance(layer, int) for layer in layers) or list(layers) != sorted(set(layers)):

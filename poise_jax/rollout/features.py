@@ -12,6 +12,8 @@ response: the entropy of the reasoning is then that of the response, and that of
 (the released code has 0 for both).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -29,6 +31,14 @@ def feature_size(config: ModelConfig, rollout: RolloutConfig) -> int:
   """Length F of a feature row; 0 without feature layers."""
   layers = len(rollout.feature_layers)
   return 2 * layers * config.hidden_size + ENTROPIES if layers else 0
+
+
+def at_depth(config: ModelConfig, rollout: RolloutConfig) -> RolloutConfig:
+  """The options with the layer that rollout.feature_depth names, if they name no layer."""
+  if rollout.feature_layers or not rollout.feature_depth:
+    return rollout
+  layer = int(rollout.feature_depth * config.num_hidden_layers)
+  return dataclasses.replace(rollout, feature_layers=(layer,))
 
 
 def check_layers(config: ModelConfig, rollout: RolloutConfig) -> None:

@@ -29,7 +29,8 @@ from poise_jax.learner.warm_start import WarmStartConfig, warm_start, worked_ids
 from poise_jax.models import attention
 from poise_jax.models.layouts import sampling_layout, training_shardings
 from poise_jax.rollout import RolloutConfig
-from poise_jax.rollout.features import check_layers
+from poise_jax.rollout.features import at_depth, check_layers
+from poise_jax.training import checks
 from poise_jax.training.collect import CollectConfig
 from poise_jax.training.logging import check_loggers
 from poise_jax.training.profiling import check_profile_steps
@@ -82,15 +83,21 @@ class Experiment(StepConfig):
     kinds = collections.Counter(device.device_kind for device in self.mesh.devices.flat)
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     rollouts, train = self.config.rollouts, self.update
-    updates = rollouts // train.minibatch_size
+    updates = train.epochs * rollouts // train.minibatch_size
     times = "optimizer step" if updates == 1 else "optimizer steps"
+    passes = f" in {train.epochs} passes" if train.epochs > 1 else ""
     prompts = "prompt" if self.groups == 1 else "prompts"
     return (
       f"{self.config.algorithm}: {size:,} parameters, {self.config.steps} steps, on {devices}\n"
       f"a step: {self.groups:,} {prompts} x {self.rollout.n} = {rollouts:,} rollouts, {updates} "
-      f"{times} of {train.minibatch_size:,} sequences, in micro-batches of "
+      f"{times} of {train.minibatch_size:,} sequences{passes}, in micro-batches of "
       f"{train.microbatch_size:,}"
     )
+
+  @property
+  def bounded(self) -> str:
+    """Why rewards must be in [0, 1], as the end of a sentence; empty if they need not be."""
+    return checks.why_bounded(self.config.estimator, self.estimator, self.collect)
 
   @property
   def difficulties(self) -> tuple[str, ...]:
@@ -268,18 +275,19 @@ def build_step(
   Raises:
     UserError: a value cannot work; the message names it and the way out.
   """
+  checks.sizes(config, mesh)
   # Nothing is compiled for an abstract mesh, so any kernel will do.
   platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
   kernel = attention.resolve(config.train.attention, platform)
   rollout = RolloutConfig(
     **config.rollout, attention=kernel, eos_ids=eos_ids, pad_id=pad_id, think_end=think_end
   )
-  check_layers(model, rollout)
+  rollout = at_depth(model, rollout)
   loss = PolicyLossConfig(**config.train.loss)
   options = UpdateOptions(**{**config.train, "loss": loss, "attention": kernel})
   # Programs of a constant learning rate do not depend on the number of steps.
   ends = options.schedule != "constant"
-  per_step = max(1, config.rollouts // options.minibatch_size)
+  per_step = options.epochs * max(1, config.rollouts // options.minibatch_size)
   update = UpdateConfig(
     **vars(options),
     temperature=config.rollout.temperature,
@@ -287,7 +295,6 @@ def build_step(
   )
   reward = RewardConfig(**config.reward)
   collect = CollectConfig(**config.collect)
-  _check_sizes(config, mesh, update)
   context = EstimatorContext(
     rollout=rollout,
     model=model,
@@ -299,8 +306,12 @@ def build_step(
     reference_n=config.reference_n,
   )
   estimator = estimators.make(config.estimator, context)
+  if estimator.reads_features:
+    check_layers(model, rollout)
+  else:  # nothing else reads them either, so no hidden state is kept
+    rollout = dataclasses.replace(rollout, feature_layers=())
   jax.eval_shape(estimator.init, models.abstract_params(model))  # checks sizes
-  _check_estimator(config, estimator, reward, collect)
+  checks.options(config, estimator, reward, collect)
   return StepConfig(
     config=config,
     mesh=mesh,
@@ -314,60 +325,6 @@ def build_step(
     param_shapes=param_shapes(mesh, model),
     sampling_params=sampling_layout(mesh, model, config.model.dtype),
   )
-
-
-def _check_sizes(config, mesh, update):
-  """Raises UserError for sizes that cannot work, before an hour of compute is spent."""
-  for name in ("steps", "eval_every", "max_skipped_updates", "reference_n"):
-    if config[name] < 1:
-      raise UserError(f"{name} must be at least 1, got {config[name]}")
-  n, shards = config.rollout.n, sharding.batch_shards(mesh)
-  for name, size, divisor_name, divisor in (
-    ("rollouts", config.rollouts, "rollout.n", n),
-    ("rollouts", config.rollouts, "train.minibatch_size", update.minibatch_size),
-    (
-      "prompts per step (rollouts / rollout.n)",
-      config.rollouts // n,
-      "the mesh's data x fsdp",
-      shards,
-    ),
-    ("train.microbatch_size", update.microbatch_size, "the mesh's data x fsdp", shards),
-    ("eval_batch", config.eval_batch, "the mesh's data x fsdp", shards),
-  ):
-    if size < 1 or size % divisor:
-      raise UserError(f"{name} must be a positive multiple of {divisor_name}={divisor}, got {size}")
-  if config.rollout.temperature == 0:
-    raise UserError(
-      "rollout.temperature must be greater than 0 for training: at 0 all responses to a prompt are "
-      "the same"
-    )
-  if config.rollout.top_p < 1 or config.rollout.top_k:
-    reason = "needs rollout.top_p=1 and rollout.top_k=0: the sampler's log-probs serve as old ones"
-    if update.old_logprobs == "sampler":
-      raise UserError(
-        f"train.old_logprobs='sampler' {reason}, and the loss's ratio is between full "
-        "distributions; use 'recompute'"
-      )
-    if config.collect.dynamic_sampling:
-      raise UserError(
-        f"collect.dynamic_sampling {reason} for groups carried over from earlier steps, and the "
-        "loss's ratio is between full distributions; eval.top_p is free"
-      )
-
-
-def _check_estimator(config, estimator, reward, collect):
-  """Raises UserError for options that would do something else than they promise."""
-  for option in ("dynamic_sampling", "greso_target"):
-    if getattr(collect, option) and not estimator.needs_spread:
-      raise UserError(
-        f"collect.{option} discards groups of equal rewards, from which estimator "
-        f"{config.estimator!r} learns too; it works with {', '.join(estimators.group.GROUP)}"
-      )
-  if estimator.needs_probabilities and (reward.kl_coef or reward.overlong_buffer):
-    raise UserError(
-      f"estimator {config.estimator!r} takes rewards for probabilities, so they must be in [0, 1]: "
-      "set reward.kl_coef and reward.overlong_buffer to 0"
-    )
 
 
 def _held_out(config, task, encoder):

@@ -4,15 +4,17 @@ import json
 import pathlib
 from typing import Any
 
-from poise_jax import models
+import huggingface_hub
+
+from poise_jax import models, provenance
 from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
+from poise_jax.models.io.sources import hub_id
 from poise_jax.reports import markdown
+from poise_jax.reports.run_log import GREEDY, metric_of
 
 CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [reinforcement-learning, poise_jax, {algorithm}]
+{metadata}
 ---
 
 # {name}
@@ -24,11 +26,9 @@ tags: [reinforcement-learning, poise_jax, {algorithm}]
 
 {tokenizer}
 
-```
-{command}
-```
+{starts}
 
-Commit {commit}. The configuration:
+The configuration:
 
 ```json
 {config}
@@ -42,7 +42,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
   Args:
     workdir: folder of the run.
     out: output folder, created if it does not exist.
-    step: "last", "best" (held-out accuracy), or the number of a step.
+    step: "last", "best" (by config.eval.best_by), or the number of a step.
 
   Returns:
     The step of the checkpoint.
@@ -74,31 +74,53 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: str) -> int:
 
 def _card(workdir: pathlib.Path, about: dict[str, Any], name: str) -> str:
   config = about["config"]
-  accuracy = {
-    row["step"]: row["eval/accuracy"]
-    for row in _rows(workdir / "metrics.jsonl")
-    if "eval/accuracy" in row
-  }
+  best_by = config.get("eval", {}).get("best_by", GREEDY)
+  metric = metric_of(best_by)
+  rows = _rows(workdir / "metrics.jsonl")
+  accuracy = {row["step"]: row[metric] for row in rows if metric in row}
   steps = {"before training": 0, "best": about["best"]["step"], "this model": about["step"]}
   evaluations = [
     (x, step, f"{accuracy[step]:.3f}") for x, step in steps.items() if step in accuracy
   ]
-  starts = _rows(workdir / "provenance.jsonl") or [{"command": ["?"], "commit": "?"}]
+  starts = _rows(workdir / "provenance.jsonl")
   source = config["model"]["source"]
+  metadata = huggingface_hub.ModelCardData(
+    base_model=_base_model(source),
+    library_name="transformers",
+    pipeline_tag="text-generation",
+    tags=["reinforcement-learning", "poise_jax", config["algorithm"]],
+  )
   return CARD.format(
     name=name,
     start=f"`{source}`" if source else "A model made from scratch",
     step=about["step"],
-    evaluations=markdown.table(("", "step", "held-out accuracy"), evaluations),
+    evaluations=markdown.table(("", "step", f"held-out accuracy, {best_by}"), evaluations),
     tokenizer="The tokenizer is that of the initial model."
     if source
     else "The tokenizer is the sentencepiece model `tokenizer.model`, made for this run.",
-    command=" ".join(starts[0]["command"]),
-    commit=starts[0]["commit"],
+    starts=_starts(starts),
+    metadata=metadata.to_yaml(),
     config=json.dumps(config, indent=2),
     n=config["rollout"]["n"],
     **{key: config[key] for key in ("algorithm", "steps", "rollouts", "seed")},
   )
+
+
+def _base_model(source: str) -> str | None:
+  """The hub id of the initial model, or that in the model card of its folder; None without one."""
+  card = pathlib.Path(source, "README.md").expanduser()
+  if source and card.is_file():
+    return huggingface_hub.ModelCard.load(card).data.base_model
+  return hub_id(source) or None
+
+
+def _starts(starts: list[provenance.Start]) -> str:
+  """What `provenance.describe` says about every start of the run, with the date of each."""
+  if not starts:
+    return "The run's provenance.jsonl is missing."
+  dates = ", ".join(start["started"] for start in starts)
+  times = "once" if len(starts) == 1 else f"{len(starts)} times"
+  return f"The run was started {times} ({dates}):\n\n{provenance.describe(starts)}"
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:

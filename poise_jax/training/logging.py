@@ -27,9 +27,10 @@ from poise_jax.errors import UserError, unknown_name
 from poise_jax.reports import busy as busy_file
 from poise_jax.reports import run, run_log, watchers
 
+HELD_OUT = "eval/"  # stands for the metric of eval.best_by
 CONSOLE_METRICS = {  # metric -> name and format on the console
   "reward/mean": "reward {:.3f}",
-  "eval/accuracy": "held-out {:.3f}",
+  HELD_OUT: "held-out {} {:.3f}",
   "probe/mae": "mae {:.3f}",
   "probe/pearson": "r {:.2f}",
   "probe/variance_reduction": "var.red. {:+.2f}",
@@ -63,7 +64,8 @@ class Logger:
 
     Args:
       workdir: folder of the run.
-      config: config of the run, of which steps, loggers and train.max_grad_norm are read.
+      config: config of the run, of which steps, loggers, eval.best_by and train.max_grad_norm are
+        read.
       start: last step whose entries are kept; -1 keeps none.
       clock: time.perf_counter() at the start of the run, had it never been interrupted.
     """
@@ -74,7 +76,7 @@ class Logger:
       _cut(path, first)
     self.watch = watchers.Watch(config.train.max_grad_norm, run_log.metrics(self.files["metrics"]))
     self.workdir, self.clock = workdir, clock
-    self.screen = Console(self.console, config.steps, start)
+    self.screen = Console(self.console, config.steps, start, config.eval.best_by)
     self.sinks: list[Sink] = [self.screen, Jsonl(self.files["metrics"])]
     self.sinks += [LOGGERS[name](workdir, config, first) for name in config.loggers]
     self.sinks.append(Report(workdir, self.console))
@@ -147,8 +149,10 @@ class Silent:
 class Console:
   """A line per step and, on a terminal, a progress bar with the time left below them."""
 
-  def __init__(self, console: rich.console.Console, steps: int, start: int):
-    self.console, self.steps, self.start = console, steps, start
+  def __init__(
+    self, console: rich.console.Console, steps: int, start: int, best_by: str = run_log.GREEDY
+  ):
+    self.console, self.steps, self.start, self.best_by = console, steps, start, best_by
     self.ends = collections.deque(maxlen=50)  # end times of the latest steps
     self.progress = rich.progress.Progress(
       rich.progress.TextColumn("{task.description}"),
@@ -170,6 +174,9 @@ class Console:
     """Prints the metrics of CONSOLE_METRICS, those of CEILINGS as "r 0.62 of 0.71"."""
     parts = []
     for name, text in CONSOLE_METRICS.items():
+      if name == HELD_OUT:
+        name = run_log.metric_of(self.best_by)
+        text = text.replace("{}", self.best_by)
       if name in values:
         ceiling = values.get(CEILINGS.get(name))
         parts.append(text.format(values[name]) + ("" if ceiling is None else f" of {ceiling:.2f}"))

@@ -5,6 +5,7 @@ a step.
 """
 
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from poise_jax.distributed import processes, sharding
 from poise_jax.evaluation.judge import Judge
 from poise_jax.learner.warm_start import REPORT_EVERY
 from poise_jax.models.io import run_checkpoint
+from poise_jax.reports.run_log import metric_of
 from poise_jax.rollout import slots
 from poise_jax.training import collect, summary, unusual
 from poise_jax.training.build import build, initial_params, warmed_up
@@ -69,14 +71,14 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
       if processes.is_first():
         print(f"{workdir} has finished all {config.steps} steps; nothing to do")
       return
-    check_fingerprint(experiment.task, workdir)
+    data = check_fingerprint(experiment.task, workdir, config.verifier.function)
     with (
       Checkpoints(workdir, config.checkpoint_keep_every) as checkpoints,
       Interrupts() as interrupts,
       Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool,
       jax.set_mesh(experiment.mesh),
     ):
-      judge = Judge(pool, experiment.verifier)
+      judge = Judge(pool, experiment.verifier, experiment.bounded)
       held_out = (example for test in experiment.held_out for example in test.examples)
       judge.load(example.check for example in [*experiment.task.train, *held_out])
       state, saved = None, {"step": 0, "elapsed": 0.0, "best": None}
@@ -88,7 +90,8 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
       logger = Logger if processes.is_first() else Silent
       with logger(workdir, config, last_logged, began - saved["elapsed"]) as log:
         run = Run(experiment, workdir, judge, checkpoints, interrupts, log)
-        processes.on_first(run.write_start, saved["step"], changes)
+        functions = data.get("reward_functions", {})
+        processes.on_first(run.write_start, saved["step"], changes, functions)
         log.console.print(f"{experiment.summary()}\n{experiment.task.summary()}")
         log.console.print(preview(experiment, judge), markup=False)
         if resumes:
@@ -132,8 +135,10 @@ def _loop(run: Run, state: LoopState, start: int, best: dict):
       due = config.checkpoint_every and step % config.checkpoint_every == 0
       if step % config.eval_every == 0 or step == config.steps:
         metrics |= run.evaluate(step, state.policy.params)
-        if metrics["eval/accuracy"] > best["eval/accuracy"]:
-          best, due = {"step": step, "eval/accuracy": metrics["eval/accuracy"]}, True
+        name = metric_of(experiment.eval.best_by)
+        # After a change of best_by, the next evaluation is the first one to go by.
+        if metrics[name] > best.get(name, -math.inf):
+          best, due = {"step": step, name: metrics[name]}, True
       sample_groups = min(config.log_samples, groups)
       examples = [experiment.task.train[i] for i in sharding.fetch(experience.prompt_ids)]
       signs, shares = unusual.find(examples, experience)
@@ -161,7 +166,8 @@ def _begin(run: Run, params: PyTree[Array]) -> tuple[LoopState, dict]:
   state = initial_state(experiment, params)
   log.phase("starting", 0, experiment.config.steps)
   metrics = run.evaluate(0, state.policy.params)
-  best = {"step": 0, "eval/accuracy": metrics["eval/accuracy"]}
+  name = metric_of(experiment.eval.best_by)
+  best = {"step": 0, name: metrics[name]}
   log.log(0, metrics)
   if experiment.warm_start.steps:
     run.save(state, 0, best)  # a resumed run does not repeat the warm start

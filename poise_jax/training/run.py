@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 
 from jaxtyping import Array, PyTree
 
@@ -34,15 +35,18 @@ class Run:
   interrupts: Interrupts
   log: Logger | Silent
 
-  def write_start(self, step: int, changes: list[str]):
+  def write_start(self, step: int, changes: list[str], functions: Mapping[str, str]):
     """Writes provenance and, if one was made, the tokenizer.
 
     Args:
       step: last step before this start.
       changes: changes of the config since the last start.
+      functions: checksums of the reward functions' files, by function.
     """
+    start = {**provenance(), "step": step, "config_changes": changes}
+    start |= {"reward_functions": dict(functions)} if functions else {}
     with (self.workdir / "provenance.jsonl").open("a") as file:
-      file.write(json.dumps({**provenance(), "step": step, "config_changes": changes}) + "\n")
+      file.write(json.dumps(start) + "\n")
     if self.experiment.made_tokenizer:
       (self.workdir / "tokenizer.model").write_bytes(self.experiment.made_tokenizer)
 

@@ -51,7 +51,8 @@ def measure(
   if samples < 1:
     raise UserError(f"--samples={samples} must be at least 1: predictions are compared with avg@k")
   experiment = build(config)
-  compare_fingerprint(experiment.task, checkpoint.parent.parent)
+  function = experiment.config.verifier.function
+  compare_fingerprint(experiment.task, checkpoint.parent.parent, function)
   with (
     jax.set_mesh(experiment.mesh),
     Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool,

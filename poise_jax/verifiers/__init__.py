@@ -6,8 +6,12 @@ docs/verifiers.md lists the verifiers with their references and options.
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
+import pathlib
+import types
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers.base import STATUSES, Check, SandboxError, UnusableError, Verdict
@@ -34,20 +38,24 @@ VERIFIERS = {
 
 @functools.cache
 def load(name: str) -> Callable[..., Verdict | float]:
-  """The function behind a name in VERIFIERS or a user's "package.module:function".
+  """The function behind a name in VERIFIERS or of a user, as "package.module:function" or
+  "path/to/file.py:function".
 
   Raises:
     UnusableError: the name is unknown, its module fails to import, or it is not a function.
   """
   path = VERIFIERS.get(name, name)
-  module, colon, function = path.partition(":")
+  module, colon, function = path.rpartition(":")
   if not colon:
     raise UnusableError(
       f"{unknown_name('verifier', name, VERIFIERS)}, or name a function of your own as "
-      "'package.module:function'"
+      "'path/to/file.py:function' or 'package.module:function'"
     )
+  if module.endswith(".py") and not pathlib.Path(module).is_file():
+    raise UnusableError(f"verifier {name!r}: there is no file {module} in {pathlib.Path.cwd()}")
   try:
-    loaded = getattr(importlib.import_module(module), function)
+    is_file = module.endswith(".py")
+    loaded = getattr(_file(module) if is_file else importlib.import_module(module), function)
   except Exception as error:  # importing a user's module may raise anything
     hint = "; install its package or add its folder to PYTHONPATH"
     hint = hint if isinstance(error, ModuleNotFoundError) else ""
@@ -55,6 +63,27 @@ def load(name: str) -> Callable[..., Verdict | float]:
   if not callable(loaded):
     raise UnusableError(f"verifier {name!r} is a {type(loaded).__name__}, not a function")
   return loaded
+
+
+@functools.cache
+def _file(path: str) -> types.ModuleType:
+  """The module in a file, which need not be on the import path."""
+  spec = importlib.util.spec_from_file_location(f"verifier_{pathlib.Path(path).stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def source_of(name: str) -> pathlib.Path | None:
+  """The file of a user's function, found without running it; None if it has none."""
+  module = name.rpartition(":")[0]
+  if module.endswith(".py"):
+    return pathlib.Path(module)
+  try:
+    spec = importlib.util.find_spec(module)
+  except (ImportError, ValueError):
+    return None
+  return pathlib.Path(spec.origin) if spec and spec.has_location else None
 
 
 def verify(check: Check, response: str) -> Verdict:
@@ -69,7 +98,7 @@ def verify(check: Check, response: str) -> Verdict:
 
   Raises:
     UnusableError: the check cannot judge any response.
-    UserError: a user's function returns neither a number in [0, 1] nor a Verdict with such scores.
+    UserError: a user's function returns neither a finite number nor a Verdict with such scores.
     SandboxError: the sandbox of a program could not be set up.
     Exception: whatever else a user's function raises. Where a verifier of this package raises, the
       response is the cause, and is unparsable.
@@ -78,7 +107,11 @@ def verify(check: Check, response: str) -> Verdict:
   if check.think_end and getattr(verifier, "takes_think_end", False):
     options["think_end"] = check.think_end
   try:
-    verdict = _verdict(check.verifier, verifier(check.reference, response, **options))
+    if check.verifier in VERIFIERS:
+      result = verifier(check.reference, response, **options)
+    else:
+      result = _call(verifier, check, response, options)
+    verdict = _verdict(check.verifier, result)
   except (UnusableError, SandboxError):
     raise
   except Exception as error:  # from any of the libraries behind a verifier
@@ -95,24 +128,43 @@ def verify(check: Check, response: str) -> Verdict:
   return dataclasses.replace(verdict, answer=answer, parts=parts)
 
 
+_signature = functools.cache(inspect.signature)
+
+
+def _call(function: Callable, check: Check, response: str, options: dict) -> Verdict | float:
+  """Calls a user's function with those of the question, the row's columns and the options that it
+  takes.
+
+  The reference and the response come first, unless its parameters have these names, in any order.
+  """
+  parameters = _signature(function).parameters
+  takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  offered = {**check.row, "question": check.question}
+  named = {k: v for k, v in offered.items() if takes_all or k in parameters} | options
+  given = {"reference": check.reference, "response": response}
+  if given.keys() <= parameters.keys():
+    return function(**{**named, **given})
+  first = [*given, *list(parameters)[:2]]  # a column of such a name would be given twice
+  named = {k: v for k, v in named.items() if k not in first}
+  return function(check.reference, response, **named)
+
+
 def _verdict(name: str, result: Verdict | float) -> Verdict:
   """What the verifier `name` returned, as a checked Verdict."""
+  bounded = name in VERIFIERS and name != "weighted"
   try:
     verdict = result if isinstance(result, Verdict) else Verdict(float(result))
     scores = [verdict.score, *verdict.parts.values()]
-    valid = all(0 <= score <= 1 for score in scores) and verdict.status in STATUSES
-    valid = valid and isinstance(verdict.answer, str | None)
+    valid = all(0 <= x <= 1 if bounded else isfinite(x) for x in scores)
+    valid = valid and verdict.status in STATUSES and isinstance(verdict.answer, str | None)
   except (TypeError, ValueError, AttributeError):
     valid = False
   if not valid:
     raise UserError(
-      f"verifier {name!r} returned {result!r}; return a number in [0, 1], or a Verdict with scores "
-      f"in [0, 1], a status of {', '.join(STATUSES)}, and an answer that is text or None"
+      f"verifier {name!r} returned {result!r}; return a finite number, or a Verdict with such "
+      f"scores, a status of {', '.join(STATUSES)}, and an answer that is text or None"
     )
   return verdict
-
-
-_signature = functools.cache(inspect.signature)
 
 
 def require_usable(check: Check) -> None:
@@ -149,5 +201,5 @@ def score(checks: Sequence[Check], responses: Sequence[str]) -> list[Verdict]:
 
 __all__ = [
   *("STATUSES", "VERIFIERS", "Check", "UnusableError", "Verdict"),
-  *("load", "require_usable", "score", "verify"),
+  *("load", "require_usable", "score", "source_of", "verify"),
 ]

@@ -47,8 +47,10 @@ def combine(check: Check, single_verdicts: Iterator[Verdict]) -> Verdict:
     return Verdict(0.0, lost.status, lost.note)
   total = sum(weights[name] * verdict.score for name, verdict in verdicts.items())
   failure = next((v for v in verdicts.values() if v.status != "ok"), Verdict(0.0))
+  if all(0 <= verdict.score <= 1 for verdict in verdicts.values()):
+    total = min(1.0, max(0.0, total))  # rounding
   return Verdict(
-    min(1.0, max(0.0, total)),
+    total,
     failure.status,
     failure.note,
     answer=next(iter(verdicts.values())).answer,

@@ -42,3 +42,28 @@ def test_the_checksum_is_that_of_earlier_versions(tmp_path):
   check_fingerprint(Task([example("a")], [example("b")]), tmp_path)
   stored = json.loads((tmp_path / "data.json").read_text())
   assert stored["sha256"] == "681df56b729098a0d5d0512a09836373f96dff0ad6b27e61f4077ace139117ed"
+
+
+@pytest.mark.parametrize("by", ["the task", "verifier.function"])
+def test_another_reward_function_or_another_column_is_an_error(tmp_path, by):
+  source = tmp_path / "rewards.py"
+  source.write_text("def score(reference, response):\n  return 0.5\n")
+  name = f"{source}:score"
+
+  def task(level):
+    check = Check(name if by == "the task" else "exact", "0", row={"level": level})
+    examples = [Example(q, "0", "0", "math", "easy", check) for q in "ab"]
+    return Task(examples[:1], examples[1:])
+
+  function = "" if by == "the task" else name
+  first = check_fingerprint(task("hard"), tmp_path, function)
+  assert list(first["reward_functions"]) == [name] and len(first["reward_functions"][name]) == 64
+  with pytest.raises(ValueError, match="the data differs"):
+    check_fingerprint(task("easy"), tmp_path, function)
+  source.write_text(source.read_text() + "# a remark\n")
+  with pytest.raises(
+    ValueError, match="the file of the reward function .*rewards.py:score differs"
+  ):
+    check_fingerprint(task("hard"), tmp_path, function)
+  with pytest.raises(ValueError, match="differs .*; restore it$"):
+    compare_fingerprint(task("hard"), tmp_path, function)

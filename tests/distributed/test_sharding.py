@@ -383,8 +383,8 @@ def test_drawing_sends_no_scores(results):
 @pytest.mark.parametrize(
   "name,parts",
   [
-    ("product", ["data=2 x fsdp=2 x tensor=1", "8 devices"]),
-    ("free", ["data=3", "8 devices"]),
+    ("product", ["data=2 x fsdp=2 x tensor=1", "need 4 devices, and there are 8"]),
+    ("free", ["mesh.data=3 needs a multiple of 3", "there are 8"]),
     ("two free", ["data and fsdp"]),
     ("zero", ["mesh.data must be at least 1", "got 0"]),
     ("parameter", ["['a']['kernel']", "(64, 63)", "'heads'", "63", "mesh.tensor=2"]),
@@ -395,6 +395,26 @@ def test_sizes_that_do_not_fit_are_named(results, name, parts):
   assert name in results["errors"], f"{name}: no error"
   for part in parts:
     assert part in results["errors"][name]
+
+
+@pytest.mark.parametrize(
+  "sizes,devices,need",
+  [
+    ((1, -1, 4), 1, "mesh.tensor=4 needs 4 devices, and there is 1"),
+    ((1, -1, 4), 6, "mesh.tensor=4 needs a multiple of 4 devices, and there are 6"),
+    ((2, 4, 1), 4, "mesh.data=2 x mesh.fsdp=4 need 8 devices, and there are 4"),
+    ((1, 2, 1), 8, "mesh.fsdp=2 needs 2 devices, and there are 8"),
+    ((1, 1, 1), 2, "the mesh needs 1 device, and there are 2"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_says_what_it_needs_and_what_fits(sizes, devices, need):
+  with pytest.raises(ValueError) as error:
+    sharding.make_mesh(*sizes, devices=devices)
+  message = str(error.value)
+  assert message.startswith(need) and "experiments.compile_topology" in message
+  options = dict(re.findall(r"--config\.mesh\.(\w+)=(\d+)", message))
+  asked = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+  sharding.make_mesh(**asked | {k: int(v) for k, v in options.items()}, devices=devices)
 
 
 def test_an_axis_of_minus_one_takes_the_remaining_devices(results):

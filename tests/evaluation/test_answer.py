@@ -205,12 +205,23 @@ def test_group_names_leave_out_constant_levels():
     (dict(n=2), "eval.n=2 answers at eval.temperature=0 would all be the same"),
     (dict(top_p=0.0), "eval.top_p must be .*, got 0.0"),
     (dict(temperature=-1.0), "eval.temperature must .*, got -1.0"),
+    (dict(best_by="accuracy"), "unknown eval.best_by 'accuracy'; .*greedy; sampled answers need"),
+    (dict(best_by="avg@8"), "choose from greedy; .* need eval.temperature above 0 and eval.n"),
+    (dict(n=4, temperature=1.0, best_by="avg@8"), "did you mean 'avg@4'"),
+    (dict(n=4, temperature=1.0, k=(4,), best_by="pass@2"), "did you mean 'pass@4'"),
     (dict(max_new_tokens=-1), "eval.max_new_tokens must be at least 1, got -1"),
   ],
 )
 def test_values_out_of_range_are_an_error(fields, message):
   with pytest.raises(ValueError, match=message):
     EvalConfig(**fields)
+
+
+def test_what_best_may_go_by():
+  assert EvalConfig().names == ("greedy",)
+  names = ("greedy", "avg@4", "pass@1", "pass@4", "maj@1", "maj@4")
+  for name in names:
+    assert EvalConfig(n=4, temperature=0.5, k=(1, 4), best_by=name).names == names
 
 
 def test_default_ks_are_powers_of_two_and_n():

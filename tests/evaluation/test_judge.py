@@ -226,3 +226,27 @@ def test_a_batch_that_no_verifier_can_judge_is_a_warning_with_an_example(status)
   assert judge.metrics()[f"verifier/{status}"] == 2 and not judge.warning
   judge.score([FIVE] * 2, ["[[[", "[[[["])
   assert not judge.warning  # once a run
+
+
+def test_rewards_out_of_range_stop_only_a_run_that_cannot_take_them(tmp_path):
+  source = tmp_path / "rewards.py"
+  source.write_text("def points(reference, response):\n  return float(response)\n")
+  config = VerifierConfig(function=f"{source}:points")
+  with Pool(1, 20.0) as pool:
+    free, bounded = Judge(pool, config), Judge(pool, config, "estimator 'x' cannot: rescale them")
+    assert [v.score for v in free.score([FIVE] * 2, ["-3", "0.5"])] == [-3.0, 0.5]
+    assert [v.score for v in bounded.score([FIVE] * 2, ["0", "1"])] == [0.0, 1.0]
+    with pytest.raises(UserError, match=r"returned -3, .* not in \[0, 1\]; estimator 'x' cannot"):
+      bounded.score([FIVE] * 2, ["0.5", "-3"])
+    assert bounded.score([FIVE], ["-3"], training=False)[0].score == -3.0
+
+
+def test_functions_get_the_question_and_the_row(tmp_path):
+  source = tmp_path / "rewards.py"
+  source.write_text(
+    "def same(expected, text, question, level):\n  return question + level == text\n"
+  )
+  check = Check("last_integer", "5", question="2 + 3", row={"level": "!"})
+  config = VerifierConfig(function=f"{source}:same", function_weight=0.5)
+  assert verify(config.check(check, training=True), "2 + 3!").score == 0.5
+  assert config.check(check, training=False).row == {}  # built-in verifiers do not need it

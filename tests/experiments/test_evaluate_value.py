@@ -75,7 +75,7 @@ def test_a_mesh_that_does_not_fit_is_replaced(mesh, capsys):
   replaced = evaluate_value.with_mesh(config).mesh.to_dict()
   assert replaced == (asked if fits else {"data": 1, "fsdp": -1, "tensor": 1})
   printed = capsys.readouterr().out
-  assert ("does not match the 1 devices" in printed) == ("default mesh" in printed) == (not fits)
+  assert ("and there is 1 (mesh" in printed) == ("default mesh" in printed) == (not fits)
 
 
 def test_predictions_are_those_of_the_runs_probe(finished_run, monkeypatch):

@@ -1,6 +1,7 @@
 """Overrides of a config on the command line: elements of tuples, keys of fields with free keys."""
 
 import pathlib
+import re
 import sys
 
 import grain  # noqa: F401  defines flags, which flagsaver would remove again
@@ -160,6 +161,21 @@ def test_names_of_other_codebases_stand_for_fields_that_exist_and_hide_none():
   named = {field for known in OTHER_NAMES.values() for field in known.fields}
   assert named <= {*fields, *overrides.mappings()}
   assert not OTHER_NAMES.keys() & fields.keys()
+
+
+def test_the_page_for_verl_and_trl_names_fields_and_algorithms_that_exist():
+  fields = {*overrides.flat(common.default("grpo")), *overrides.mappings()}
+  ends = {field.rpartition(".")[2] for field in fields}
+  page = (ROOT / "docs" / "from_verl_and_trl.md").read_text()
+  rows = [line for line in page.splitlines() if line.startswith("| `")]
+  named = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[1])]
+  assert len(rows) > 60 and len(named) > 70
+  for name in named:
+    name = name.partition("=")[0].strip(".")
+    if name.startswith(":"):
+      assert name[1:] in common.ALGORITHMS
+    elif not name.startswith("--config"):
+      assert name in fields or ("." not in name and name in {*ends, "train", "sequence"}), name
 
 
 def test_a_field_with_the_name_of_another_codebase_keeps_its_own(config_of):

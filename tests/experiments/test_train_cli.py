@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -410,3 +411,17 @@ def test_a_report_that_does_not_fit_has_advice():
   ):
     report = dataclasses.replace(tight, **change)
     assert not report.fits and advice in report.verdict
+
+
+@pytest.mark.parametrize(
+  "typed", ["configs/quickstart.py", "quickstart.py", "configs/quikstart.py"]
+)
+def test_a_config_that_is_not_in_this_folder_is_named_by_a_path_that_is(
+  tmp_path, monkeypatch, typed
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(cli.UsageError) as error:
+    cli.load_config(typed)
+  hint = re.search(r"did you mean (\S+)\?", str(error.value))[1]
+  assert pathlib.Path(hint).is_file() and hint != typed
+  assert f"no such file in {tmp_path}" in str(error.value)

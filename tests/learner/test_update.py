@@ -605,3 +605,33 @@ def test_the_compiled_update_names_its_parts(params, rollouts, advantages):
   text = gradient_program(params, rollouts, advantages).as_text(debug_info=True)
   for scope in ("token_logprobs", "policy_loss"):
     assert f"/{scope}" in text or f"({scope})" in text, scope
+
+
+def test_epochs_are_passes_over_the_same_rollouts(params, rollouts, advantages):
+  """With the sampler's log-probs as old ones, two epochs are two updates over the same rollouts."""
+  changes = dict(minibatch_size=4, microbatch_size=2, learning_rate=3e-3, old_logprobs="sampler")
+  state, metrics = run(params, rollouts, advantages, epochs=2, **changes)
+  config = dataclasses.replace(BASE, **changes)
+  expected, clipped = initial(params, config), []
+  for _ in range(2):
+    expected, one = update.step(MODEL, config, expected, experience(rollouts), advantages)
+    clipped.append(float(one["policy/clip_fraction"]))
+  assert int(state.step) == int(expected.step) == 4
+  jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+  assert metrics["policy/clip_fraction"] == pytest.approx(np.mean(clipped))
+
+
+@pytest.mark.parametrize("minibatch_size", [4, 8])
+def test_old_logprobs_are_those_from_before_the_first_epoch(
+  params, rollouts, advantages, minibatch_size
+):
+  """Also with one mini-batch, where a single epoch needs none."""
+  changes = dict(minibatch_size=minibatch_size, microbatch_size=4, learning_rate=3e-3)
+  old = np.asarray(sequence_logprobs(params, rollouts)).reshape(rollouts.logprobs.shape)
+  given = rollouts.replace(logprobs=jnp.where(rollouts.mask, old, 0.0))
+  _, expected = run(params, given, advantages, epochs=3, old_logprobs="sampler", **changes)
+  _, metrics = run(params, given, advantages, epochs=3, **changes)
+  for name in ("policy/loss", "policy/clip_fraction", "policy/grad_norm"):
+    assert metrics[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+  _, once = run(params, given, advantages, **changes)
+  assert abs(once["policy/loss"] - metrics["policy/loss"]) > 1e-3  # the later passes moved it

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -49,19 +50,35 @@ def write(folder, algorithm="poise", seed=0, accuracies=(0.25, 0.5), steps=12, *
   return folder
 
 
-def test_a_row_per_run_and_a_mean_per_algorithm(tmp_path):
+def table(text, heading):
+  """The cells of the rows below a heading."""
+  lines = text[text.index(f"## {heading}") :].splitlines()[4:]
+  rows = [line for line in lines[: lines.index("") if "" in lines else None]]
+  return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+def test_means_and_runs_by_hand(tmp_path):
   paths = [
     write(tmp_path / "a", seed=1, accuracies=(0.25, 0.5)),
     write(tmp_path / "b", seed=0, accuracies=(0.25, 0.75)),
     write(tmp_path / "c", "rloo", accuracies=(0.25, 0.125)),
   ]
   text = comparison.report(paths, tmp_path / "out")
-  assert text.splitlines()[2:] == [
-    "| poise | 0 | 12 | 96 | 360 | 0.250 | 0.750 | +0.500 | 0.075 |  |  |  | 1.5 |  |",
-    "| poise | 1 | 12 | 96 | 360 | 0.250 | 0.500 | +0.250 | 0.075 |  |  |  | 1.5 |  |",
-    # Standard deviation 0.1768, divided by the root of two seeds.
-    f"| **poise** | **mean of 2 ± standard error** |{'  |' * 4} **0.625 ± 0.125** |{'  |' * 7}",
-    "| rloo | 0 | 12 | 96 | 360 | 0.250 | 0.125 | -0.125 | 0.075 |  |  |  | 1.5 |  |",
+  assert "## Algorithms: mean ± standard error over seeds\n" in text
+  # 0.75 and 0.5 have a standard deviation of 0.1768, divided by the root of two seeds.
+  assert table(text, "Algorithms") == [
+    ["poise", "2", "0.250 ± 0.000", "0.625 ± 0.125", "+0.375 ± 0.125", "0.075 ± 0.000", ""],
+    ["rloo", "1", "0.250", "0.125", "-0.125", "0.075", ""],
+  ]
+  assert table(text, "Runs") == [
+    ["poise", "0", "0.250", "0.750", "+0.500", "0.075", "", "", ""],
+    ["poise", "1", "0.250", "0.500", "+0.250", "0.075", "", "", ""],
+    ["rloo", "0", "0.250", "0.125", "-0.125", "0.075", "", "", ""],
+  ]
+  assert table(text, "Cost of each run") == [
+    ["poise", "0", "12", "96", "360", "1.5", "", "", ""],
+    ["poise", "1", "12", "96", "360", "1.5", "", "", ""],
+    ["rloo", "0", "12", "96", "360", "1.5", "", "", ""],
   ]
   readme = (tmp_path / "out" / "README.md").read_text()
   assert text in readme and "python -m experiments.train --config=a.py\n" in readme
@@ -77,6 +94,74 @@ def test_a_row_per_run_and_a_mean_per_algorithm(tmp_path):
   }
 
 
+def test_paired_differences(tmp_path):
+  """Seeds differ much, algorithms little: the error of a difference is that of the pairs."""
+  accuracies = {
+    "poise": {0: (0.25, 0.5), 1: (0.375, 0.875), 2: (0.0, 0.25)},
+    "rloo": {0: (0.25, 0.375), 1: (0.25, 0.75), 3: (0.0, 1.0)},
+    "grpo": {2: (0.0, 0.5)},
+    "ppo": {7: (0.0, 0.5)},
+  }
+  paths = [
+    write(tmp_path / f"{name}-{seed}", name, seed, pair, steps=12 if name == "poise" else 22)
+    for name, seeds in accuracies.items()
+    for seed, pair in seeds.items()
+  ]
+  text = comparison.report(paths, tmp_path / "out")
+  assert "## Paired differences: mean ± standard error over seeds\n" in text
+  # Seeds 0 and 1: 0.125 twice, and gains of 0.25 - 0.125 and 0.5 - 0.5. Rewards 0.075 and 0.175.
+  assert table(text, "Paired differences") == [
+    ["poise − rloo", "2", "+0.125 ± 0.000", "+0.062 ± 0.062", "-0.100 ± 0.000"],
+    ["poise − grpo", "1", "-0.250", "-0.250", "-0.100"],
+  ]
+  alone = comparison.report(paths[:2], tmp_path / "alone")
+  assert "Paired" not in alone
+
+
+def test_tables_have_few_enough_columns_and_long_words_wrap(tmp_path):
+  """Nine columns of numbers fit into a window of 1,200 pixels; a word that does not, wraps."""
+  text = comparison.report([write(tmp_path / "a"), write(tmp_path / "b", "rloo")], tmp_path / "out")
+  headers = [line for line in text.splitlines() if line.startswith(("| algorithm", "| difference"))]
+  assert len(headers) == 4 and max(line.count("|") - 1 for line in headers) <= 9
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert re.search(r"\btd\{[^}]*overflow-wrap:anywhere", page)
+  for name in ("curves", "costs"):  # a picture shrinks with its window
+    assert "max-width:100%" in (tmp_path / "out" / f"{name}.svg").read_text()
+
+
+def test_accuracy_is_that_of_best_by(tmp_path):
+  paths = [write(tmp_path / name, name, eval={"best_by": "avg@4"}) for name in ("poise", "rloo")]
+  for path in paths:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows[0]["eval/avg_at_4"], rows[-1]["eval/avg_at_4"] = 0.125, 0.875
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  text = comparison.report(paths, tmp_path / "out")
+  assert table(text, "Algorithms")[0][2:5] == ["0.125", "0.875", "+0.750"]
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "that of config.eval.best_by: avg@4." in page and "<h3>Held-out accuracy (avg@4)<" in page
+  paths.append(write(tmp_path / "old", "old"))
+  with pytest.raises(ValueError, match="differ in eval.best_by .*rloo avg@4, .*old greedy"):
+    comparison.report(paths, tmp_path / "out")
+
+
+def test_every_chart_has_a_title_of_its_own(tmp_path):
+  comparison.report([write(tmp_path / "a"), write(tmp_path / "b", "rloo")], tmp_path / "out")
+  titles = re.findall("<h3>(.*?)</h3>", (tmp_path / "out" / "report.html").read_text())
+  assert len(titles) == 8 and len(set(titles)) == 8
+  for name, count in (("curves", 2), ("costs", 6)):
+    text = (tmp_path / "out" / f"{name}.svg").read_text()
+    assert len(set(re.findall('class="title"[^>]*>(.*?)</text>', text))) == count
+
+
+def test_commands_can_be_pasted_into_a_shell(tmp_path):
+  command = ["python", "-m", "experiments.train", "--config.profile_steps=(3, 4)", "--workdir=a b"]
+  path = write(tmp_path / "a")
+  (path / "provenance.jsonl").write_text(json.dumps({**START, "command": command}) + "\n")
+  comparison.report([path], tmp_path / "out")
+  line = (tmp_path / "out" / "README.md").read_text().split("```\n")[1].strip()
+  assert shlex.split(line) == command
+
+
 def test_sampled_rollouts_and_times(tmp_path):
   path = write(tmp_path / "a")
   rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -85,7 +170,7 @@ def test_sampled_rollouts_and_times(tmp_path):
   rows[-1]["collect/generated_total"] = 4000.0
   (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   text = comparison.report([path], tmp_path / "out")
-  assert "| 12 | 4000 | 360 |" in text and text.endswith("| 1.25 + 0.50 + 2.00 |")
+  assert table(text, "Cost")[0][2:] == ["12", "4000", "360", "1.5", "1.25", "0.50", "2.00"]
 
 
 @pytest.mark.parametrize("fractions,warns", [((0.5, 0.25), True), ((0.5, 0.375), False)])
@@ -96,7 +181,7 @@ def test_runs_that_clipping_treats_differently(tmp_path, fractions, warns):
     rows = [rows[0], *({**row, "policy/grad_clipped": fraction} for row in rows[1:])]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   text = comparison.report(paths, tmp_path / "out")
-  assert f"| 0.075 | {fractions[0]:.2f} |  |  | 1.5 |" in text
+  assert table(text, "Runs")[0][-3:] == ["", f"{fractions[0]:.2f}", ""]
   warning = "(optimizer steps clipped: poise 50%, dr_grpo 25%)"
   for place in (
     text,
@@ -119,11 +204,10 @@ def test_baselines_over_the_second_half_of_the_steps(tmp_path):
     if removed == 0.5:
       rows = [{k: v for k, v in row.items() if k != "baseline/ceiling"} for row in rows]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  lines = comparison.report(paths, tmp_path / "out").splitlines()[2:]
-  ends = [line.split("|")[11:13] for line in lines]
-  assert ends == [[" 0.250 ", " 0.50 of 0.50 "], [" 0.500 ", " 0.50 "], [" **0.375** ", "  "]] + [
-    ["  ", "  "]
-  ]
+  text = comparison.report(paths, tmp_path / "out")
+  ends = [[row[6], row[8]] for row in table(text, "Runs")]
+  assert ends == [["0.250", "0.50 of 0.50"], ["0.500", "0.50"], ["", ""]]
+  assert [row[-1] for row in table(text, "Algorithms")] == ["0.375 ± 0.125", ""]
 
 
 def test_probes_by_domain(tmp_path):
@@ -200,8 +284,10 @@ def test_labels_name_the_fields_that_differ(tmp_path):
     for seed in (0, 1)
   ]
   text = comparison.report(paths, tmp_path / "out")
-  means = [line for line in text.splitlines() if "mean of 2" in line]
-  assert [line.split("**")[1] for line in means] == ["poise train.rate=0.1", "poise train.rate=0.2"]
+  assert [row[:2] for row in table(text, "Algorithms")] == [
+    ["poise train.rate=0.1", "2"],
+    ["poise train.rate=0.2", "2"],
+  ]
   assert (tmp_path / "out" / "poise train.rate=0.2-1.metrics.jsonl").exists()
   far = write(tmp_path / "far", **{f"option_{i}": i for i in range(9)})  # too long for a label
   assert set(comparison.grouped([run_log.read(p) for p in (paths[0], far)])) == {
@@ -254,7 +340,7 @@ def test_the_command(tmp_path):
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert "| poise | 0 |" in done.stdout
+  assert "| poise | 0 | 0.250 |" in done.stdout
   assert "Held-out answers, poise-0" in (tmp_path / "out" / "README.md").read_text()
   done = subprocess.run(
     [*run, tmp_path / "b", f"--out={tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True

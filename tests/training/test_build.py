@@ -66,6 +66,15 @@ def test_a_mixture_has_a_probe_per_domain():
     (dict(algorithm="dapo", rollout__top_k=9), "collect.dynamic_sampling needs rollout.top_p=1"),
     (dict(rollout__feature_layers=()), "rollout.feature_layers"),
     (dict(rollout__feature_layers=(2,)), "0 to 1"),
+    (
+      dict(rollout__feature_layers=(), rollout__feature_depth=1.0),
+      "feature_depth must be at least 0",
+    ),
+    (
+      dict(rollouts=9, eval_batch=0, train__minibatch_size=6, train__microbatch_size=4),
+      "rollout.n=2, got 9; rollouts .* of train.minibatch_size=6, got 9; train.minibatch_size .* "
+      "of train.microbatch_size=4, got 6; eval_batch must .* got 0",
+    ),
     (dict(probe__pca_prompt=17), "probe.pca_prompt"),  # the buffer has 16 rows
     (dict(probe__alpha=0.0), "probe.alpha"),
     (dict(train__loss__aggregation="mean"), "train.loss.aggregation 'mean'"),
@@ -174,3 +183,43 @@ def test_the_start_says_what_a_step_is_made_of(changes, line):
 def test_a_schedule_ends_with_the_run(schedule, warmup, expected):
   config = tiny(train__schedule=schedule, train__warmup_steps=warmup)
   assert build.build(config).update.optimizer_steps == expected
+
+
+def test_a_feature_layer_by_depth_and_none_without_a_probe():
+  """Of two layers, 0.4 is the first one and 0.6 the second one."""
+  for depth, layers in ((0.4, (0,)), (0.6, (1,))):
+    config = tiny(rollout__feature_layers=(), rollout__feature_depth=depth)
+    assert build.build(config).rollout.feature_layers == layers
+  named = tiny(rollout__feature_layers=(0, 1), rollout__feature_depth=0.4)
+  assert build.build(named).rollout.feature_layers == (0, 1)
+  for algorithm in ("grpo", "rloo"):
+    far = tiny(algorithm, rollout__n=2, rollout__feature_layers=(99,))  # which it never reads
+    assert build.build(far).rollout.feature_layers == ()
+  own = tiny("rloo", rollout__n=2, estimator="poise_jax.estimators.group:make_reinforce_pp")
+  assert build.build(own).rollout.feature_layers == (1,)  # an estimator of one's own may read it
+
+
+@pytest.mark.parametrize(
+  "algorithm,changes,reason",
+  [
+    ("poise", {}, "estimator 'poise' predicts rewards between 0 and 1"),
+    ("spo", {"rollout__n": 1}, "estimator 'spo' predicts rewards between 0 and 1"),
+    ("dapo_greso", {"rollout__n": 2}, "collect.greso_target tells easy from hard"),
+    ("grpo", {"rollout__n": 2}, ""),
+    ("ppo", {"rollout__n": 1}, ""),
+  ],
+)
+def test_which_algorithms_take_any_reward(algorithm, changes, reason):
+  bounded = build.build(tiny(algorithm, **changes)).bounded
+  assert bounded.startswith(reason) and bool(bounded) == bool(reason)
+
+
+@pytest.mark.parametrize("epochs,steps", [(1, 6), (3, 18)])
+def test_the_schedule_ends_with_the_last_epoch(epochs, steps):
+  """Three steps of 8 rollouts, in mini-batches of 4."""
+  experiment = build.build(tiny(train__schedule="linear", train__epochs=epochs))
+  assert experiment.update.optimizer_steps == steps
+  passes = " in 3 passes" if epochs == 3 else ""
+  assert f"{2 * epochs} optimizer steps of 4 sequences{passes}," in experiment.summary()
+  with pytest.raises(UserError, match="train.epochs must be at least 1, got 0"):
+    build.build(tiny(train__epochs=0))

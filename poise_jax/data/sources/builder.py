@@ -5,8 +5,10 @@ the question where the source has a column of chats. The numbers of rows read an
 are stored with the data, beside the checksums of the files.
 """
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import pathlib
@@ -22,7 +24,7 @@ from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers import Check, require_usable
 
 TEXTS = ("question", "answer", "worked", "domain", "difficulty", "reference")
-READING = 2  # how rows become examples; files on this machine are read again where it has changed
+READING = 3  # how rows become examples; files on this machine are read again where it has changed
 # Verifiers by their references: text, where a number becomes text; data, which text spells as JSON.
 TEXTUAL = ("math", "choice", "exact", "numeric", "last_integer")
 STRUCTURED = ("code", "constraints", "tool_call", "reasoning_gym", "countdown")
@@ -102,9 +104,9 @@ def load(
     data_dir: folder of the built datasets; empty: TFDS's default, ~/tensorflow_datasets.
 
   Returns:
-    Dicts with the keys TEXTS, all texts except `reference`, which is data, and with a column of
-    chats `turns`, the pairs (role, content) in front of the question; and the number of rows left
-    out, by reason.
+    Dicts with the keys TEXTS, all texts except `reference`, which is data; with a column of chats
+    `turns`, the pairs (role, content) in front of the question; of a user's own files `row`, the
+    whole row by columns; and the number of rows left out, by reason.
 
   Raises:
     UserError: there is no such split; a file's checksum differs from the expected one; a row is
@@ -117,13 +119,16 @@ def load(
   published = not paths and source is SOURCES.get(source.name)
   config = source.name if published else ProblemsConfig(source, paths)
   builder = Problems(data_dir=data_dir or None, config=config, file_format="array_record")
-  builder.download_and_prepare()
+  # TFDS announces a download whatever it does; where nothing is downloaded, that would mislead.
+  with contextlib.redirect_stdout(io.StringIO()) if paths else contextlib.nullcontext():
+    builder.download_and_prepare()
   data = builder.as_data_source(split=split)
   examples = []
   for start in range(0, len(data), 1024):  # reading single records is several times slower
     for row in data.__getitems__(range(start, min(start + 1024, len(data)))):
       example = {name: row[name].decode() for name in _texts(source)}
-      example["reference"] = json.loads(example["reference"])
+      for name in {"reference", "row"} & example.keys():
+        example[name] = json.loads(example[name])
       if "turns" in example:
         example["turns"] = tuple(map(tuple, json.loads(example["turns"])))
       examples.append(example)
@@ -202,6 +207,8 @@ def _example(source, location, row):
   }
   if "messages" in source.columns:
     example["turns"] = json.dumps(turns, ensure_ascii=False)
+  if _keeps_rows(source):
+    example["row"] = json.dumps(row, default=str)
   for name in ("worked", "domain"):
     if not isinstance(example[name], str):
       raise UserError(
@@ -209,7 +216,7 @@ def _example(source, location, row):
         f"{example[name]!r:.60}"
       )
   for name, text in example.items():
-    if (half := readers.surrogate(text)) and name != "reference":
+    if (half := readers.surrogate(text)) and name not in ("reference", "row"):
       raise UserError(
         f"{location}: the {name} contains {half}, half of a character; was it cut in the middle?"
       )
@@ -217,7 +224,13 @@ def _example(source, location, row):
 
 
 def _texts(source):
-  return (*TEXTS, "turns") if "messages" in source.columns else TEXTS
+  texts = (*TEXTS, "turns") if "messages" in source.columns else TEXTS
+  return (*texts, "row") if _keeps_rows(source) else texts
+
+
+def _keeps_rows(source):
+  """Whether a reward function may ask for columns: those of a user's own files."""
+  return not source.home and source.name not in SOURCES
 
 
 def _asked(source, location, get):
@@ -339,9 +352,13 @@ def _local(source, folder):
 
 def _downloaded(source, manager):
   """{name: path} of the files, downloaded."""
+  from poise_jax.models.io.sources import unreachable  # reading local files needs no model
+
   separator = "/resolve/main/" if source.home.startswith("https://huggingface.co/") else "/"
   names = [name for names in source.files.values() for name in names]
   try:
+    if reason := unreachable(source.home):
+      raise OSError(reason)
     return manager.download({name: source.home + separator + name for name in names})
   except Exception as error:  # of requests, TFDS or the file system
     reason = " ".join(str(error).split())

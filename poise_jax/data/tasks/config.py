@@ -99,7 +99,9 @@ class OwnConfig:
   worked: str = ""  # column of a worked answer for the warm start; empty: the reference answer
   domain: str = ""  # column of the domain; empty: one domain for all rows
   difficulty: str = ""  # column of the difficulty; empty: none
-  verifier: str = "math"  # verifier of the answers, see docs/verifiers.md
+  # verifier of the answers, see docs/verifiers.md, or a function of your own as
+  # "path/to/file.py:function"
+  verifier: str = "math"
   # keyword arguments of the verifier
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -40,6 +40,11 @@ def make(config: DatasetConfig, test: int, seed: int) -> Task:
       raise UserError(
         f"task.dataset.own.{split} names files, but task.dataset.{split}_on does not name {OWN!r}"
       )
+    if OWN in names and not getattr(config.own, split):
+      raise UserError(
+        f"task.dataset.{split}_on names {OWN!r}, but no file is named: set "
+        f"--config.task.dataset.own.{split}=FILE"
+      )
   left_out = Counter()
   held_out = _examples(test_on, "test", config, left_out)
   rows = _examples(train_on, "train", config, left_out)
@@ -71,7 +76,8 @@ def _examples(names, split, config, left_out):
     rows, counts = sources.load(source, split, config.folder, config.data_dir)
     left_out.update({f"{name}, {split}: {reason}": n for reason, n in counts.items()})
     for row in rows:
-      check = Check(source.verifier, row.pop("reference"), source.options)
+      columns = row.pop("row", {})
+      check = Check(source.verifier, row.pop("reference"), source.options, row=columns)
       examples.append(Example(**row, check=check))
   return examples
 

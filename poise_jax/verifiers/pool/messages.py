@@ -58,5 +58,10 @@ def verdict_from_data(data: Any) -> Verdict:
   return verdict
 
 
+def is_bounded(verdict: Verdict) -> bool:
+  """Whether all scores are in [0, 1], as those of this package's verifiers are."""
+  return all(0 <= score <= 1 for score in (verdict.score, *verdict.parts.values()))
+
+
 def _is_score(value):
-  return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 1
+  return type(value) in (int, float) and math.isfinite(value)

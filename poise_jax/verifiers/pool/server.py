@@ -22,6 +22,7 @@ from poise_jax.verifiers.pool import worker as worker_lib
 from poise_jax.verifiers.pool.messages import (
   LONGEST,
   from_json,
+  is_bounded,
   to_json,
   verdict_from_data,
   verdict_to_data,
@@ -90,7 +91,10 @@ class Worker:
       try:
         ((kind, content),) = from_json(line).items()
         if kind == "verdict":
-          return verdict_from_data(content)
+          verdict = verdict_from_data(content)
+          if self.confined and not is_bounded(verdict):  # no verifier of this package says that
+            raise ValueError(f"a score out of range: {content!r:.100}")
+          return verdict
       except ValueError as error:
         raise EOFError from error
       if kind == "unusable":

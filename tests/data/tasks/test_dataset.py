@@ -155,7 +155,7 @@ def test_holding_out_no_row_or_all_rows_is_an_error(make, hold_out):
 def test_unused_files_and_unknown_datasets_are_an_error(make):
   with pytest.raises(ValueError, match="task.dataset.own.test names files, but"):
     make(train=ROWS, test=ROWS)
-  with pytest.raises(ValueError, match="dataset own has no train split"):
+  with pytest.raises(ValueError, match="set --config.task.dataset.own.train=FILE"):
     make(test_on="own", test=ROWS)
   with pytest.raises(ValueError, match="unknown dataset 'gsm8'; did you mean 'gsm8k'"):
     make(train_on="gsm8")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 
 import gguf
 import jax
@@ -22,7 +23,7 @@ from tiny_models import CASES, LLAMA3, batch, load_tiny
 from poise_jax import models
 from poise_jax.errors import UserError
 from poise_jax.models.families import FAMILIES
-from poise_jax.models.io import tensors
+from poise_jax.models.io import sources, tensors
 from poise_jax.models.io.sources import local_path
 from poise_jax.models.rotary import NoRope
 
@@ -570,7 +571,7 @@ def test_hub_id(monkeypatch, tmp_path):
   save_tiny(tmp_path, "qwen3")
   downloads = []
 
-  def download(name, allow_patterns):
+  def download(name, allow_patterns, local_files_only):
     downloads.append((name, "*.safetensors" in allow_patterns))
     return str(tmp_path)
 
@@ -578,6 +579,25 @@ def test_hub_id(monkeypatch, tmp_path):
   assert models.load("Qwen/Qwen3-4B")[0] == load_tiny("qwen3")[1]
   assert local_path("Qwen/Qwen3-4B", weights=False) == tmp_path
   assert downloads == [("Qwen/Qwen3-4B", True), ("Qwen/Qwen3-4B", False)]
+
+
+def test_an_absent_hub_is_asked_once_and_its_cache_is_used(error, monkeypatch, tmp_path):
+  """Port 9 of this machine answers nothing; the client of the hub would try for half a minute."""
+  calls = []
+
+  def download(name, allow_patterns, local_files_only):
+    calls.append(local_files_only)
+    if "cached" not in name:
+      raise OSError("not in the cache")
+    return str(tmp_path)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  monkeypatch.setattr(sources.constants, "ENDPOINT", "http://127.0.0.1:9")
+  start = time.monotonic()
+  message = error(models.load, "Qwen/Qwen3-4B", kind=FileNotFoundError)
+  assert "http://127.0.0.1:9 cannot be reached" in message
+  assert local_path("Qwen/cached") == tmp_path and calls == [True, True]
+  assert time.monotonic() - start < 2 * sources.PATIENCE
 
 
 def test_package_source(error, tmp_path, monkeypatch):
