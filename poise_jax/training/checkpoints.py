@@ -6,6 +6,7 @@ the loop's state; and a JSON file about the run.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import checkpoint_managers
@@ -89,7 +91,7 @@ class Checkpoints:
     about = {"step": step, **about, "arrays": _described(state)}
     items = {
       PARAMS: ocp.args.StandardSave(params),
-      REST: ocp.args.StandardSave(rest),
+      REST: ocp.args.StandardSave(_without_empty(rest)),
       ABOUT: ocp.args.JsonSave(about),
     }
     with self._explained("write"):
@@ -180,7 +182,7 @@ def read(
   _check_fits(checkpoint, about["arrays"], _described(abstract_state))
   params, rest = _parts(abstract_state)
   params = run_checkpoint.read(checkpoint, PARAMS, params)
-  rest = run_checkpoint.read(checkpoint, REST, rest)
+  rest = _with_empty(run_checkpoint.read(checkpoint, REST, _without_empty(rest)), rest)
   return (rest[0].replace(params=params), *rest[1:]), about
 
 
@@ -188,6 +190,21 @@ def _parts(state: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...]]:
   """The policy's parameters, and the rest of the state."""
   policy, *others = state
   return policy.params, (policy.replace(params=()), *others)
+
+
+def _without_empty(tree: PyTree) -> PyTree:
+  """The tree with () for arrays without elements, such as features of no layer, which Orbax cannot
+  write."""
+  return jax.tree.map(lambda x: x if math.prod(x.shape) else (), tree)
+
+
+def _with_empty(tree: PyTree, abstract: PyTree) -> PyTree:
+  """The inverse of `_without_empty`; empty arrays are on the host."""
+  shapes, structure = jax.tree.flatten(abstract)
+  arrays = iter(jax.tree.leaves(tree))
+  return structure.unflatten(
+    next(arrays) if math.prod(x.shape) else np.zeros(x.shape, x.dtype) for x in shapes
+  )
 
 
 def _described(state: tuple[PyTree, ...]) -> dict[str, str]:

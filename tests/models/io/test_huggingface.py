@@ -562,6 +562,7 @@ def test_hub_id_without_network(error, monkeypatch):
   def offline(*args, **options):
     raise OSError("no route to host\nmore")
 
+  monkeypatch.setattr(sources, "unreachable", lambda url: "")
   monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
   message = error(models.load, "Qwen/Qwen3-4B", kind=FileNotFoundError)
   assert "Qwen/Qwen3-4B" in message and "no route to host" in message and "network" in message
