@@ -26,17 +26,17 @@ def get_config(algorithm="poise"):
   config.model.shape.head_dim = 64
   # The lower levels, whose worked answers fit into the response limit.
   config.task.reasoning.levels = {
-    "sums": (1, 6),
-    "products": (1, 4),
-    "expressions": (1, 5),
+    "sums": (1, 4),
+    "products": (1, 3),
+    "expressions": (1, 2),
     "search": (1, 3),
-    "words": (1, 8),
+    "words": (1, 5),
   }
   config.task.test = 500
   config.task.max_prompt_length = 28
-  config.warm_start.steps = 2000
+  config.warm_start.steps = 3000
 
-  config.rollout.max_new_tokens = 224
+  config.rollout.max_new_tokens = 128
   config.rollout.feature_layers = (2,)
   config.probe.bootstrap_steps = 8
   config.train.microbatch_size = 32  # 128 sequences at the limit need 5 GiB for an update
