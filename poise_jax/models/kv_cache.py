@@ -123,10 +123,14 @@ def ring(
 
 def row_bytes(config: ModelConfig, positions: int, dtype: DTypeLike) -> int:
   """Size of a row of so many tokens in the caches of all layers, in bytes."""
+  return sum(room(layer, positions) for layer in config.layers) * position_bytes(config, dtype)
+
+
+def position_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
+  """Size of a token in the cache of one layer, in bytes."""
   dtype = np.dtype(dtype)
   vector = config.head_dim * dtype.itemsize + (4 if dtype == np.int8 else 0)
-  tokens = sum(room(layer, positions) for layer in config.layers)
-  return 2 * tokens * config.num_key_value_heads * vector
+  return 2 * config.num_key_value_heads * vector
 
 
 def _pinned(cache):

@@ -2,11 +2,12 @@
 
 A kernel that knows lengths is opaque to XLA's cost analysis, so its bytes are counted here. A
 decode step reads the weights once, whatever the number of rows, and of every row that is alive its
-keys and values up to its own position.
+keys and values up to its own position, in layers with a window at most as many as that.
 """
 
 import dataclasses
 import heapq
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,8 +18,17 @@ class DecodeCost:
   """What a decode step of one device reads."""
 
   weights: float  # bytes of the weights
-  position: float  # bytes of the keys and values of one position, in all layers
+  # window of layers, 0 for none -> bytes of the keys and values of one position in all such layers
+  position: Mapping[int, float]
   page: int = 1  # positions that the kernel reads at once
+
+  def row(self, held: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    """Bytes of the keys and values that a row of so many tokens reads in a step."""
+    read = np.zeros(len(held))
+    for window, size in self.position.items():
+      kept = np.minimum(held, window) if window else held
+      read += -(-kept // self.page) * self.page * size
+    return read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +87,7 @@ def in_slots(
         end = step + int(responses[row])
         held = prompts[row] + 1 + np.arange(responses[row])  # its own new token is the last one
         busy[step:end] += 1
-        read[step:end] += -(-held // cost.page) * cost.page * cost.position
+        read[step:end] += cost.row(held)
         heapq.heappush(ends, end)
       waiting = min(waiting + free, len(responses))
     step = ends[0]
@@ -93,7 +103,8 @@ def least(
   cost: DecodeCost,
 ) -> float:
   """Bytes below which no decoding is: as many steps as the longest response has tokens, each with
-  the weights once; each row's own keys and values, and a prompt's once for all of its rows.
+  the weights once; each row's own keys and values, and a prompt's once for all of its rows, both
+  as far as a layer's window reaches.
 
   Args:
     prompts: tokens in front of each row's response.
@@ -101,10 +112,27 @@ def least(
     groups: number of each row's prompt.
     cost: what a step reads; its page does not count.
   """
-  own = (responses * (responses + 1) / 2).sum()
-  longest = np.zeros(groups.max() + 1)
-  np.maximum.at(longest, groups, responses * prompts)
-  return float(responses.max() * cost.weights + (own + longest.sum()) * cost.position)
+  total = responses.max() * cost.weights
+  for window, size in cost.position.items():
+    window = window or int((prompts + responses).max())
+    longest = np.zeros(groups.max() + 1)
+    np.maximum.at(longest, groups, _prompt_positions(prompts, responses, window))
+    total += (_ramp(responses, window).sum() + longest.sum()) * size
+  return float(total)
+
+
+def _ramp(steps, window):
+  """Sum of min(t, window) over t = 1 .. steps."""
+  ramp = np.minimum(steps, window)
+  return ramp * (ramp + 1) / 2 + (steps - ramp) * window
+
+
+def _prompt_positions(prompts, responses, window):
+  """Positions of the prompt that are within the window of a response's tokens, summed over them."""
+  whole = np.clip(window - prompts, 0, responses)  # tokens whose window has all of the prompt
+  some = np.minimum(responses, window)  # tokens whose window has a part of it
+  partly = (some - whole) * window - (some * (some + 1) - whole * (whole + 1)) / 2
+  return whole * prompts + partly
 
 
 def seconds(decodings: list[Decoding], bandwidth: float) -> float:

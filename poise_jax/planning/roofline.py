@@ -1,10 +1,12 @@
 """The model's own FLOPs and bytes in a step, and the time that a roofline gives for them."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 
 from poise_jax.distributed import sharding
+from poise_jax.models.kv_cache import position_bytes
 from poise_jax.planning import flops, ragged
 from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
@@ -129,6 +131,17 @@ def roofline(
   )
 
 
+def decode_cost(step: StepConfig, shapes: StepShapes) -> ragged.DecodeCost:
+  """What a decode step reads on one device: the weights, and its heads of each position."""
+  dtype = step.rollout.cache_dtype or step.config.model.dtype
+  layer = position_bytes(step.model, dtype) / step.mesh.shape["tensor"]
+  windows = Counter(spec.window for spec in step.model.layers)
+  return ragged.DecodeCost(
+    weights=flops.decode_bytes(shapes.sampling_params, step.model.tie_word_embeddings, 0),
+    position={window: count * layer for window, count in windows.items()},
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class RaggedDecoding:
   """Time that decoding responses of the given lengths takes by its bytes, on all chips together."""
@@ -158,15 +171,8 @@ def ragged_decoding(
     decoding: from `decode_stages`; its least bytes are those of the lock-step loop.
     updating_seconds: of the roofline.
   """
-  n, width = step.rollout.n, step.config.task.max_prompt_length
   shards = sharding.batch_shards(step.mesh)
-  tied = step.model.tie_word_embeddings
-  positions = step.config.rollouts // n * (n * step.rollout.max_new_tokens + width)
-  cost = ragged.DecodeCost(
-    weights=flops.decode_bytes(shapes.sampling_params, tied, 0),
-    # cache_bytes is a device's part of all prompts and responses.
-    position=cache_bytes(step) * shards / positions,
-  )
+  cost = decode_cost(step, shapes)
   arrays = (np.split(x, shards) for x in (shapes.lengths.prompts, shapes.lengths.responses))
   parts = list(zip(*arrays, strict=True))  # a device's prompts and responses
   rows = len(shapes.lengths) // shards

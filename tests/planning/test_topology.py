@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from small_run import MODEL, SHAPE, small
 from tiny_run import tiny
@@ -142,6 +143,22 @@ def test_lengths_shorten_what_is_trained_and_decoded(ragged_report):
   text = topology_results.text(report)
   for part in ("x the least", "positions of the update that hold a token", "whole step with all"):
     assert part in text
+
+
+@pytest.mark.parametrize("slots", [0, 8])
+def test_each_position_is_read_in_the_layers_whose_window_it_is_in(slots):
+  """Bytes of a position by hand, whatever the number of slots and samples a prompt."""
+  config = small(rollouts=32, rollout__n=2, rollout__slots=slots, mesh__tensor=2)
+  config.model.shape = dict(
+    SHAPE, layer_types=("sliding_attention", "full_attention", "sliding_attention")
+  )
+  config.model.shape.sliding_window = 48
+  config.model.shape.model_type = "olmo3"
+  step = topology.topology_step(config, "h100:4")
+  cost = roofline.decode_cost(step, step_shapes(step))
+  layer = 2 * 2 * 64 * 4 / 2  # keys and values of two heads in float32, on two devices
+  assert cost.position == {48: 2 * layer, 0: layer}
+  assert cost.row(np.array([20, 100])).tolist() == [60 * layer, (2 * 48 + 100) * layer]
 
 
 @pytest.mark.parametrize(
