@@ -1,7 +1,8 @@
 """POISE (arXiv 2605.07579): the baseline is predicted from what the policy computed as it sampled.
 
 A step is `estimate` with the old state, then `update`: predict, then learn. Letters: P prompts, n
-samples a prompt, F features, K domains, G groups of a domain in the buffer.
+samples a prompt, F features, K domains, G groups of a domain in the buffer. Domains that share a
+probe (config.domain_probes) are one domain here.
 
 poise_sibling goes a step beyond the paper: its probe also reads the reward of the rollout whose
 states it reads. The baseline of y_i comes from its siblings' states and rewards, which are as
@@ -43,7 +44,7 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
 
   Raises:
     UserError: rollout.n is 1 and the probe reads a sibling; no hidden states are sampled; or the
-      size of a buffer is given for a domain that does not exist.
+      probe or the size of a buffer is given for a domain that does not exist.
   """
   name = "poise_sibling" if reads_reward else "poise"
   config = context.probe
@@ -55,10 +56,11 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
   features = feature_size(context.model, context.rollout)
   if not features:
     raise UserError(f"{name} reads hidden states: rollout.feature_layers must not be empty")
-  rows = config.rows_of(context.domains)
+  domains, index = config.probes_of(context.domains)
+  rows = config.rows_of(domains)
   config = dataclasses.replace(config, scalars=config.scalars + reads_reward)
-  width, domains = features + reads_reward, context.domains
-  inputs = functools.partial(_inputs, config.reads, reads_reward)
+  width = features + reads_reward
+  inputs = functools.partial(_inputs, config.reads, reads_reward, index)
   return Estimator(
     init=lambda params: init(config, context.rollout.n, width, len(domains), rows),
     estimate=functools.partial(_estimate, config, domains, inputs),
@@ -69,17 +71,18 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _inputs(reads, reads_reward, experience: Experience):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _inputs(reads, reads_reward, index, experience: Experience):
   """What the probe reads: rewards [P, n], features [P, n, F], 0 in parts that are not in `reads`,
-  and domains [P], -1 for padding."""
+  and the index [P] of each prompt's probe, which `index` has for each domain; -1 for padding."""
   rewards, features = experience.rewards, experience.rollouts.features
   width = (features.shape[-1] - ENTROPIES) // 2
   sizes = (width, width, ENTROPIES)
   features = features * np.repeat([part in reads for part in probe.PARTS], sizes).astype(np.float32)
   if reads_reward:
     features = jnp.concatenate([features, rewards[..., None]], -1)
-  return rewards, features, jnp.where(experience.real_groups, experience.domains, -1)
+  probes = jnp.array(index)[experience.domains]
+  return rewards, features, jnp.where(experience.real_groups, probes, -1)
 
 
 def _estimate(config, domains, inputs, state, experience) -> Estimate:

@@ -38,7 +38,9 @@ class ProbeOptions:
   pca_prompt: int = 0  # principal components of the prompt block; 0: the raw block
   pca_response: int = 0  # principal components of the response block; 0: the raw block
   buffer_rows: int = 4096  # rollouts in a domain's buffer, rounded down to whole groups
-  # rollouts in the buffers of some domains, by name, where they differ from buffer_rows
+  # {domain: probe}, for domains that share a probe; all others have one of their own name
+  domain_probes: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+  # {probe: rollouts} in its buffer, where they differ from buffer_rows
   domain_buffer_rows: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
   # rollouts in a domain's buffer, or all that it holds, from which its probe replaces RLOO
   min_rows: int = 256
@@ -85,16 +87,29 @@ class ProbeOptions:
     alone."""
     return self.own_rollout or set(self.reads) == {"prompt"}
 
-  def rows_of(self, domains: tuple[str, ...]) -> tuple[int, ...]:
-    """Rollouts in the buffer of each domain.
+  def probes_of(self, domains: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names of all probes, and for each domain the index of its probe.
 
     Raises:
-      UserError: domain_buffer_rows has a domain that is not among them.
+      UserError: domain_probes has a domain that is not among them.
+    """
+    for name in self.domain_probes:
+      if name not in domains:
+        raise unknown_name("probe.domain_probes", name, domains)
+    probes = [self.domain_probes.get(domain, domain) for domain in domains]
+    names = tuple(dict.fromkeys(probes))
+    return names, tuple(map(names.index, probes))
+
+  def rows_of(self, probes: tuple[str, ...]) -> tuple[int, ...]:
+    """Rollouts in the buffer of each probe.
+
+    Raises:
+      UserError: domain_buffer_rows has a probe that is not among them.
     """
     for name in self.domain_buffer_rows:
-      if name not in domains:
-        raise unknown_name("probe.domain_buffer_rows", name, domains)
-    return tuple(self.domain_buffer_rows.get(domain, self.buffer_rows) for domain in domains)
+      if name not in probes:
+        raise unknown_name("probe.domain_buffer_rows", name, probes)
+    return tuple(self.domain_buffer_rows.get(probe, self.buffer_rows) for probe in probes)
 
 
 @dataclasses.dataclass(frozen=True)

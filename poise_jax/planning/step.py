@@ -16,6 +16,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from poise_jax import models, rollout
+from poise_jax.data import sources
+from poise_jax.data.tasks.dataset import OWN, split_names
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError
 from poise_jax.learner import update
@@ -77,7 +79,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh | AbstractMesh) -> StepConfig:
   """A step of `config`, without weights, tokenizer or data.
 
   Token ids of the tokenizer are made up, and the training set has config.task.train prompts:
-  neither changes a shape that matters.
+  neither changes a shape that matters. Domains are those that the config names.
 
   Raises:
     UserError: config.model.shape is incomplete, or a size does not fit the mesh.
@@ -95,8 +97,18 @@ def abstract_step(config: ConfigDict, mesh: Mesh | AbstractMesh) -> StepConfig:
     models.ModelConfig(**config.model.shape),
     eos_ids=(1,),
     think_end=(2,) if config.task.think_end else (),
+    domains=_domains(config),
     prompts=config.task.train,
   )
+
+
+def _domains(config):
+  """Domains of the published training sets and of the probe's fields; ("",) if there are none."""
+  names = split_names(config.task.dataset.train_on) if config.task.name == "dataset" else ()
+  domains = {sources.find(name).domain for name in names if name != OWN}
+  shared = config.probe.domain_probes
+  domains |= set(shared) | (set(config.probe.domain_buffer_rows) - set(shared.values()))
+  return tuple(sorted(domains)) or ("",)
 
 
 def step_shapes(step: StepConfig, lengths: Lengths | None = None) -> StepShapes:

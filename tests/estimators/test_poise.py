@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from small_batch import experience_of
 
-from poise_jax.estimators import poise, probe, statistics
+from poise_jax import models
+from poise_jax.estimators import EstimatorContext, poise, probe, statistics
+from poise_jax.rollout import RolloutConfig
 
+MODEL = models.ModelConfig("llama", 8, 5, 8, 1, 1, 1, 2)  # 13 features
 CONFIG = probe.ProbeConfig(alpha=1.0, buffer_rows=64, min_rows=12, bootstrap_steps=2)
 
 
@@ -253,6 +257,40 @@ def test_domains_have_buffers_of_their_own_size():
   expected = poise.estimate(alone, rewards, features, domains, small)[2]
   np.testing.assert_allclose(predictions, expected, rtol=0, atol=1e-5)
   assert together.buffer.filled.tolist() == [30, 8]
+
+
+def test_domains_can_share_a_probe():
+  """Of four domains two share a probe, which sees the groups of both, as one domain would."""
+  domains = ("arcs", "code", "math", "tables")
+  config = dataclasses.replace(
+    CONFIG, domain_probes={"arcs": "other", "tables": "other"}, domain_buffer_rows={"other": 32}
+  )
+  names, index = config.probes_of(domains)
+  assert names == ("other", "code", "math") and index == (0, 1, 2, 0)
+  assert config.rows_of(names) == (32, 64, 64)
+  assert CONFIG.probes_of(domains) == (domains, (0, 1, 2, 3))
+  merged = dataclasses.replace(config, domain_probes={})
+  options = dict(rollout=RolloutConfig(feature_layers=(0,)), model=MODEL)
+  pair = (
+    poise.make(EstimatorContext(**options, probe=config, domains=domains)),
+    poise.make(EstimatorContext(**options, probe=merged, domains=names)),
+  )
+  states = [estimator.init({}) for estimator in pair]
+  for seed in range(4):
+    rewards, features, _ = batch(seed)
+    kinds = np.random.default_rng(seed).integers(0, 4, len(rewards))
+    experience = experience_of(rewards, np.full(rewards.shape, 3), features=13)
+    rollouts = experience.rollouts.replace(features=jnp.asarray(features))
+    inputs = [
+      experience.replace(rollouts=rollouts, domains=jnp.asarray(kind, jnp.int32))
+      for kind in (kinds, np.array(index)[kinds])
+    ]
+    estimates = [e.estimate(*args) for e, *args in zip(pair, states, inputs, strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, *estimates)
+    states = [e.update(*args, {}, ()) for e, *args in zip(pair, states, inputs, strict=True)]
+  assert states[0].fitted.tolist() == [True, True, True]
+  assert states[0].buffer.capacity.tolist() == [16, 32, 32]
+  assert np.isfinite(estimates[0].metrics["probe/mae/other"])
 
 
 def test_the_ceiling_is_that_of_the_targets():

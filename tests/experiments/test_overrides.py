@@ -191,6 +191,7 @@ def test_the_fields_whose_keys_are_free():
   assert set(overrides.mappings()) == {
     "eval.tasks",
     "probe.domain_buffer_rows",
+    "probe.domain_probes",
     "task.dataset.own.options",
     "task.reasoning.levels",
     "task.reasoning_gym.generators",

@@ -92,6 +92,7 @@ def test_a_mixture_has_a_probe_per_domain():
     (dict(probe__model="logistic", reward__kl_coef=0.1), "poise.*reward.kl_coef"),
     (dict(probe__min_rows=0), "probe.min_rows must be an integer of at least 1, got 0"),
     (dict(probe__domain_buffer_rows={"maths": 64}), "probe.domain_buffer_rows 'maths'"),
+    (dict(probe__domain_probes={"maths": "other"}), "probe.domain_probes 'maths'"),
     (dict(estimator="spo"), "spo .*rollout.n"),
     (dict(reward__kl_coef=-1.0), "reward.kl_coef must be at least 0, got -1"),
     (dict(critic__lam=2.0), "critic.lam"),

@@ -111,12 +111,18 @@ def _competition(name, home, path=PARQUET, question="problem", id="problem_idx",
   return Source(name, {"test": (path,)}, columns, HUB + home if home else "", **more)
 
 
-def _guru(domain, verifier, *files, answer: Column = "reward_model.ground_truth"):
-  """A domain of GURU, whose prompts already state the answer format."""
+def _guru(name, domain, verifier, files):
+  """A set of GURU, whose prompts already state the answer format."""
+  convert = {"code": tests, "structure": structure}.get(verifier)
+  answer = "reward_model.ground_truth"
   return Source(
-    name=f"guru_{domain}",
-    files={"train": tuple(f"train/{file}.parquet" for file in files)},
-    columns=dict(question="prompt.0.content", answer=answer, difficulty="data_source"),
+    name=f"guru_{name}",
+    files=files,
+    columns=dict(
+      question="prompt.0.content",
+      answer=(answer, convert) if convert else answer,
+      difficulty="data_source",
+    ),
     home=HUB + "LLM360/guru-RL-92k",
     domain=domain,
     verifier=verifier,
@@ -124,6 +130,20 @@ def _guru(domain, verifier, *files, answer: Column = "reward_model.ground_truth"
     citation="Cheng et al., Revisiting Reinforcement Learning for LLM Reasoning from A "
     "Cross-Domain Perspective, arXiv 2506.14965, 2025",
   )
+
+
+def _guru_domain(domain, verifier, *files, name=""):
+  """A domain of GURU's training set."""
+  paths = tuple(f"train/{file}.parquet" for file in files)
+  return _guru(name or domain, domain, verifier, {"train": paths})
+
+
+def _guru_tests(name, domain, verifier, validation="", test=""):
+  """A benchmark of GURU: guru_val_NAME for checks while training and guru_test_NAME for results,
+  which is a larger set."""
+  for prefix, folder, file in (("val", "online_eval", validation), ("test", "offline_eval", test)):
+    if file:
+      yield _guru(f"{prefix}_{name}", domain, verifier, {"test": (f"{folder}/{file}.parquet",)})
 
 
 _SOURCES = (
@@ -218,18 +238,18 @@ _SOURCES = (
     license="not stated by its publisher",
     citation="AMC 12 2024, Mathematical Association of America",
   ),
-  _guru("math", "math", "math__combined_54.4k"),
-  _guru(
+  _guru_domain("math", "math", "math__combined_54.4k"),
+  _guru_domain(
     "code",
     "code",
     "codegen__leetcode2k_1.3k",
-    "codegen__livecodebench_440",
     "codegen__primeintellect_7.5k",
     "codegen__taco_8.8k",
-    answer=("reward_model.ground_truth", tests),
   ),
-  _guru("science", "math", "stem__web_3.6k"),
-  _guru(
+  # Apart from guru_code, because POISE does not train on it and its tests take 3.3 GB.
+  _guru_domain("code", "code", "codegen__livecodebench_440", name="livecodebench"),
+  _guru_domain("science", "math", "stem__web_3.6k"),
+  _guru_domain(
     "logic",
     "structure",
     "logic__arcagi1_111",
@@ -238,14 +258,23 @@ _SOURCES = (
     "logic__graph_logical_1.2k",
     "logic__ordering_puzzle_1.9k",
     "logic__zebra_puzzle_1.3k",
-    answer=("reward_model.ground_truth", structure),
   ),
-  _guru(
-    "simulation",
-    "structure",
-    "simulation__codeio_3.7k",
-    answer=("reward_model.ground_truth", structure),
-  ),
-  _guru("table", "math", "table__hitab_4.3k", "table__multihier_1.5k"),
+  _guru_domain("simulation", "structure", "simulation__codeio_3.7k"),
+  _guru_domain("table", "math", "table__hitab_4.3k", "table__multihier_1.5k"),
+  *_guru_tests("humaneval", "code", "code", *("codegen__humaneval_164",) * 2),
+  *_guru_tests("mbpp", "code", "code", "codegen__mbpp_200", "codegen__mbpp_500"),
+  *_guru_tests("livecodebench", "code", "code", test="codegen__livecodebench_279"),
+  *_guru_tests("arcagi1", "logic", "structure", "logic__arcagi1_200", "logic__arcagi1_400"),
+  *_guru_tests("ordering_puzzle", "logic", "structure", "logic__ordering_puzzle_dataset_100"),
+  *_guru_tests("zebra_puzzle", "logic", "structure", *("logic__zebra_puzzle_dataset_200",) * 2),
+  *_guru_tests("math_500", "math", "math", *("math__math_500",) * 2),
+  *_guru_tests("aime", "math", "math", "math__aime_repeated_8x_240"),
+  *_guru_tests("amc", "math", "math", "math__amc_repeated_4x_332"),
+  *_guru_tests("codeio", "simulation", "structure", *("simulation__codeio_200",) * 2),
+  *_guru_tests("gpqa_diamond", "science", "choice", test="stem__gpqa_diamond_198"),
+  *_guru_tests("supergpqa", "science", "choice", "stem__supergpqa_200", "stem__supergpqa_1k"),
+  *_guru_tests("finqa", "table", "math", test="table__finqa_1.1k"),
+  *_guru_tests("hitab", "table", "math", "table__hitab_200", "table__hitab_1k"),
+  *_guru_tests("multihier", "table", "math", "table__multihier_200", "table__multihier_336"),
 )
 SOURCES = {source.name: source for source in _SOURCES}

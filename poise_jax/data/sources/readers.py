@@ -19,6 +19,9 @@ from poise_jax.errors import UserError
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 csv.field_size_limit(2**30)  # a field may contain a whole table or a program's tests
+# Rows that are read at once: pyarrow refuses more than 2 GiB of text in a nested column, which
+# LiveCodeBench's tests reach with a few hundred rows.
+PARQUET_ROWS = 64
 
 
 def rows(path: pathlib.Path, format: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,7 +125,8 @@ def _parquet(path):
     with pyarrow.parquet.ParquetFile(path) as file:
       types = {field.name: field.type for field in file.schema_arrow}
       short = {name: kind for name, kind in types.items() if _has_short_floats(kind)}
-      rows = (batch.slice(i, 1) for batch in file.iter_batches(1024) for i in range(batch.num_rows))
+      batches = file.iter_batches(PARQUET_ROWS)
+      rows = (batch.slice(i, 1) for batch in batches for i in range(batch.num_rows))
       for number, row in enumerate(rows, 1):
         (row,) = row.to_pylist()
         row |= {name: _shortest(row[name], kind) for name, kind in short.items()}

@@ -30,7 +30,7 @@ def make(config: DatasetConfig, test: int, seed: int) -> Task:
   Raises:
     UserError, OSError: see sources.load; or there is nothing to train on or to hold out.
   """
-  train_on, test_on = _split(config.train_on), _split(config.test_on)
+  train_on, test_on = split_names(config.train_on), split_names(config.test_on)
   if not train_on:
     raise UserError(
       f"task.dataset.train_on is empty; choose from {', '.join(sources.SOURCES)}, {OWN}"
@@ -82,7 +82,8 @@ def _examples(names, split, config, left_out):
   return examples
 
 
-def _split(names):
+def split_names(names: str) -> tuple[str, ...]:
+  """The names in a list that commas separate."""
   return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
@@ -92,7 +93,7 @@ def _own_source(own: OwnConfig) -> sources.Source:
     fields["question"] = ""
   return sources.Source(
     name=OWN,
-    files={split: _split(fields[split]) for split in ("train", "test") if fields[split]},
+    files={split: split_names(fields[split]) for split in ("train", "test") if fields[split]},
     columns={name: fields[name] for name in COLUMNS if fields[name]},
     domain=OWN,
     verifier=own.verifier,

@@ -1,9 +1,6 @@
 """Every dataset is built from small files with the columns of the published ones, and read back."""
 
-import json
-
-import pyarrow
-import pyarrow.parquet
+import guru_files
 import pytest
 import tensorflow_datasets as tfds
 
@@ -25,18 +22,6 @@ def dapo(question, answer, index):
   }
 
 
-def guru(question, ground_truth, data_source):
-  return {
-    "data_source": data_source,
-    "prompt": [{"content": question, "role": "user"}],
-    "ability": "x",
-    "apply_chat_template": True,
-    "reward_model": {"ground_truth": ground_truth, "style": "rule"},
-    "extra_info": {"index": 0, "split": "train"},
-    "qwen2.5_7b_pass_rate": 0.5,
-  }
-
-
 def exam(rows):
   return [
     {"problem_idx": i, "problem": q, "answer": a, "problem_type": ["Algebra"]} for i, q, a in rows
@@ -47,7 +32,6 @@ def hendrycks(question, answer, level):
   return {"problem": question, "level": level, "type": "Algebra", "solution": f"So ${answer}$."}
 
 
-TABLE = {"header": ["House", "Name"], "rows": [["1", "alice"], ["2", "bob"]]}
 MATH_FILES = {
   f"{subject}/{split}-00000-of-00001.parquet": [
     hendrycks(f"{subject} {split}?", r"\boxed{\frac{1}{\sqrt{2}}}", "Level 3")
@@ -113,71 +97,8 @@ PUBLISHED = {
     dict(question="p?", reference="27", difficulty="amc_2023"),
   ),
   "amc_2024": ({"test.jsonl": [dict(id=0, problem="p?", answer="27")]}, "test", {}),
-  "guru_math": (
-    {"train/math__combined_54.4k.parquet": [guru("p?", "7", "math__dapo")]},
-    "train",
-    dict(question="p?", reference="7", domain="math", difficulty="guru_math/math__dapo"),
-  ),
-  "guru_code": (
-    {
-      f"train/codegen__{name}.parquet": [guru(f"{name}?", json.dumps(tests), name)]
-      for name, tests in (
-        ("leetcode2k_1.3k", {"functional": "assert f(2) == 4"}),
-        ("livecodebench_440", {"inputs": ["1\n"], "outputs": ["2\n"]}),
-        ("primeintellect_7.5k", {"inputs": ["1\n"], "outputs": ["2\n"]}),
-        ("taco_8.8k", {"inputs": ["1\n"], "outputs": ["2\n"]}),
-      )
-    },
-    "train",
-    dict(question="leetcode2k_1.3k?", reference={"tests": ["assert f(2) == 4"]}, domain="code"),
-  ),
-  "guru_science": (
-    {"train/stem__web_3.6k.parquet": [guru("p?", "3 J", "stem_web")]},
-    "train",
-    dict(reference="3 J", domain="science"),
-  ),
-  "guru_logic": (
-    {
-      f"train/logic__{name}.parquet": [guru(f"{name}?", truth, name)]
-      for name, truth in (
-        ("arcagi1_111", [[0, 1], [2, 3]]),
-        ("arcagi2_190", [[0, 1]]),
-        ("barc_1.6k", [[5]]),
-        ("graph_logical_1.2k", "Xiao"),
-        ("ordering_puzzle_1.9k", ["crow", "owl"]),
-        ("zebra_puzzle_1.3k", TABLE),
-      )
-    },
-    "train",
-    dict(reference=[[0, 1], [2, 3]], domain="logic"),
-  ),
-  "guru_simulation": (
-    {"train/simulation__codeio_3.7k.parquet": [guru("p?", '"output": {"n": [1, 2]}', "codeio")]},
-    "train",
-    dict(reference={"output": {"n": [1, 2]}}, domain="simulation"),
-  ),
-  "guru_table": (
-    {
-      "train/table__hitab_4.3k.parquet": [guru("p?", "1|2", "hitab")],
-      "train/table__multihier_1.5k.parquet": [guru("q?", "8", "multihier")],
-    },
-    "train",
-    dict(reference="1|2", domain="table"),
-  ),
+  **guru_files.PUBLISHED,
 }
-
-
-def write(folder, name, files):
-  """Writes the files as folder/NAME/PATH, each in the format of its suffix."""
-  for path, rows in files.items():
-    path = folder / name / path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-      pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".json":
-      path.write_text(json.dumps(rows))
-    else:
-      path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_all_datasets_are_tested():
@@ -187,7 +108,7 @@ def test_all_datasets_are_tested():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_dataset_is_built_from_its_published_files(name, tmp_path):
   files, split, first = PUBLISHED[name]
-  write(tmp_path, name, files)
+  guru_files.write(tmp_path, name, files)
   source = sources.find(name)
   examples, left_out = sources.load(source, split, str(tmp_path), str(tmp_path / "built"))
   assert {k: examples[0][k] for k in first} == first
@@ -206,10 +127,10 @@ def test_tfds_knows_the_datasets():
 
 
 def test_answers_of_all_logic_puzzles_are_data(tmp_path):
-  write(tmp_path, "guru_logic", PUBLISHED["guru_logic"][0])
+  guru_files.write(tmp_path, "guru_logic", PUBLISHED["guru_logic"][0])
   source = sources.find("guru_logic")
   examples, _ = sources.load(source, "train", str(tmp_path), str(tmp_path / "built"))
-  assert [e["reference"] for e in examples[3:]] == ["Xiao", ["crow", "owl"], TABLE]
+  assert [e["reference"] for e in examples[3:]] == ["Xiao", ["crow", "owl"], guru_files.TABLE]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +161,7 @@ def test_dapo_uses_each_english_question_once(tmp_path):
     dapo("What is $1+1$?", "3", "c"),
     dapo("What is $1+2$?", "3", "d"),
   ]
-  write(tmp_path, "dapo_math_17k", {"data/dapo-math-17k.parquet": rows})
+  guru_files.write(tmp_path, "dapo_math_17k", {"data/dapo-math-17k.parquet": rows})
   source = sources.find("dapo_math_17k")
   examples, left_out = sources.load(source, "train", str(tmp_path), str(tmp_path / "built"))
   assert [e["question"] for e in examples] == ["What is $1+1$?", "What is $1+2$?"]
