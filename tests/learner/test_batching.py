@@ -143,9 +143,12 @@ def test_mini_batches_are_taken_in_order_up_to_the_count(rollouts):
     return state.replace(step=state.step + 1), {"first": part.batch.tokens[0, 0] * 1.0}
 
   start = TrainState(jnp.int32(0), {}, (), jnp.int32(0), jnp.int32(0))
-  state, history = batching.over_minibatches(step, start, parts)
+  state, history = batching.over_minibatches(step, start, parts, epochs=1)
   assert state.step == 2
   assert [metrics["first"] for metrics in history] == [1, 401]  # the third is left out
+  state, history = batching.over_minibatches(step, start, parts, epochs=2)
+  assert state.step == 4
+  assert [metrics["first"] for metrics in history] == [1, 401, 1, 401]
   assert len(batching.minibatches(batching.form(rollouts, {}), 5, 4)) == 1  # not a multiple
 
 

@@ -51,7 +51,7 @@ ENTRY %main (a: f32[2,64,512]) -> f32[2,64,512] {
     ("v5p", ["--topology=v5p must be CHIP:SHAPE", "v5e:8x8"]),
     ("v5p:4x", ["--topology=v5p:4x must"]),
     ("v9:2x2", ["chip in --topology 'v9'", "choose from h100", "v5e"]),
-    ("h100:6", ["tensor=4", "6 devices"]),
+    ("h100:6", ["mesh.tensor=4", "there are 6"]),
     pytest.param(
       "v5e:4x4",
       ["libtpu", f"pip install 'jax[tpu]=={jax.__version__}'"],

@@ -1,6 +1,7 @@
 """Answers that attack the verifiers and the processes that run them."""
 
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -353,9 +354,10 @@ GOOD = messages.verdict_to_data(Verdict(1.0))
 @pytest.mark.parametrize(
   "content",
   [5, None, [[0]], [[5, GOOD]], [[-1, GOOD]], [[True, GOOD]], [["0", GOOD]], [[0, {}]],
-   [[0, GOOD | {"score": 2}]], [[0, GOOD | {"more": 1}]], [[0, GOOD | {"note": 1}]], {"a": 1}],
+   [[0, GOOD | {"score": math.inf}]], [[0, GOOD | {"score": "1"}]], [[0, GOOD | {"more": 1}]],
+   [[0, GOOD | {"note": 1}]], {"a": 1}],
 )  # fmt: skip
-def test_the_trainer_checks_types_and_ranges(content):
+def test_the_trainer_checks_types_and_finite_scores(content):
   with pytest.raises(OSError, match="something else than verdicts"):
     _verdicts(content, 2)
   assert _verdicts([[1, GOOD]], 2) == [(1, Verdict(1.0))]
