@@ -203,20 +203,26 @@ def write(out: pathlib.Path, text: str, results: dict[str, dict[str, Result]]):
   out.mkdir(parents=True, exist_ok=True)
   start = provenance()
   (out / "results.json").write_text(json.dumps({**start, "results": results}, indent=2) + "\n")
-  prompt, sequences, new = PROMPT.value, SEQUENCES.value, NEW.value
-  setting = (
-    f"SmolLM2-135M in float32, prompts of {prompt} tokens when sampling, two sequences per prompt "
-    f"unless a row says otherwise. Fixed: {sequences} sequences of {new} new tokens, half as many "
-    f"in a training step. Ragged: {RAGGED.value} sequences of at most {LIMIT.value} new tokens, "
-    f"log-normal with a mean of a quarter of it and sigma {SIGMA}; a training step has the first "
-    "quarter of them. poise_jax and the peers get the same lengths, the peers by a forced "
-    f"end-of-sequence token or a limit per request. poise_jax decodes in {SLOTS.value} slots, "
-    f"transformers generates {BATCH.value} sequences at once, and TRL accumulates micro-batches of "
-    f"{MICROBATCH.value}. Tokens are those of responses. "
-    "poise_jax computes a prompt once for both samples, in sampling and, except for attention, in "
-    "training; the peers do not."
-  )
-  sections = [f"# {out.name}", setting, text, describe([start])]
+  settings = [
+    f"SmolLM2-135M in float32, prompts of {PROMPT.value} tokens when sampling, two sequences per "
+    "prompt unless a row says otherwise. Tokens are those of responses. poise_jax computes a "
+    "prompt once for both samples, in sampling and, except for attention, in training; the peers "
+    "do not."
+  ]
+  if "fixed" in WORK.value:
+    settings.append(
+      f"Fixed: {SEQUENCES.value} sequences of {NEW.value} new tokens, half as many in a training "
+      "step."
+    )
+  if "ragged" in WORK.value:
+    settings.append(
+      f"Ragged: {RAGGED.value} sequences of at most {LIMIT.value} new tokens, log-normal with a "
+      f"mean of a quarter of it and sigma {SIGMA}; a training step has the first quarter of them. "
+      "All programs get the same lengths, the peers by a forced end-of-sequence token or a limit "
+      f"per request. poise_jax decodes in {SLOTS.value} slots, transformers generates "
+      f"{BATCH.value} sequences at once, and TRL accumulates micro-batches of {MICROBATCH.value}."
+    )
+  sections = [f"# {out.name}", " ".join(settings), text, describe([start])]
   (out / "README.md").write_text("\n\n".join(sections) + "\n")
 
 

@@ -101,7 +101,7 @@ def _way_out(sizes: dict[str, int], count: int) -> str:
   if -1 not in sizes.values():
     fitting["fsdp"] = count
   options = " ".join(f"--config.mesh.{axis}={size}" for axis, size in fitting.items())
-  plan = "python -m experiments.compile_topology for devices that are not here"
+  plan = "python -m experiments.compile_topology for devices that this machine lacks"
   return f"set {options}, or use {plan}"
 
 

@@ -45,6 +45,14 @@ class Seen:
     values = [row[metric] for row in self.first if metric in row]
     return float(np.mean(values)) if values else float("nan")
 
+  def almost_all(self, metric: str) -> tuple[float, float] | None:
+    """A share of a step's responses now and in step 1 (1 if unknown), if the latest FEW steps are
+    above ALMOST_ALL; else None."""
+    shares = self.last(metric, FEW)
+    if not _all_above(shares, ALMOST_ALL):
+      return None
+    return float(shares[-1]), self.first[0].get(metric, 1.0)
+
 
 def _equal_rewards(seen):
   groups = seen.last("collect/groups", SOME)
@@ -72,43 +80,43 @@ def _equal_rewards(seen):
 
 
 def _unparsable(seen):
-  shares = seen.last("verifier/unparsable_fraction", FEW)
-  if not _all_above(shares, ALMOST_ALL):
+  if not (shares := seen.almost_all("verifier/unparsable_fraction")):
     return ""
-  if (before := seen.first[0].get("verifier/unparsable_fraction", 1.0)) < DEGRADED:
+  now, before = shares
+  if before < DEGRADED:
     return (
-      f"{shares[-1]:.0%} of the responses hold no answer that the verifier can read, after "
+      f"{now:.0%} of the responses hold no answer that the verifier can read, after "
       f"{before:.0%} in step 1: the policy has degraded; {RESTART}"
     )
   return (
-    f"{shares[-1]:.0%} of the responses hold no answer that the verifier can read; check that "
+    f"{now:.0%} of the responses hold no answer that the verifier can read; check that "
     "task.template asks for the form that the verifier reads, that task.chat and task.think_end "
     "fit the model, and that rollout.max_new_tokens leaves room for the answer"
   )
 
 
 def _truncated(seen):
-  shares = seen.last("rollout/truncated_fraction", FEW)
-  if not _all_above(shares, ALMOST_ALL):
+  if not (shares := seen.almost_all("rollout/truncated_fraction")):
     return ""
-  if (before := seen.first[0].get("rollout/truncated_fraction", 1.0)) < DEGRADED:
+  now, before = shares
+  if before < DEGRADED:
     return (
-      f"{shares[-1]:.0%} of the responses are cut off at rollout.max_new_tokens, after "
+      f"{now:.0%} of the responses are cut off at rollout.max_new_tokens, after "
       f"{before:.0%} in step 1: raise it if answers have grown longer and better; if they have "
       f"not, the policy has degraded: {RESTART}"
     )
   return (
-    f"{shares[-1]:.0%} of the responses are cut off at rollout.max_new_tokens; raise it, or, if "
+    f"{now:.0%} of the responses are cut off at rollout.max_new_tokens; raise it, or, if "
     "the text goes on after the answer, set task.chat for a chat model, whose turns end"
   )
 
 
 def _failed(seen):
-  shares = seen.last("verifier/failed_fraction", FEW)
-  if not _all_above(shares, ALMOST_ALL):
+  if not (shares := seen.almost_all("verifier/failed_fraction")):
     return ""
+  now, _ = shares
   return (
-    f"the verifier timed out or crashed on {shares[-1]:.0%} of the responses, which earn 0; raise "
+    f"the verifier timed out or crashed on {now:.0%} of the responses, which earn 0; raise "
     "verifier.time_limit, lower verifier.workers, or mend the reward function"
   )
 

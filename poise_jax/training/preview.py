@@ -111,9 +111,9 @@ def _form_warnings(experiment, chosen):
   )
   if end and not taught and len(tokenizer.encode(end)) > 1:
     warnings.append(
-      f"task.think_end={end!r} is in no prompt and is no token of the model, so the model cannot "
-      "know it, and a response without it earns 0; ask for it in task.template, or leave "
-      "task.think_end empty"
+      f"task.think_end={end!r} occurs in no prompt and is not one token of the model, so the "
+      "model cannot know it, and a response without it earns 0; ask for it in task.template, or "
+      "leave task.think_end empty"
     )
   return warnings
 

@@ -272,6 +272,7 @@ print(json.dumps([report.memory.fits, dataclasses.asdict(report)]))
   assert process.returncode == 0, process.stderr
   fits, report = json.loads(process.stdout.splitlines()[-1])
   assert fits and report["memory"]["limit"] == CHIPS["v5e"].memory
+  assert report["lengths"] == "" and report["ragged"] is None
   updates = [name for name in report["memory"]["programs"] if name.startswith("the update, ")]
   assert updates and report["memory"]["programs"][updates[0]]["temporary"] > 0
   assert report["compiled"] and report["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}

@@ -76,11 +76,11 @@ def test_a_watcher_speaks_once_the_metrics_are_bad_for_long_enough(name, step, t
   assert found[name][0] == step
   assert re.search(text, found[name][1])
   watch = watchers.Watch(1.0)
-  told = [watch(int(row["step"]), row) for row in rows]
-  assert sum(len(sentences) for _, sentences in told) == 1
+  outputs = [watch(int(row["step"]), row) for row in rows]
+  assert sum(len(sentences) for _, sentences in outputs) == 1
   # The metric is there in each step in which the watcher finds something.
-  assert [i for i, (metric, _) in enumerate(told) if metric][:3] == [step, step + 1, step + 2]
-  assert told[step][0] == {f"warn/{name}": 1.0}
+  assert [i for i, (metric, _) in enumerate(outputs) if metric][:3] == [step, step + 1, step + 2]
+  assert outputs[step][0] == {f"warn/{name}": 1.0}
 
 
 def test_every_watcher_is_tested():
