@@ -74,15 +74,17 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _inputs(reads, reads_reward, index, experience: Experience):
   """What the probe reads: rewards [P, n], features [P, n, F], 0 in parts that are not in `reads`,
-  and the index [P] of each prompt's probe, which `index` has for each domain; -1 for padding."""
+  and the index [P] of each prompt's probe, which `index` has for each domain; -1 for padding and for
+  a prompt of no known domain."""
   rewards, features = experience.rewards, experience.rollouts.features
   width = (features.shape[-1] - ENTROPIES) // 2
   sizes = (width, width, ENTROPIES)
   features = features * np.repeat([part in reads for part in probe.PARTS], sizes).astype(np.float32)
   if reads_reward:
     features = jnp.concatenate([features, rewards[..., None]], -1)
+  known = experience.real_groups & (experience.domains >= 0)
   probes = jnp.array(index)[experience.domains]
-  return rewards, features, jnp.where(experience.real_groups, probes, -1)
+  return rewards, features, jnp.where(known, probes, -1)
 
 
 def _estimate(config, domains, inputs, state, experience) -> Estimate:
