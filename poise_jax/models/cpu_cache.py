@@ -1,11 +1,9 @@
-"""What a CPU needs: caches in blocks of 32 columns, which its matrix products read in place.
+"""What a CPU needs: caches that its matrix products read in place, keys in columns.
 
-Wider matrices are copied first, for every token (measured: 1.7 times as slow). Positions are split
-into segments, of which a step reads only those that the longest row has reached. Nothing else in
-the project knows about this layout.
+A product with keys in rows takes 1.7 times as long. Positions are split into segments, of which a
+step reads only those that the longest row has reached: a slice of one array would be copied first.
+Nothing else in the project knows about this layout.
 """
-
-import math
 
 import flax.struct
 import jax
@@ -19,25 +17,24 @@ from poise_jax.models.config import ModelConfig
 from poise_jax.models.kv_cache import KVCache, numbers
 from poise_jax.models.products import matmul
 
-WIDTH = 32  # W, columns of a block
+UNIT = 32  # positions; the size of a segment is a multiple
 SEGMENTS = 4  # at most; each is a branch of the program
 LEAST_SEGMENT = 64  # positions
 
 
 @flax.struct.dataclass
 class Segment:
-  """Keys and values at Q consecutive positions, a multiple of W. Keys are split into blocks along
-  the positions, values along head_dim."""
+  """Keys, transposed, and values at Q consecutive positions."""
 
-  keys: Shaped[Array, "G R Q_blocks K W"]
-  values: Shaped[Array, "G R K_blocks Q W_K"]
+  keys: Shaped[Array, "G R K Q"]
+  values: Shaped[Array, "G R Q K"]
   key_scales: Float[Array, "G R Q"] | None
   value_scales: Float[Array, "G R Q"] | None
 
   @property
   def positions(self) -> int:
     """Number of positions Q."""
-    return self.values.shape[3]
+    return self.values.shape[2]
 
 
 @flax.struct.dataclass
@@ -49,16 +46,16 @@ class CpuCache:
   @classmethod
   def empty(cls, config: ModelConfig, rows: int, positions: int, dtype: DTypeLike) -> "CpuCache":
     """A cache with room for at least `positions` tokens per row."""
-    blocks = -(-positions // WIDTH)
-    size = WIDTH * max(LEAST_SEGMENT // WIDTH, -(-blocks // SEGMENTS))
-    starts = range(0, WIDTH * blocks, size)
-    sizes = [min(size, WIDTH * blocks - start) for start in starts]
+    units = -(-positions // UNIT)
+    size = UNIT * max(LEAST_SEGMENT // UNIT, -(-units // SEGMENTS))
+    starts = range(0, UNIT * units, size)
+    sizes = [min(size, UNIT * units - start) for start in starts]
     shape = (config.num_key_value_heads, rows)
 
     def segment(size):
       zeros = jnp.zeros((*shape, size, config.head_dim), dtype)
       scales = jnp.zeros((*shape, size)) if zeros.dtype == jnp.int8 else None
-      return _in_blocks(KVCache(zeros, zeros, scales, scales))
+      return _segment(KVCache(zeros, zeros, scales, scales))
 
     return _pinned(cls(tuple(map(segment, sizes))))
 
@@ -84,10 +81,9 @@ class CpuCache:
       inside = (lengths >= start) & (lengths < start + old.positions)
       at = jnp.where(inside, lengths - start, old.positions)  # beyond the end nothing is written
       options = dict(unique_indices=True, mode="drop")
-      blocks = v.reshape(*v.shape[:2], *old.values.shape[2::2])
       new = {
-        "keys": old.keys.at[:, rows, at // WIDTH, :, at % WIDTH].set(k, **options),
-        "values": old.values.at[:, rows, :, at].set(blocks, **options),
+        "keys": old.keys.at[:, rows, :, at].set(k, **options),
+        "values": old.values.at[:, rows, at].set(v.swapaxes(0, 1), **options),
       }
       if k_scales is not None:
         new["key_scales"] = old.key_scales.at[:, rows, at].set(k_scales.T, **options)
@@ -109,7 +105,7 @@ class CpuCache:
     for start, segment in zip(self.starts, self.segments, strict=True):
       part = jax.tree.map(lambda x: x[:, :, start : start + segment.positions], prompts)  # noqa: B023
       if part.positions:
-        segment = jax.tree.map(put, segment, _in_blocks(part))
+        segment = jax.tree.map(put, segment, _segment(part))
       segments.append(segment)
     return _pinned(CpuCache(tuple(segments)))
 
@@ -128,7 +124,7 @@ def attend(
 
   def read(parts, segment, start):
     top, mass, summed = parts
-    scores = _by_block(q, segment.keys)
+    scores = matmul(q, segment.keys.astype(q.dtype), jnp.float32)
     if segment.key_scales is not None:
       scores *= segment.key_scales[:, :, None]
     written = start + jnp.arange(segment.positions) < lengths[:, None]
@@ -138,7 +134,8 @@ def attend(
     mass = before * mass + weights.sum(-1, keepdims=True)
     if segment.value_scales is not None:
       weights *= segment.value_scales[:, :, None]
-    return new_top, mass, before * summed + _by_block(weights.astype(q.dtype), segment.values)
+    values = segment.values.astype(q.dtype)
+    return new_top, mass, before * summed + matmul(weights.astype(q.dtype), values, jnp.float32)
 
   zeros = jnp.zeros((*q.shape[:3], 1))
   parts = read((zeros + NEGATIVE, zeros, jnp.zeros(q.shape)), cache.segments[0], 0)
@@ -155,29 +152,10 @@ def attend(
   return (summed / mass).swapaxes(0, 1).reshape(rows, heads, dim).astype(q.dtype)
 
 
-def _by_block(x, blocks):
-  """[G, R, rows, N] @ [G, R, blocks, N, W] -> [G, R, rows, blocks * W], float32."""
-  x = jnp.broadcast_to(x[:, :, None], (*blocks.shape[:3], *x.shape[2:]))
-  if blocks.shape[2] > 1:  # without the barrier, XLA joins the blocks again by copying them
-    x = jax.lax.optimization_barrier(x)
-  y = matmul(x, blocks.astype(x.dtype), jnp.float32)
-  return y.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1)
-
-
-def _in_blocks(cache):
-  """A Segment of the same keys and values, with positions rounded up to whole blocks."""
-  pad = -cache.positions % WIDTH
-  cache = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 3)), cache
-  )
-  heads, rows, size, dim = cache.keys.shape
-  width = math.gcd(dim, WIDTH)
-  return Segment(
-    cache.keys.reshape(heads, rows, -1, WIDTH, dim).swapaxes(3, 4),
-    cache.values.reshape(heads, rows, size, -1, width).swapaxes(2, 3),
-    cache.key_scales,
-    cache.value_scales,
-  )
+def _segment(cache):
+  """A Segment of the same keys and values."""
+  keys = cache.keys.swapaxes(2, 3)
+  return Segment(keys, cache.values, cache.key_scales, cache.value_scales)
 
 
 def _pinned(cache):
