@@ -72,11 +72,7 @@ class SamplingDense(nn.Module):
     """Inputs [..., M] -> [..., *features]."""
     zeros = nn.initializers.zeros_init()
     kernel = self.param("kernel", zeros, (*self.features, x.shape[-1])).astype(self.dtype)
-    if x.shape[-2] == 1:  # one position per row: a CPU reads a large left factor in place
-      last = range(-len(self.features), 0)
-      y = jnp.moveaxis(tensordot(kernel, x, (-1, -1)), range(len(self.features)), last)
-    else:
-      y = tensordot(x, kernel, (-1, -1))
+    y = tensordot(x, kernel, (-1, -1))
     if self.use_bias:
       y += self.param("bias", zeros, self.features).astype(self.dtype)
     return y
