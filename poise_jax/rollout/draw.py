@@ -1,7 +1,6 @@
 """Exact draws of one token per row, from two random numbers a row and without sorting.
 
-A Gumbel draw would need a random number for every token of the vocabulary. Inside, rows are
-columns: a CPU sums over the first axis several times as fast as over the last.
+A Gumbel draw would need a random number for every token of the vocabulary.
 """
 
 from collections.abc import Callable
@@ -43,7 +42,7 @@ def next_tokens(
   """
   with jax.named_scope("head"):
     hidden = norm(config, "norm").apply({"params": params["norm"]}, hidden)
-    logits = matmul(unembedding(config, params).T, hidden.T, jnp.float32).T
+    logits = matmul(hidden, unembedding(config, params), jnp.float32)
   with jax.named_scope("draw"):
     return draw(logits, jax.vmap(jax.random.fold_in)(keys, t), rollout)
 
@@ -54,9 +53,9 @@ def is_eos(tokens: Int[Array, "*rows"], rollout: RolloutConfig) -> Bool[Array, "
 
 
 def keep_top(
-  scores: Float[Array, "V R"], enough: Callable[[Bool[Array, "V R"]], Bool[Array, " R"]]
-) -> Bool[Array, "V R"]:
-  """The smallest set of highest scores in each column for which `enough` holds.
+  scores: Float[Array, "R V"], enough: Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]
+) -> Bool[Array, "R V"]:
+  """The smallest set of highest scores in each row for which `enough` holds.
 
   Bisects the threshold over the 32 bits of a float, which can be ordered like integers: exact after
   32 cheap passes, where sorting the vocabulary is slow on every accelerator. Ties stay together.
@@ -67,24 +66,24 @@ def keep_top(
   def halve(_, bounds):  # `low` always keeps enough, and the threshold is in [low, high]
     low, high = bounds
     middle = (low | high) - ((low ^ high) >> 1)  # the mean rounded up, without overflow
-    ok = enough(order >= middle)
+    ok = enough(order >= middle[:, None])
     return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
 
-  low = jnp.full(scores.shape[1:], jnp.iinfo(jnp.int32).min)
-  threshold, _ = jax.lax.fori_loop(0, 32, halve, (low, order.max(0)))
-  return order >= threshold
+  low = jnp.full(len(scores), jnp.iinfo(jnp.int32).min)
+  threshold, _ = jax.lax.fori_loop(0, 32, halve, (low, order.max(-1)))
+  return order >= threshold[:, None]
 
 
-def pick(weights: Float[Array, "N R"], u: Float[Array, " R"]) -> Int[Array, " R"]:
+def pick(weights: Float[Array, "R N"], u: Float[Array, " R"]) -> Int[Array, " R"]:
   """Index drawn with probability weight / sum, never one of weight 0; u is uniform in [0, 1).
 
-  Each column has a positive weight.
+  Each row has a positive weight.
   """
-  cumulative, positive = jnp.cumsum(weights, axis=0), weights > 0
+  cumulative, positive = jnp.cumsum(weights, axis=-1), weights > 0
   # Rounded sums need not increase, and u times the last one may be rounded up to it.
-  beyond = positive & (cumulative > u * cumulative[-1])
-  last = len(weights) - 1 - jnp.argmax(positive[::-1], axis=0)
-  return jnp.where(beyond.any(0), jnp.argmax(beyond, axis=0), last)
+  beyond = positive & (cumulative > (u * cumulative[:, -1])[:, None])
+  last = weights.shape[-1] - 1 - jnp.argmax(positive[:, ::-1], axis=-1)
+  return jnp.where(beyond.any(-1), jnp.argmax(beyond, axis=-1), last)
 
 
 def draw(logits: Float[Array, "R V"], keys: Key[Array, " R"], rollout: RolloutConfig) -> Drawn:
@@ -103,27 +102,27 @@ def draw(logits: Float[Array, "R V"], keys: Key[Array, " R"], rollout: RolloutCo
     tokens were drawn from (0 at temperature 0, a point mass); entropies in nats of the untruncated
     softmax at the temperature (at temperature 0: at 1).
   """
-  scaled = logits.T.astype(jnp.float32) / (rollout.temperature or 1.0)
-  scaled = scaled - jax.lax.stop_gradient(scaled.max(0))
+  scaled = logits.astype(jnp.float32) / (rollout.temperature or 1.0)
+  scaled = scaled - jax.lax.stop_gradient(scaled.max(-1, keepdims=True))
   # Without the barrier XLA computes the exponentials again for each use.
   weights = jax.lax.optimization_barrier(jnp.exp(scaled))
-  total = weights.sum(0)
-  entropies = jnp.log(total) - (weights * scaled).sum(0) / total
+  total = weights.sum(-1)
+  entropies = jnp.log(total) - (weights * scaled).sum(-1) / total
   if rollout.temperature == 0:
-    return jnp.argmax(scaled, 0).astype(jnp.int32), jnp.zeros_like(total), entropies
+    return jnp.argmax(scaled, -1).astype(jnp.int32), jnp.zeros_like(total), entropies
   if rollout.top_k:
-    top = keep_top(scaled, lambda top: top.sum(0) >= rollout.top_k)
+    top = keep_top(scaled, lambda top: top.sum(-1) >= rollout.top_k)
     weights = jnp.where(top, weights, 0.0)
   if rollout.top_p < 1:
-    mass = rollout.top_p * weights.sum(0)
-    top = keep_top(scaled, lambda top: jnp.where(top, weights, 0).sum(0) >= mass)
+    mass = rollout.top_p * weights.sum(-1)
+    top = keep_top(scaled, lambda top: jnp.where(top, weights, 0).sum(-1) >= mass)
     weights = jnp.where(top, weights, 0.0)
-  vocab, rows = weights.shape
-  padded = jnp.pad(weights, ((0, -vocab % BLOCKS), (0, 0))).reshape(-1, BLOCKS, rows)
-  blocks = padded.sum(0)
-  u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys).T
-  block = pick(blocks, u[0])
-  inside = jnp.take_along_axis(padded, block[None, None], axis=1)[:, 0]
-  tokens = (pick(inside, u[1]) * BLOCKS + block).astype(jnp.int32)
-  chosen = jnp.take_along_axis(scaled, tokens[None], axis=0)[0]
-  return tokens, chosen - jnp.log(blocks.sum(0)), entropies
+  rows, vocab = weights.shape
+  padded = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCKS))).reshape(rows, -1, BLOCKS)
+  blocks = padded.sum(1)
+  u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+  block = pick(blocks, u[:, 0])
+  inside = jnp.take_along_axis(padded, block[:, None, None], axis=2)[..., 0]
+  tokens = (pick(inside, u[:, 1]) * BLOCKS + block).astype(jnp.int32)
+  chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
+  return tokens, chosen - jnp.log(blocks.sum(-1)), entropies
