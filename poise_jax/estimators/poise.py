@@ -74,8 +74,8 @@ def make(context: EstimatorContext, reads_reward: bool = False) -> Estimator:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _inputs(reads, reads_reward, index, experience: Experience):
   """What the probe reads: rewards [P, n], features [P, n, F], 0 in parts that are not in `reads`,
-  and the index [P] of each prompt's probe, which `index` has for each domain; -1 for padding and for
-  a prompt of no known domain."""
+  and the index [P] of each prompt's probe, which `index` has for each domain; -1 for padding and
+  for a prompt of no known domain."""
   rewards, features = experience.rewards, experience.rollouts.features
   width = (features.shape[-1] - ENTROPIES) // 2
   sizes = (width, width, ENTROPIES)
