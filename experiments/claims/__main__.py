@@ -1,0 +1,122 @@
+"""Tests a claim of the paper, or all of them, and writes what came out:
+
+python -m experiments.claims NAME|all [--quick] [--seeds=0,1] [--workdir=DIR] [--cores=N]
+  [--threads=N] [--report]
+
+Says how many runs there are and how long they take, makes those that are not finished, and writes
+the claim's results, its page and RESULTS.md. The same command continues after an interruption.
+--quick makes tiny runs, which test the machinery alone, and writes to DIR instead. --report makes
+no runs: it writes what the finished ones say.
+"""
+
+import importlib
+import json
+import pathlib
+import shutil
+
+import rich.console
+from absl import flags
+
+from experiments import cli
+from experiments.claims import report, runner
+from experiments.claims.claim import Claim
+from experiments.claims.lab import Lab, seeds_of
+from poise_jax import files
+from poise_jax.errors import UserError, unknown_name
+
+QUICK = flags.DEFINE_bool("quick", False, "tiny runs that test the machinery, with seed 0 alone")
+SEEDS = flags.DEFINE_string("seeds", "", "seeds, if not those that the claim was planned with")
+WORKDIR = flags.DEFINE_string("workdir", "", "folder of the runs; default: runs/claims")
+CORES = flags.DEFINE_integer("cores", 0, "cores to use; 0: all that this process may use")
+THREADS = flags.DEFINE_integer("threads", 1, "cores of a run; --cores / --threads run side by side")
+REPORT = flags.DEFINE_bool("report", False, "no runs; report those that are finished")
+
+HERE = pathlib.Path(__file__).parent
+NAMES = ("algorithms",)
+
+
+def load() -> dict[str, Claim]:
+  """All claims by name, in order."""
+  modules = (importlib.import_module(f"experiments.claims.{name}.claim") for name in NAMES)
+  return {module.CLAIM.name: module.CLAIM for module in modules}
+
+
+def lab_of(claim: Claim, workdir: pathlib.Path) -> Lab:
+  """Where and how large the runs of a claim are."""
+  planned = (0,) if QUICK.value else claim.seeds
+  return Lab(workdir, seeds_of(SEEDS.value) if SEEDS.value else planned, QUICK.value)
+
+
+def results(claim: Claim, workdir: pathlib.Path) -> pathlib.Path:
+  """The page of a claim: the committed one, or for quick runs a copy in the workdir."""
+  page = claim.folder / "page.md"
+  if not QUICK.value:
+    return page
+  copy = workdir / "claims" / claim.name / "page.md"
+  copy.parent.mkdir(parents=True, exist_ok=True)
+  return pathlib.Path(shutil.copy(page, copy))
+
+
+def write(claim: Claim, lab: Lab, seconds: dict[str, float]) -> str:
+  """Writes the results of the finished seeds; returns the verdict in a sentence."""
+  from poise_jax.provenance import provenance  # imports jax
+
+  finished = lab.finished(runner.check(claim.units(lab)))
+  if not finished:
+    return f"{claim.name}: no seed is finished yet"
+  outcome = claim.analyse(lab, finished)
+  planned = lab.seeds if QUICK.value else claim.seeds
+  about = {"seeds": finished, "planned": planned, "seconds": seconds, "provenance": provenance()}
+  page = results(claim, lab.workdir)
+  report.write(claim, outcome, about, page, QUICK.value)
+  return f"{claim.name}: results are in {page}"
+
+
+def earlier(claim: Claim) -> dict[str, float]:
+  """Seconds of a unit by kind, from the committed results."""
+  path = claim.folder / "results" / "metrics.json"
+  return json.loads(path.read_text())["seconds"] if path.exists() and not QUICK.value else {}
+
+
+def main(argv: list[str]):
+  """Runs and reports the claim named on the command line."""
+  claims = load()
+  if len(argv) != 2 or argv[1] not in (*claims, "all"):
+    raise unknown_name("claim", " ".join(argv[1:]), [*claims, "all"])
+  chosen = list(claims.values()) if argv[1] == "all" else [claims[argv[1]]]
+  default = "runs/claims-quick" if QUICK.value else "runs/claims"
+  workdir = pathlib.Path(WORKDIR.value or default).resolve()
+  places = runner.places(CORES.value, THREADS.value)
+  console = rich.console.Console(highlight=False)
+  runs = []
+  for claim in chosen:
+    lab = lab_of(claim, workdir)
+    run = runner.Run(claim.units(lab), workdir, places, earlier(claim), console)
+    console.print(f"{claim.name}: {run.plan()}", markup=False, soft_wrap=True)
+    runs.append((claim, lab, run))
+  errors = []
+  for claim, lab, run in runs:
+    try:
+      if not REPORT.value:
+        run.run()
+    except UserError as error:
+      errors.append(f"{claim.name}: {error}")
+    finally:  # also what an interrupted run has finished
+      sentence = write(claim, lab, run.marks.seconds(run.units))
+      console.print(sentence, markup=False, soft_wrap=True)
+  write_overview(list(claims.values()), workdir)
+  if errors:
+    raise UserError("\n".join(errors))
+
+
+def write_overview(claims: list[Claim], workdir: pathlib.Path):
+  """Writes RESULTS.md."""
+  if QUICK.value:
+    text = report.overview(claims, workdir / "claims", "claims")
+    files.write_whole(workdir / "RESULTS.md", text)
+  else:
+    files.write_whole(cli.ROOT / "RESULTS.md", report.overview(claims, HERE, "experiments/claims"))
+
+
+if __name__ == "__main__":
+  cli.run(main)

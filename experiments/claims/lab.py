@@ -1,0 +1,190 @@
+"""The base experiment of all claims, configs/lab.py, and the runs that claims share.
+
+A run is named by its arm and its seed. Claims with the same arm share its runs, and all arms of a
+seed share the warm start, the problems and the order of the prompts.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from experiments.claims.runner import Marks, Unit
+from poise_jax.errors import UserError
+from poise_jax.reports import run_log
+from poise_jax.reports.run_log import Run
+
+CONFIG = "configs/lab.py"
+FINAL = 2  # last evaluations whose mean is the final accuracy
+# Changes of configs/lab.py for all claims. An evaluation takes as long as about two steps.
+FULL = {"eval_every": 10, "loggers": ()}
+# A model of some thousand parameters and a few steps, which test the machinery and nothing else.
+QUICK = {
+  "loggers": (),
+  "steps": 4,
+  "eval_every": 2,
+  "checkpoint_every": 0,
+  "rollouts": 16,
+  "eval_batch": 20,
+  "model.shape.hidden_size": 32,
+  "model.shape.intermediate_size": 48,
+  "model.shape.num_hidden_layers": 2,
+  "model.shape.num_attention_heads": 2,
+  "model.shape.num_key_value_heads": 1,
+  "model.shape.head_dim": 16,
+  "task.train": 400,
+  "task.test": 20,
+  "task.reasoning.levels.sums": (1, 2),
+  "task.reasoning.levels.products": (1, 1),
+  "task.reasoning.levels.expressions": (1, 1),
+  "task.reasoning.levels.search": (1, 1),
+  "task.reasoning.levels.words": (1, 2),
+  "warm_start.steps": 4,
+  "warm_start.batch_size": 8,
+  "rollout.max_new_tokens": 40,
+  "rollout.feature_layers": (1,),
+  "probe.bootstrap_steps": 1,
+  "probe.buffer_rows": 64,
+  "probe.min_rows": 8,
+  "probe.pca_prompt": 4,
+  "probe.pca_response": 4,
+  "train.minibatch_size": 8,
+  "train.microbatch_size": 8,
+}
+Fields = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One side of a comparison: an algorithm, and changes of its preset."""
+
+  name: str  # label in tables
+  algorithm: str
+  fields: Fields = dataclasses.field(default_factory=dict)
+
+  @property
+  def slug(self) -> str:
+    """The name as a folder."""
+    return "".join(c if c.isalnum() else "_" for c in self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+  """Where runs are, and how large they are."""
+
+  workdir: pathlib.Path
+  seeds: tuple[int, ...]
+  quick: bool = False
+
+  @property
+  def fields(self) -> dict[str, object]:
+    """The changes of configs/lab.py."""
+    return QUICK if self.quick else FULL
+
+  def path(self, name: str) -> pathlib.Path:
+    """The folder of a unit's results."""
+    return self.workdir / name
+
+  def command(self, program: str, algorithm: str, seed: int, out: str, fields: Fields) -> list[str]:
+    """Arguments of a command that takes a config.
+
+    Args:
+      program: module of the command.
+      algorithm: name behind the colon of --config.
+      seed: config.seed.
+      out: name of the unit, which is the command's --workdir.
+      fields: changes of the base experiment.
+    """
+    fields = {"seed": seed, **self.fields, **fields}
+    return [
+      program,
+      f"--config={CONFIG}:{algorithm}",
+      f"--workdir={self.path(out)}",
+      *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+
+  def start(self, seed: int) -> Unit:
+    """The warm start of a seed, a model that all arms begin with."""
+    name = f"start-{seed}"
+    command = self.command("experiments.warm_start", "poise", seed, name, {})
+    return Unit(name, tuple(command), "warm start", seed=seed)
+
+  def started(self, seed: int) -> dict[str, object]:
+    """The fields with which a command begins with the warm start of a seed."""
+    return {"model.source": self.path(f"start-{seed}"), "warm_start.steps": 0}
+
+  def train(
+    self,
+    arm: Arm,
+    seed: int,
+    folder: str = "runs",
+    chosen: Callable[[], Fields] | None = None,
+    needs: Sequence[str] = (),
+  ) -> Unit:
+    """A training run.
+
+    Args:
+      arm: what to train.
+      seed: config.seed.
+      folder: folder of the run; claims that share runs use the same.
+      chosen: more fields, which are known once `needs` are finished.
+      needs: names of units besides the warm start.
+    """
+    name = run_name(arm, seed, folder)
+    fields = {**arm.fields, **self.started(seed)}
+
+    def command(more: Fields) -> tuple[str, ...]:
+      changes = {**fields, **more}
+      return tuple(self.command("experiments.train", arm.algorithm, seed, name, changes))
+
+    return Unit(
+      name,
+      (lambda: command(chosen())) if chosen else command({}),
+      kind=f"training {arm.algorithm}",
+      needs=(f"start-{seed}", *needs),
+      seed=seed,
+    )
+
+  def read(self, arm: Arm, seed: int, folder: str = "runs") -> Run:
+    """The log of a finished run."""
+    return run_log.read(self.path(run_name(arm, seed, folder)))
+
+  def finished(self, units: Sequence[Unit]) -> tuple[int, ...]:
+    """The seeds all of whose units are finished."""
+    done = Marks(self.workdir).finished(units)
+    return tuple(
+      seed
+      for seed in self.seeds
+      if all(unit.name in done for unit in units if unit.seed in (seed, None))
+    )
+
+
+def run_name(arm: Arm, seed: int, folder: str = "runs") -> str:
+  """The name of a training run's unit."""
+  return f"{folder}/{arm.slug}-{seed}"
+
+
+def final_accuracy(run: Run) -> float:
+  """Held-out accuracy at the end: the mean of the last FINAL evaluations."""
+  return float(run.series("eval/accuracy")[1][-FINAL:].mean())
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+  """The seeds of a command line.
+
+  Raises:
+    UserError: one is not a whole number of at least 0, or comes twice.
+  """
+  seeds = text.split(",")
+  if not all(seed.isdecimal() for seed in seeds):
+    raise UserError(f"--seeds must be whole numbers of at least 0, such as 0,1,2; got {text!r}")
+  if len(set(map(int, seeds))) < len(seeds):
+    raise UserError(f"--seeds={text} has a seed twice")
+  return tuple(map(int, seeds))
+
+
+def mean_series(runs: Sequence[Run], metric: str) -> float:
+  """The mean of a metric over the steps of all runs that logged it; NaN if none did."""
+  values = np.concatenate([run.series(metric)[1] for run in runs])
+  return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,126 @@
+"""The outcome of a claim as files: its results, its page, and the page of all claims.
+
+Every number in them comes from the results, none is written by hand. metrics.json has all that
+RESULTS.md needs, so that one claim can be run without the others.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.claims.claim import NOT_RUN, Claim, Outcome, verdict
+from poise_jax import files
+from poise_jax.errors import UserError
+from poise_jax.provenance import describe
+from poise_jax.reports import markdown
+
+BEGIN, END = "<!-- results: written by the command -->", "<!-- end of results -->"
+NOTHING = "Not run yet."
+QUICK = "A quick run of tiny models: it tests the machinery, and its numbers say nothing."
+CHECKS = ("hypothesis", "source", "ours, 95 % interval", "outcome")
+ABOUT = """Each claim of the paper that is tested here, with its source's number and ours.
+Hypotheses, arms, metric and seeds were written into the claim's page before the runs. Intervals are
+95 % bootstrap intervals over seeds, paired where arms share the warm start and the problems. A
+claim *holds* if all of its hypotheses do, *holds in part* if some do, and *cannot be told* if
+intervals contain their thresholds or seeds are missing. The models are tiny
+([configs/lab.py](configs/lab.py)): what holds here may fail at the source's scale, and the reverse.
+This page is written by `python -m experiments.claims`."""
+
+
+def write(
+  claim: Claim, outcome: Outcome, about: Mapping[str, Any], page: pathlib.Path, quick: bool
+):
+  """Writes results/ beside a claim's page, and the page's results.
+
+  Args:
+    claim: the claim.
+    outcome: of its finished seeds.
+    about: "seeds", "planned", "seconds" by kind of unit, and "provenance".
+    page: the page to fill in; for a quick run a copy in another folder.
+    quick: whether the models were tiny.
+  """
+  folder = page.parent / "results"
+  folder.mkdir(parents=True, exist_ok=True)
+  told = verdict(outcome.checks, len(about["seeds"]), len(about["planned"]))
+  content = {
+    "claim": claim.title,
+    "source": claim.source,
+    "verdict": told,
+    "quick": quick,
+    "checks": [
+      {"hypothesis": c.hypothesis, "source": c.source, "ours": c.ours, "outcome": c.outcome}
+      for c in outcome.checks
+    ],
+    **about,
+    "numbers": outcome.numbers,
+  }
+  text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+  files.write_whole(folder / "metrics.json", text + "\n")
+  files.write_whole(folder / "figure.svg", outcome.figure)
+  tables = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in outcome.tables.items())
+  origin = describe([about["provenance"]])
+  files.write_whole(folder / "table.md", f"{tables}\n\n{origin}\n")
+  sections = [
+    *([QUICK] if quick else []),
+    f"**{told}**, {_seeds(content)}.",
+    _checks(content),
+    tables,
+    "![figure](results/figure.svg)",
+    origin,
+  ]
+  fill(page, "\n\n".join(sections))
+
+
+def fill(page: pathlib.Path, text: str):
+  """Replaces what a page has between its marks.
+
+  Raises:
+    UserError: the page lacks a mark.
+  """
+  content = page.read_text()
+  if content.count(BEGIN) != 1 or content.count(END) != 1:
+    raise UserError(f"{page} must have the lines {BEGIN!r} and {END!r} once each")
+  pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
+  filled = re.sub(pattern, lambda _: f"{BEGIN}\n\n{text}\n\n{END}", content, flags=re.DOTALL)
+  files.write_whole(page, filled)
+
+
+def _seeds(content: Mapping[str, Any]) -> str:
+  done, planned = len(content["seeds"]), len(content["planned"])
+  return f"{done} seeds" if done == planned else f"{done} of {planned} seeds"
+
+
+def _checks(content: Mapping[str, Any]) -> str:
+  rows = [[c["hypothesis"], c["source"], c["ours"], c["outcome"]] for c in content["checks"]]
+  return markdown.table(CHECKS, rows)
+
+
+def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
+  """RESULTS.md: the table of all claims, and a paragraph and a figure of each.
+
+  Args:
+    claims: in order.
+    folder: has a folder of each claim with its results.
+    link: how RESULTS.md reaches that folder.
+  """
+  rows, sections, quick = [], [], False
+  for claim in claims:
+    path = folder / claim.name / "results" / "metrics.json"
+    name = f"[{claim.title}]({link}/{claim.name}/page.md)"
+    if not path.exists():
+      rows.append([name, claim.source, "", "", NOT_RUN])
+      continue
+    content = json.loads(path.read_text())
+    quick |= content["quick"]
+    told = content["verdict"]
+    headline = content["checks"][0]
+    ours = f"{headline['hypothesis']}: {headline['ours']}"
+    rows.append([name, claim.source, ours, _seeds(content).removesuffix(" seeds"), told])
+    sections += [f"## {claim.title}", f"**{told}**, {_seeds(content)}.", _checks(content)]
+    sections.append(f"![{claim.title}]({link}/{claim.name}/results/figure.svg)")
+  header = ("claim", "source", "ours, 95 % interval", "seeds", "verdict")
+  notes = [QUICK] if quick else []
+  about = " ".join(ABOUT.split())
+  return "\n\n".join(["# Results", *notes, about, markdown.table(header, rows), *sections]) + "\n"
