@@ -1,17 +1,20 @@
 """Ablations of the probe on one set of rollouts (arXiv 2605.07579 v2, Tables 3, 8 and 12):
 
 python -m experiments.probe_ablation --config=FILE.py --workdir=DIR [--prompts=P] [--samples=n]
-  [--layers=A,B] [--config.FIELD=VALUE ...]
+  [--layers=A,B] [--critics] [--config.FIELD=VALUE ...]
 
 Samples n answers to each of P training prompts with the config's policy (after its warm start, if
-it has one), fits every probe on one half of the prompts and tests it on the other. Writes
-DIR/README.md and DIR/rollouts.npz; the same command continues from the rollouts.
+it has one), fits every probe on one half of the prompts and tests it on the other. --critics also
+trains PPO's and SPPO's critic on the same half, and compares what they and the probe cost. Writes
+DIR/README.md, DIR/results.json (also by domain) and DIR/rollouts.npz; the same command continues
+from the rollouts.
 """
 
 import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,17 +22,22 @@ from absl import flags
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from experiments import cli
+from experiments import answers, cli, critics
 from experiments import train as command
-from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, probe
+from poise_jax.estimators.statistics import noise_ceiling
 from poise_jax.reports import markdown
 
 PROMPTS = flags.DEFINE_integer("prompts", 512, "training prompts, half of them for testing")
 SAMPLES = flags.DEFINE_integer("samples", 8, "answers per prompt, an even number")
 LAYERS = flags.DEFINE_list("layers", [], "layers to read besides the config's first one")
+CRITICS = flags.DEFINE_bool("critics", False, "also train critics on the same prompts")
 HEADER = ("baseline of one answer, from its sibling", "MAE", "r", "1 - Var(A) / Var(R)")
 SCALARS = 3  # entropies at the end of a feature row
+POISE = "POISE: states and entropies of the sibling"
+ALPHAS = (0.01, 1.0, 100.0, 10000.0)
+WIDTHS = ((64,), (512,), (512, 512, 512))
+CRITIC = "critic of {}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Data:
   features: Float[np.ndarray, "P n F"]  # each block has the layers one after the other
   lengths: Int[np.ndarray, "P n"]  # tokens per answer
   layers: tuple[int, ...]  # layers in the features
+  domains: tuple[str, ...] = ()  # of the prompts; () if they are all of one
 
   @property
   def width(self) -> int:
@@ -57,7 +66,7 @@ class Data:
 
 
 def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
-  """Samples answers to the first training prompts and writes the arrays of Data.
+  """Samples answers to the first training prompts and writes what probes and critics learn from.
 
   Args:
     experiment: what to sample with.
@@ -65,34 +74,32 @@ def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
     prompts: P.
     path: output file, .npz.
   """
-  from rich.progress import track
-
-  from poise_jax import rollout
-  from poise_jax.distributed import sharding
-  from poise_jax.evaluation.judge import Judge
-  from poise_jax.training import step
-  from poise_jax.verifiers.pool import Pool
-
-  batch_size = experiment.groups
-  parts, decoding = [], experiment.sampling_params(params)
-  options = dataclasses.replace(experiment.rollout, n=SAMPLES.value)
-  with Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool:
-    judge = Judge(pool, experiment.verifier)
-    for start in track(range(0, prompts, batch_size), description="sampling"):
-      examples = experiment.task.train[start : start + batch_size]
-      batch = sharding.put_batch(experiment.mesh, experiment.encoder(examples))
-      key = jax.random.fold_in(jax.random.key(experiment.config.seed), start)
-      rollouts = rollout.sample(experiment.model, decoding, batch, key, options)
-      rewards = step.score(experiment, judge, examples, rollouts)
-      parts.append((rewards, np.asarray(rollouts.features), np.asarray(rollouts.mask.sum(-1))))
-  rewards, features, lengths = (np.concatenate(x)[:prompts] for x in zip(*parts, strict=True))
+  parts = []
+  for experience in answers.sampled(experiment, params, prompts, SAMPLES.value):
+    rollouts, width = experience.rollouts, experiment.encoder.max_length
+    asked = [np.asarray(x) for x in (rollouts.prompts.tokens, rollouts.prompts.mask)]
+    padding = (0, 0), (width - asked[0].shape[1], 0)
+    parts.append(
+      {
+        "rewards": experience.rewards,
+        "features": rollouts.features,
+        "domains": experience.domains,
+        "prompt_tokens": np.pad(asked[0], padding),
+        "prompt_mask": np.pad(asked[1], padding),
+        "tokens": rollouts.tokens,
+        "mask": rollouts.mask,
+      }
+    )
+  arrays = {name: np.concatenate([part[name] for part in parts])[:prompts] for name in parts[0]}
   partial = path.with_suffix(".partial.npz")
-  np.savez(partial, rewards=rewards, features=features, lengths=lengths)
+  np.savez(partial, **arrays)
   partial.rename(path)
 
 
-def table(data: Data, layer: int, config: ProbeConfig) -> str:
-  """The ablations in Markdown.
+def predictions(
+  data: Data, layer: int, config: ProbeConfig
+) -> dict[str, Float[np.ndarray, "P/2 n"]]:
+  """What each probe, and each baseline without one, predicts on the second half of the prompts.
 
   Args:
     data: rollouts.
@@ -110,7 +117,7 @@ def table(data: Data, layer: int, config: ProbeConfig) -> str:
   rows = {
     "a constant: the other half's mean": mean,
     "the sibling's reward (RLOO, n = 2)": rewards[half:],
-    "POISE: states and entropies of the sibling": probed(features, config),
+    POISE: probed(features, config),
     "poise_sibling: also its reward": probed(with_reward, config, scalars=SCALARS + 1),
   }
   for part in probe.PARTS:
@@ -119,12 +126,46 @@ def table(data: Data, layer: int, config: ProbeConfig) -> str:
   rows["length alone"] = probed(lengths, config, scalars=1, **raw)
   for other in data.layers:
     rows[f"layer {other}"] = probed(data.layer(other), config)
-  rows["ridge on raw states, alpha 0.01 (v2)"] = probed(features, config, alpha=0.01, **raw)
+  for alpha in ALPHAS:
+    rows[f"PCA, alpha {alpha:g}"] = probed(features, config, alpha=alpha)
+    rows[f"raw states, alpha {alpha:g}"] = probed(features, config, alpha=alpha, **raw)
   rows["logistic"] = probed(features, config, model="logistic")
-  for widths in ((64,), (512,), (512, 512, 512)):
+  for widths in WIDTHS:
     name = f"mlp {' x '.join(map(str, widths))}"
     rows[name] = probed(features, config, model="mlp", mlp_widths=widths, alpha=0.01)
-  lines = [[name, *_quality(predictions, rewards)] for name, predictions in rows.items()]
+  count = half * rewards.shape[1]
+  for size in (256 * 4**k for k in range(10)):
+    if size < count:
+      rows[f"{size} rows"] = probed(features, config, rows=size)
+  return rows
+
+
+def results(
+  rows: Mapping[str, Float[np.ndarray, "P/2 n"]], data: Data
+) -> list[dict[str, str | float | None]]:
+  """`quality` of all predictions, for all prompts (domain None) and those of each domain."""
+  half, n = len(data.rewards) // 2, data.rewards.shape[1]
+  rewards, domains = data.rewards[half:], np.array(data.domains[half:])
+  places = {None: np.ones(len(rewards), bool)}
+  places |= {name: domains == name for name in sorted(set(data.domains))}
+  made = []
+  for domain, where in places.items():
+    ceiling = float(noise_ceiling(rewards, where, n - 1)) if where.any() else np.nan
+    for name, predicted in rows.items():
+      if where.sum() > 1:
+        numbers = {**quality(predicted[where], rewards[where]), "ceiling": ceiling}
+        numbers = {k: x if np.isfinite(x) else None for k, x in numbers.items()}
+        made.append({"name": name, "domain": domain, "prompts": int(where.sum()), **numbers})
+  return made
+
+
+def table(rows: Sequence[Mapping[str, str | float | None]]) -> str:
+  """The `results` of all prompts in Markdown."""
+  lines = [
+    [row["name"], f"{row['MAE']:.3f}", f"{row['r']:.3f}", f"{row['variance reduction']:+.3f}"]
+    for row in rows
+    if row["domain"] is None
+  ]
   return markdown.table(HEADER, lines)
 
 
@@ -132,32 +173,40 @@ def _predictions(
   rewards: Float[np.ndarray, "P n"],
   features: Float[np.ndarray, "P n F"],
   config: ProbeConfig,
+  rows: int | None = None,
   **changes: object,
 ) -> Float[np.ndarray, "P/2 n"]:
-  """A probe with changed options, fitted on the first half of the prompts, on the second half."""
+  """A probe with changed options, fitted on the first half of the prompts, or on the first `rows`
+  answers to them, on the second half."""
   half = len(rewards) // 2
-  siblings = rewards.reshape(-1, 2)[:, ::-1].reshape(rewards.shape)
-  rows = features[:half].reshape(-1, features.shape[-1])
-  fitted = probe.fit(rows, siblings[:half].ravel(), dataclasses.replace(config, **changes))
+  fitted = fit(rewards[:half], features[:half], dataclasses.replace(config, **changes), rows)
   return np.asarray(probe.predict(fitted, features[half:]))
 
 
-def _quality(
-  predictions: Float[np.ndarray, "P/2 n"], rewards: Float[np.ndarray, "P n"]
-) -> list[str]:
-  """Cells for predictions on the second half of the prompts.
+def fit(
+  rewards: Float[np.ndarray, "P n"],
+  features: Float[np.ndarray, "P n F"],
+  config: ProbeConfig,
+  rows: int | None = None,
+) -> probe.ProbeState:
+  """A probe that predicts the reward of each answer's sibling from the first `rows` answers."""
+  siblings = rewards.reshape(-1, 2)[:, ::-1].ravel()
+  return probe.fit(features.reshape(-1, features.shape[-1])[:rows], siblings[:rows], config)
 
-  A prediction is an estimate of its prompt's value and the baseline of its sibling.
-  """
+
+def quality(
+  predictions: Float[np.ndarray, "Q n"], rewards: Float[np.ndarray, "Q n"]
+) -> dict[str, float]:
+  """MAE and r against the mean reward of a prompt's other answers, and the variance that is removed
+  from the rewards of the siblings, whose baselines the predictions are."""
   n = rewards.shape[1]
-  others = (rewards.sum(1, keepdims=True) - rewards) / (n - 1)
-  target, tested = others[len(rewards) // 2 :], rewards[len(rewards) // 2 :]
-  error = np.abs(predictions - target).mean()
+  target = (rewards.sum(1, keepdims=True) - rewards) / (n - 1)
   constant = np.ptp(predictions) == 0 or np.ptp(target) == 0  # exactly: a deviation gets rounded
   r = 0.0 if constant else np.corrcoef(predictions.ravel(), target.ravel())[0, 1]
-  baselines = predictions.reshape(-1, 2)[:, ::-1].reshape(tested.shape)
-  reduction = 1 - (tested - baselines).var() / tested.var() if tested.std() else 0.0
-  return [f"{error:.3f}", f"{r:.3f}", f"{reduction:+.3f}"]
+  baselines = predictions.reshape(-1, 2)[:, ::-1].reshape(rewards.shape)
+  reduction = 1 - (rewards - baselines).var() / rewards.var() if rewards.std() else 0.0
+  error = np.abs(predictions - target).mean()
+  return {"MAE": float(error), "r": float(r), "variance reduction": float(reduction)}
 
 
 def ablate(config: ConfigDict, folder: str):
@@ -170,10 +219,7 @@ def ablate(config: ConfigDict, folder: str):
   from poise_jax.training import build, workdir
 
   prompts, samples = PROMPTS.value, SAMPLES.value
-  if samples < 2 or samples % 2:
-    raise UserError(f"--samples={samples} must be even and at least 2: answers are paired")
-  if prompts < 2:
-    raise UserError(f"--prompts={prompts} must be at least 2: one half is for fitting")
+  answers.check_numbers(prompts, samples)
   config = config.copy_and_resolve_references()
   layer = config.rollout.feature_layers[0]
   layers = tuple(sorted({layer, *map(int, LAYERS.value)}))
@@ -181,43 +227,50 @@ def ablate(config: ConfigDict, folder: str):
   experiment = build.build(config)
   if not experiment.estimator.reads_features:
     raise UserError(f"algorithm {config.algorithm!r} reads no hidden states; name one like :poise")
-  if prompts > len(experiment.task.train):
-    raise UserError(
-      f"--prompts={prompts} must not exceed the training set of {len(experiment.task.train)}"
-    )
+  answers.check_prompts(experiment, prompts)
   folder = pathlib.Path(folder)
   settings = type(config)({**config, "prompts": prompts, "samples": samples})
   workdir.open_workdir(folder, settings)
   path = folder / "rollouts.npz"
+  probe_config, costs = ProbeConfig(**config.probe), {}
   with jax.set_mesh(experiment.mesh):
     if not path.exists():
-      sample(experiment, _params(experiment), prompts, path)
+      sample(experiment, answers.params_of(experiment), prompts, path)
     arrays = np.load(path)
-    data = Data(arrays["rewards"], arrays["features"], arrays["lengths"], layers)
-    text = table(data, layer, ProbeConfig(**config.probe))
+    names = experiment.task.domains
+    domains = tuple(names[i] for i in arrays["domains"]) if len(names) > 1 else ()
+    lengths = arrays["mask"].sum(-1)
+    data = Data(arrays["rewards"], arrays["features"], lengths, layers, domains)
+    rows = predictions(data, layer, probe_config)
+    if CRITICS.value:
+      learned, costs = _critics(experiment, dict(arrays), data.layer(layer), probe_config)
+      rows |= learned
+  measured = results(rows, data)
+  text = table(measured)
   about = (
     f"{prompts} prompts x {samples} answers, mean reward {data.rewards.mean():.3f}. MAE and r "
     f"compare the prediction from one answer with the mean reward of the other {samples - 1}. "
     f"Layer {layer} unless a row says otherwise."
   )
+  if costs:
+    about += f" {critics.describe(costs)}"
   start = f"```json\n{json.dumps(provenance(), indent=2)}\n```"
   sections = ["# Ablations of the probe", about, text, start]
   (folder / "README.md").write_text("\n\n".join(sections) + "\n")
+  content = {"prompts": prompts, "samples": samples, "costs": costs, "results": measured}
+  (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
   print(f"{about}\n\n{text}")
 
 
-def _params(experiment) -> PyTree[Array]:
-  """The policy before training, after its warm start."""
-  from poise_jax.training import build
-
-  params = build.initial_params(experiment)
-  if not experiment.warm_start.steps:
-    return params
-
-  def report(step, loss):
-    print(f"warm start {step}  loss {loss:.3f}", flush=True)
-
-  return build.warmed_up(experiment, params, report)
+def _critics(experiment, arrays, features, config):
+  """Predictions of the critics by name, and the costs of the critics and the probe."""
+  rewards = arrays["rewards"]
+  half = len(rewards) // 2
+  costs = {"probe": critics.cost(lambda: fit(rewards[:half], features[:half], config))}
+  rows, params = {}, answers.params_of(experiment)
+  for name in critics.NAMES:
+    rows[CRITIC.format(name)], costs[name] = critics.learn(experiment, params, arrays, name)
+  return rows, costs
 
 
 if __name__ == "__main__":

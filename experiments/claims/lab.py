@@ -5,6 +5,7 @@ seed share the warm start, the problems and the order of the prompts.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -145,6 +146,30 @@ class Lab:
       needs=(f"start-{seed}", *needs),
       seed=seed,
     )
+
+  def export(self, arm: Arm, seed: int) -> Unit:
+    """The policy at the end of a run, as a model that other commands begin with."""
+    name, run = f"exported/{arm.slug}-{seed}", run_name(arm, seed)
+    paths = f"--workdir={self.path(run)}", f"--out={self.path(name)}"
+    return Unit(name, ("experiments.export", *paths), "export", (run,), seed)
+
+  def gradients(self, policy: str, seed: int) -> Unit:
+    """Gradients of a policy under different baselines, see experiments/gradients.py.
+
+    Args:
+      policy: name of the unit whose model is studied: a warm start or an exported run.
+      seed: config.seed.
+    """
+    name = f"gradients/{policy.replace('/', '-')}"
+    fields = {"model.source": self.path(policy), "warm_start.steps": 0}
+    command = self.command("experiments.gradients", "poise", seed, name, fields)
+    if self.quick:
+      command += ["--prompts=16", "--samples=8", "--batch=8", "--size=509"]
+    return Unit(name, tuple(command), "gradients", (policy,), seed)
+
+  def results(self, name: str) -> dict:
+    """The results.json of a unit."""
+    return json.loads((self.path(name) / "results.json").read_text())
 
   def read(self, arm: Arm, seed: int, folder: str = "runs") -> Run:
     """The log of a finished run."""

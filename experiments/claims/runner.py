@@ -254,7 +254,7 @@ class Run:
     log = self.marks.log(unit)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **{name: str(len(cores)) for name in THREADS}}
-    with log.open("a") as output:
+    with log.open("a") as output, _on(cores):
       process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
@@ -265,9 +265,6 @@ class Run:
         pass_fds=[self.lock],
         start_new_session=True,  # Ctrl-C reaches it once, from `_stop`
       )
-    if hasattr(os, "sched_setaffinity"):  # before it starts threads, which inherit it
-      with contextlib.suppress(ProcessLookupError):
-        os.sched_setaffinity(process.pid, cores)
     return unit, command, process, time.monotonic()
 
   def _collect(self) -> Iterator[str]:
@@ -295,6 +292,20 @@ class Run:
       process.wait()
       self.marks.write(unit, command, time.monotonic() - start, finished=False)
     self.running.clear()
+
+
+@contextlib.contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+  """Gives the cores to the processes that start inside; where the system cannot, nothing."""
+  if not hasattr(os, "sched_setaffinity"):
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager

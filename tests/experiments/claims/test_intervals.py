@@ -50,11 +50,11 @@ def test_pairing_removes_what_seeds_share():
   assert unpaired.above(0) is None
 
 
-@pytest.mark.parametrize("count", (5, 8))
+@pytest.mark.parametrize("count", (4, 5))
 def test_the_coverage_is_nearly_what_is_promised(count):
   rng = np.random.default_rng(0)
   hits = [intervals.mean(rng.normal(size=count)).above(0) is None for _ in range(60)]
-  assert np.mean(hits) >= 0.85  # 92 and 95 % of many
+  assert np.mean(hits) >= 0.8  # 87 and 92 % of many; 79 and 85 % with levels that are not expanded
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_an_empty_one():

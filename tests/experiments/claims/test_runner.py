@@ -122,11 +122,12 @@ def test_only_one_run_at_a_time_works_in_a_folder(tmp_path):
 
 
 SCRIPT = """
-import pathlib, sys
+import pathlib, signal, sys
 import rich.console
 from experiments.claims.runner import Run, Unit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 work, core = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-code = "import time; open(out, 'a').write('x'); time.sleep(0.0 if len(open(out).read()) > 1 else 99)"
+code = "import time; open(out, 'a').write('x'); time.sleep(99 * (open(out).read() == 'x'))"
 units = [
   Unit("quick", ("timeit", "-n1", "-r1", f"out = {str(work / 'q')!r}", "open(out, 'a')"), "a"),
   Unit("slow", ("timeit", "-n1", "-r1", f"out = {str(work / 's')!r}", code), "b"),

@@ -1,0 +1,68 @@
+"""Answers of a config's policy to its training prompts, judged, for commands that study them."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+from jaxtyping import Array, PyTree
+
+from poise_jax.errors import UserError
+from poise_jax.training import build
+from poise_jax.training.build import Experiment
+from poise_jax.types import Experience
+
+
+def check_numbers(prompts: int, samples: int):
+  """Raises UserError if answers cannot be paired, or prompts not be halved."""
+  if samples < 2 or samples % 2:
+    raise UserError(f"--samples={samples} must be even and at least 2: answers are paired")
+  if prompts < 2:
+    raise UserError(f"--prompts={prompts} must be at least 2: one half is for fitting")
+
+
+def check_prompts(experiment: Experiment, prompts: int):
+  """Raises UserError if there are fewer training prompts."""
+  if prompts > len(experiment.task.train):
+    raise UserError(
+      f"--prompts={prompts} must not exceed the training set of {len(experiment.task.train)}"
+    )
+
+
+def sampled(
+  experiment: Experiment, params: PyTree[Array], prompts: int, samples: int
+) -> Iterator[Experience]:
+  """Samples and judges answers to the first training prompts, a batch of a step's size at a time.
+
+  Args:
+    experiment: what to sample with.
+    params: the policy in the training layout.
+    prompts: number of prompts, P in all; the last batch may have more.
+    samples: answers a prompt, n.
+  """
+  from rich.progress import track
+
+  from poise_jax.evaluation.judge import Judge
+  from poise_jax.training import step
+  from poise_jax.verifiers.pool import Pool
+
+  options = dataclasses.replace(experiment.rollout, n=samples)
+  experiment = dataclasses.replace(experiment, rollout=options)
+  decoding, size = experiment.sampling_params(params), experiment.groups
+  key, count = jax.random.key(experiment.config.seed), len(experiment.task.train)
+  with Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool:
+    judge = Judge(pool, experiment.verifier)
+    for number, start in enumerate(track(range(0, prompts, size), description="sampling")):
+      sampling = step.Sampling(experiment, judge, decoding, params, (), key, number, step.Clock())
+      yield sampling([i % count for i in range(start, start + size)], 0)
+
+
+def params_of(experiment: Experiment) -> PyTree[Array]:
+  """The policy before training, after its warm start if the config has one."""
+  params = build.initial_params(experiment)
+  if not experiment.warm_start.steps:
+    return params
+
+  def report(step, loss):
+    print(f"warm start {step}  loss {loss:.3f}", flush=True)
+
+  return build.warmed_up(experiment, params, report)

@@ -1,0 +1,128 @@
+"""Critics that learn from a fixed set of answers, for comparison with a probe on the same ones."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from poise_jax import estimators
+from poise_jax.distributed import sharding
+from poise_jax.estimators import CriticConfig, EstimatorContext
+from poise_jax.training.build import Experiment
+from poise_jax.types import Experience, Prompts, Rollouts
+
+NAMES = ("sppo", "ppo")  # a critic of the prompt alone, and one of each token
+EPOCHS = 8  # the best of them counts
+RATES = (1.0, 0.1)  # multiples of critic.learning_rate, of which the best counts
+HELD_OUT = 8  # one of so many prompts is held out to choose them
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """A critic's estimator on an experiment's answers."""
+
+  experiment: Experiment
+  arrays: Arrays  # of probe_ablation.sample
+  estimator: estimators.Estimator
+
+  def batches(self, ids: np.ndarray) -> Iterator[Experience]:
+    """The answers to some prompts, a batch of a step's responses at a time; the last is filled up
+    with prompts from the start."""
+    n = self.arrays["rewards"].shape[1]
+    size = min(max(self.experiment.config.rollouts // n, 1), len(ids))
+    for start in range(0, len(ids), size):
+      yield self.experience(np.resize(np.roll(ids, -start), size))
+
+  def experience(self, ids: np.ndarray) -> Experience:
+    """The answers to some prompts [P]."""
+    part = {name: array[ids] for name, array in self.arrays.items()}
+    rewards, mask = part["rewards"].astype(np.float32), part["mask"]
+    last = mask & ~np.pad(mask[..., 1:], [(0, 0), (0, 0), (0, 1)])
+    token_rewards = (last * rewards[..., None]).astype(np.float32)
+    zeros = np.zeros(mask.shape, np.float32)
+    prompts = Prompts(part["prompt_tokens"], part["prompt_mask"])
+    truncated = np.zeros(rewards.shape, bool)
+    features = part["features"].astype(np.float32)
+    rollouts = Rollouts(prompts, part["tokens"], mask, zeros, zeros, truncated, features)
+    domains = part["domains"].astype(np.int32)
+    made = Experience(rollouts, rewards, token_rewards, domains, ids.astype(np.int32))
+    return sharding.put_batch(self.experiment.mesh, made)
+
+  def epoch(self, state: PyTree[Array], ids: np.ndarray, params: PyTree[Array]) -> PyTree[Array]:
+    """One pass over the answers to some prompts."""
+    for batch in self.batches(ids):
+      estimate = self.estimator.estimate(state, batch)
+      state = self.estimator.update(state, batch, params, estimate.aux)
+    return jax.block_until_ready(state)
+
+  def predict(self, state: PyTree[Array], ids: np.ndarray) -> Float[np.ndarray, "P n"]:
+    """The values of some prompts, one for each of their answers."""
+    parts = [np.asarray(self.estimator.predict(state, batch)) for batch in self.batches(ids)]
+    return np.concatenate(parts)[: len(ids)]
+
+
+def learn(
+  experiment: Experiment, params: PyTree[Array], arrays: Arrays, name: str
+) -> tuple[Float[np.ndarray, "P/2 n"], dict[str, float]]:
+  """Trains a critic on the first half of the prompts and predicts the values of the second half.
+
+  The critic gets its best learning rate and its best number of passes, chosen on a part of the
+  first half that it is not trained on.
+
+  Args:
+    experiment: model, options and mesh.
+    params: the policy, from which the critic starts.
+    arrays: of probe_ablation.sample.
+    name: one of NAMES.
+
+  Returns:
+    Predictions, and the cost of one pass: "seconds", "bytes".
+  """
+  half = len(arrays["rewards"]) // 2
+  ids = np.arange(half)
+  kept = ids % HELD_OUT == HELD_OUT - 1 if half >= HELD_OUT else ids == half - 1
+  best, spent = (np.inf, None), {}
+  for factor in RATES:
+    learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
+    state = learner.estimator.init(params)
+    for _ in range(EPOCHS):
+      begin = time.perf_counter()
+      state = learner.epoch(state, ids[~kept], params)
+      spent["seconds"] = min(time.perf_counter() - begin, spent.get("seconds", np.inf))
+      error = arrays["rewards"][ids[kept]] - learner.predict(state, ids[kept])
+      score = float((error**2).mean())
+      if score < best[0]:
+        best = score, learner.predict(state, np.arange(half, len(arrays["rewards"])))
+  sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
+  gradients = [leaf.nbytes for leaf in jax.tree.leaves(state.params)]
+  return np.clip(best[1], 0.0, 1.0), {**spent, "bytes": float(sum(sizes) + sum(gradients))}
+
+
+def _estimator(experiment, arrays, name, factor):
+  rollout = dataclasses.replace(experiment.rollout, n=arrays["rewards"].shape[1])
+  config = CriticConfig(**experiment.config.critic)
+  config = dataclasses.replace(config, learning_rate=config.learning_rate * factor)
+  context = EstimatorContext(rollout, experiment.model, experiment.update, critic=config)
+  return estimators.make(name, context)
+
+
+def cost(fit: Callable[[], PyTree[Array]]) -> dict[str, float]:
+  """Seconds of a compiled fit, and bytes of what it makes."""
+  made = jax.block_until_ready(fit())
+  begin = time.perf_counter()
+  jax.block_until_ready(fit())
+  seconds = time.perf_counter() - begin
+  return {"seconds": seconds, "bytes": float(sum(x.nbytes for x in jax.tree.leaves(made)))}
+
+
+def describe(costs: Mapping[str, Mapping[str, Any]]) -> str:
+  """The costs in a sentence."""
+  parts = [
+    f"{name} {c['seconds']:.3f} s and {c['bytes'] / 1e6:.2f} MB" for name, c in costs.items()
+  ]
+  return f"A fit, for critics one pass over the same answers, takes: {'; '.join(parts)}."

@@ -1,0 +1,156 @@
+"""Bias and variance of policy gradients, from the scores of single answers.
+
+An answer's gradient is its advantage times its score, d log pi(y | x) / d parameters. So scores of
+one set of answers give the gradient under every baseline. Letters: P prompts, n answers a prompt, S
+dimensions of a score or of its sketch, m answers a group, G = n / m groups, B answers a batch.
+
+All means of squares are U-statistics over prompts: products of a prompt with itself, which contain
+its noise, are left out. They may be negative where the true number is near 0.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from poise_jax.estimators import statistics
+
+Vectors = Float[np.ndarray, "P S"]
+
+
+def product(a: Vectors, b: Vectors) -> float:
+  """The inner product of the means of a and b, of which rows with equal numbers are dependent."""
+  count = len(a)
+  together = float(a.sum(0, dtype=np.float64) @ b.sum(0, dtype=np.float64))
+  return (together - float((a * b).sum(dtype=np.float64))) / (count * (count - 1))
+
+
+def of_prompts(scores: Float[np.ndarray, "P n S"], advantages: Float[np.ndarray, "P n"]) -> Vectors:
+  """Each prompt's mean gradient."""
+  return np.einsum("pn,pns->ps", advantages, scores) / scores.shape[1]
+
+
+def squared_bias(
+  scores: Float[np.ndarray, "P n S"],
+  baselines: Float[np.ndarray, "P n"],
+  gradient: Vectors,
+) -> float:
+  """The squared bias that a baseline gives to the gradient, as a share of the squared gradient.
+
+  The bias is the mean of -b times the score, which is 0 for a baseline that does not depend on the
+  answer itself.
+
+  Args:
+    scores: of the answers.
+    baselines: of the answers.
+    gradient: each prompt's gradient under a baseline without bias.
+  """
+  bias = of_prompts(scores, baselines)
+  return product(bias, bias) / product(gradient, gradient)
+
+
+def components(gradients: Float[np.ndarray, "P n S"]) -> tuple[float, float]:
+  """Traces of Sigma_w, the covariance of answers to a prompt, and of Sigma_b, that of prompts."""
+  n = gradients.shape[1]
+  within = float(gradients.var(1, ddof=1, dtype=np.float64).sum(-1).mean())
+  between = float(gradients.mean(1).var(0, ddof=1, dtype=np.float64).sum()) - within / n
+  return within, between
+
+
+def predicted_variance(within: float, between: float, batch: int, m: int) -> float:
+  """Total variance of a batch's mean gradient by Proposition 1: Sigma_w / B + m Sigma_b / B."""
+  return (within + m * between) / batch
+
+
+def batch_means(
+  gradients: Float[np.ndarray, "P G S"], groups: int, order: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, "G K S"]:
+  """Mean gradients of K batches of `groups` groups of different prompts, for each place G.
+
+  Args:
+    gradients: of groups.
+    groups: groups a batch; prompts that do not fill one are left out.
+    order: permutation of the prompts.
+  """
+  count = len(order) // groups
+  rows = gradients[order[: count * groups]].reshape(count, groups, *gradients.shape[1:])
+  return np.moveaxis(rows.mean(1), 0, 1)
+
+
+def measured_variance(
+  gradients: Float[np.ndarray, "P n S"], batch: int, m: int, repeats: int = 20
+) -> float:
+  """Total variance of the mean gradient of batches of B / m prompts with m answers each.
+
+  Batches of a permutation have no prompt in common. Averaged over permutations and over the places
+  of a group among a prompt's answers.
+
+  Args:
+    gradients: of answers; m divides n and B, and there are prompts for 2 batches.
+    batch: B.
+    m: answers a prompt.
+    repeats: permutations.
+  """
+  p, n, s = gradients.shape
+  groups, rng = gradients.reshape(p, n // m, m, s).mean(2), np.random.default_rng(0)
+  variances = [
+    batch_means(groups, batch // m, rng.permutation(p)).var(1, ddof=1).sum(-1).mean()
+    for _ in range(repeats)
+  ]
+  return float(np.mean(variances))
+
+
+def adam_proxy(gradients: Float[np.ndarray, "K S"], b1: float = 0.9, b2: float = 0.999) -> float:
+  """sum(v_hat - m_hat^2) over Adam's moments after K steps, which v3 takes for the variance.
+
+  Both sums are squared norms of averages, so a sketch of the gradients suffices.
+  """
+  mean, square = np.zeros(gradients.shape[1]), 0.0
+  for gradient in gradients:
+    mean = b1 * mean + (1 - b1) * gradient
+    square = b2 * square + (1 - b2) * float(gradient @ gradient)
+  mean = mean / (1 - b1 ** len(gradients))
+  return square / (1 - b2 ** len(gradients)) - float(mean @ mean)
+
+
+def under_baseline(
+  scores: Float[np.ndarray, "P n S"],
+  advantages: Float[np.ndarray, "P n"],
+  m: int,
+  gradient: Vectors,
+  batch: int,
+  rewards: Float[np.ndarray, "P n"] | None = None,
+) -> dict[str, float]:
+  """What a baseline leaves of the variance, for groups of m answers.
+
+  Args:
+    scores: of the answers.
+    advantages: of the answers; those of a group depend on its own answers alone.
+    m: answers a group.
+    gradient: each prompt's gradient under a baseline without bias.
+    batch: answers a batch, for "adam".
+    rewards: with dynamic sampling, by which groups of equal rewards are left out.
+
+  Returns:
+    "variance": total variance of a batch's gradient times its answers, after the rescaling that
+    fits the mean gradient best, since a factor is a matter of the learning rate. "per sampled":
+    the same times the answers sampled for it, those of groups that are left out included. "adam":
+    the proxy of v3 with the same rescaling, times B. "kept": the share of groups that count.
+  """
+  p, n, s = scores.shape
+  groups = (advantages[..., None] * scores).reshape(p, n // m, m, s).mean(2)
+  kept = np.ones(groups.shape[:2], bool)
+  if rewards is not None:
+    kept = statistics.mixed(rewards.reshape(-1, m)).reshape(kept.shape)
+  weights = kept / max(kept.mean(), 1e-12)  # the mean over kept groups
+  means = (groups * weights[..., None]).mean(1)
+  scale = product(gradient, means) / product(means, means)
+  chosen = groups[kept]
+  variance = float(chosen.var(0, ddof=1, dtype=np.float64).sum()) * scale**2 * m
+  count = max(batch // m, 1)
+  order = np.random.default_rng(0).permutation(len(chosen))
+  batches = batch_means(chosen[:, None], min(count, len(chosen)), order)[0]
+  return {
+    "variance": variance,
+    "per sampled": variance / float(kept.mean()),
+    "adam": adam_proxy(batches) * scale**2 * batch,
+    "kept": float(kept.mean()),
+  }
