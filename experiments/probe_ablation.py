@@ -267,6 +267,7 @@ def _critics(experiment, arrays, features, config):
   rewards = arrays["rewards"]
   half = len(rewards) // 2
   costs = {"probe": critics.cost(lambda: fit(rewards[:half], features[:half], config))}
+  costs["probe"]["bytes"] += features[:half].nbytes  # the buffer
   rows, params = {}, answers.params_of(experiment)
   for name in critics.NAMES:
     rows[CRITIC.format(name)], costs[name] = critics.learn(experiment, params, arrays, name)

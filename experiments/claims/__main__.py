@@ -32,7 +32,7 @@ THREADS = flags.DEFINE_integer("threads", 1, "cores of a run; --cores / --thread
 REPORT = flags.DEFINE_bool("report", False, "no runs; report those that are finished")
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ("algorithms", "cross_rollout")
+NAMES = ("value_estimation", "signal", "algorithms", "cross_rollout")
 
 
 def load() -> dict[str, Claim]:

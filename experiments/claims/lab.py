@@ -167,6 +167,23 @@ class Lab:
       command += ["--prompts=16", "--samples=8", "--batch=8", "--size=509"]
     return Unit(name, tuple(command), "gradients", (policy,), seed)
 
+  def ablation(self, seed: int, window: int | None = None) -> Unit:
+    """Probes, and critics, on answers of a warm start, see experiments/probe_ablation.py.
+
+    Args:
+      seed: config.seed.
+      window: rollout.feature_window; None: that of configs/lab.py, with all layers and critics.
+    """
+    start = f"start-{seed}"
+    name = f"ablation/{seed}" if window is None else f"ablation/{seed}-window-{window}"
+    fields = self.started(seed) | ({} if window is None else {"rollout.feature_window": window})
+    command = self.command("experiments.probe_ablation", "poise", seed, name, fields)
+    command += ["--prompts=32", "--samples=4"] if self.quick else ["--prompts=1024", "--samples=8"]
+    if window is None:
+      command += ["--critics", f"--layers={'0,1' if self.quick else '0,1,2,3'}"]
+    kind = "probes" if window else "probes and critics"
+    return Unit(name, tuple(command), kind, (start,), seed)
+
   def results(self, name: str) -> dict:
     """The results.json of a unit."""
     return json.loads((self.path(name) / "results.json").read_text())

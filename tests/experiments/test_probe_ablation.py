@@ -28,7 +28,9 @@ def data():
 
 def numbers(data, layer):
   config = ProbeConfig(alpha=10.0, mlp_steps=3)
-  text = probe_ablation.table(data, layer, config)
+  text = probe_ablation.table(
+    probe_ablation.results(probe_ablation.predictions(data, layer, config), data)
+  )
   cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
   return {c[0]: [float(x) for x in c[1:]] for c in cells}
 
@@ -66,7 +68,7 @@ def set_flags(monkeypatch, **values):
 
 
 def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path):
-  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"])
+  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"], CRITICS=True)
   changes = {"warm_start.steps": 0, "probe.pca_prompt": 2, "probe.pca_response": 2}
   config = tiny(**{name.replace(".", "__"): value for name, value in changes.items()})
   config.probe.mlp_steps = 2

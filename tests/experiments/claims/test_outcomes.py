@@ -1,0 +1,298 @@
+"""Each claim's analysis on synthetic results: it finds a difference that is there, and no other."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from commands import load
+
+from experiments.claims import claim as claims
+from experiments.claims import report, runner
+from experiments.claims.algorithms import claim as algorithms
+from experiments.claims.claim import Check
+from experiments.claims.cross_rollout import claim as cross_rollout
+from experiments.claims.intervals import Interval
+from experiments.claims.lab import Lab
+from experiments.claims.signal import claim as signal
+from experiments.claims.value_estimation import claim as value_estimation
+from poise_jax.errors import UserError
+from poise_jax.reports.run_log import Run
+
+main = load("claims.__main__")
+SEEDS = (0, 1, 2, 3, 4)
+NOISE = 0.01  # of an evaluation
+
+
+def run(arm, seed, gain, tokens_per_step=100.0, steps=20, start=0.2):
+  """A log whose accuracy rises by `gain` in all and depends on the seed, too."""
+  rng = np.random.default_rng([seed, sum(map(ord, arm))])
+  level = start + 0.1 * np.random.default_rng(seed).normal()  # what all arms of a seed share
+  config = {"algorithm": arm, "seed": seed, "rollouts": 16, "rollout": {"n": 2}}
+  config["train"] = {"learning_rate": 2e-4, "max_grad_norm": 1.0}
+  rows = []
+  for step in range(steps + 1):
+    row = {"step": step, "time/elapsed": 60.0 * step}
+    if step:
+      row |= {"collect/tokens": tokens_per_step, "policy/grad_clipped": 0.25}
+      row |= {"collect/generated_total": 16 * step, "collect/generated": 16}
+    if step % 5 == 0:
+      row["eval/accuracy"] = level + gain * min(step / 15, 1.0) + NOISE * rng.normal()
+    rows.append(row)
+  return Run(pathlib.Path("unused"), config, rows, [])
+
+
+def runs_of(gains, **options):
+  return {arm: [run(arm, seed, gain, **options) for seed in SEEDS] for arm, gain in gains.items()}
+
+
+def outcomes(outcome):
+  return [check.holds for check in outcome.checks]
+
+
+ARMS = [arm.name for arm in algorithms.ARMS]
+
+
+def compared(gains, cost):
+  """The outcome of the claim about algorithms; cost: tokens per step of some arms."""
+  runs = {
+    arm: [run(arm, seed, gains.get(arm, 0.3), cost.get(arm, 100.0)) for seed in SEEDS]
+    for arm in ARMS
+  }
+  axes = {"flops": "tokens"}
+  curves = {
+    axis: {
+      arm: [
+        (
+          np.array(
+            [
+              x
+              for x, row in zip(r.positions(axes.get(axis, axis)), r.rows, strict=True)
+              if "eval/accuracy" in row
+            ]
+          ),
+          algorithms.accuracy(r),
+        )
+        for r in members
+      ]
+      for arm, members in runs.items()
+    }
+    for axis in algorithms.AXES
+  }
+  return algorithms.outcome(runs, curves)
+
+
+def test_a_better_and_cheaper_algorithm_is_found():
+  outcome = compared({"poise": 0.4}, {"dapo": 150.0})
+  assert outcomes(outcome) == [True, True, True, True]
+  ratio = outcome.numbers["cost of DAPO's final accuracy"]["poise"]["tokens"]
+  assert 0.4 < ratio["low"] <= ratio["value"] <= ratio["high"] < 0.7  # 3 / 4 of 2 / 3
+  assert "<svg" in outcome.figure and "| poise |" in outcome.tables["Accuracy"]
+  json.dumps(outcome.numbers, allow_nan=False)
+
+
+def test_equal_algorithms_cannot_be_told_apart():
+  outcome = compared({}, {})
+  cheaper, as_good, above_rloo, above_ppo = outcomes(outcome)
+  assert cheaper is None and as_good is True and above_rloo is None and above_ppo is None
+
+
+def test_a_worse_algorithm_never_reaches_the_level():
+  outcome = compared({"poise": 0.1}, {})
+  assert outcomes(outcome) == [False, False, False, False]
+  assert "not reached" in outcome.checks[0].ours
+  assert claims.verdict(outcome.checks, 5, 5) == claims.FAILS
+
+
+def test_where_dapo_learns_nothing_there_is_nothing_to_reach():
+  outcome = compared({"dapo": -0.1}, {})
+  assert outcome.checks[0].holds is None and outcome.checks[0].ours == "nothing to reach"
+
+
+def test_accuracy_at_equal_cost_is_read_where_the_cheapest_arm_ends():
+  x = np.array([0.0, 10.0])
+  curves = {"cheap": [(x / 2, np.array([0.0, 0.5]))], "dear": [(x, np.array([0.0, 0.8]))]}
+  assert algorithms.at_equal(curves) == {"cheap": [0.5], "dear": [0.4]}
+
+
+BIASES = {"own rollout": 0.2, "poise": 0.0, "prompt only": 0.0, "poise_sibling": 0.0, "rloo": 0.0}
+
+
+def crossed(gains, own=0.2):
+  arms = {arm.name: gains.get(arm.name, 0.3) for arm in cross_rollout.ARMS}
+  rng = np.random.default_rng(0)
+  biases = {
+    title: [
+      {name: b + 0.02 * rng.normal() for name, b in {**BIASES, "own rollout": own}.items()}
+      for _ in SEEDS
+    ]
+    for title in cross_rollout.POLICIES
+  }
+  return cross_rollout.outcome(runs_of(arms), biases)
+
+
+def test_the_cross_rollout_construction_is_found_to_matter():
+  gains = {
+    arm.name: 0.2 for arm in (cross_rollout.OWN, cross_rollout.PROMPT, cross_rollout.OWN_PAIR)
+  }
+  outcome = crossed(gains)
+  assert outcomes(outcome) == [True] * 4 and claims.verdict(outcome.checks, 5, 5) == claims.HOLDS
+  assert claims.verdict(outcome.checks, 4, 5) == claims.UNKNOWN
+  gains.pop(cross_rollout.PROMPT.name)
+  partly = crossed(gains, own=0.0)
+  assert outcomes(partly) == [True, None, True, None]
+  assert claims.verdict(partly.checks, 5, 5) == claims.PART
+
+
+def ablation(seed, quality, families=("a", "b", "c", "d", "e"), seconds=(0.01, 10.0)):
+  """Results of experiments.probe_ablation; quality: name -> r, or name -> {family: r}."""
+  rng = np.random.default_rng(seed)
+  rows = []
+  for domain in (None, *families):
+    for name, r in quality.items():
+      r = r[domain] if isinstance(r, dict) else r
+      numbers = {"MAE": 0.5 * (1 - r), "r": r, "variance reduction": r * r, "ceiling": 0.95}
+      rows.append(
+        {"name": name, "domain": domain, "prompts": 9}
+        | {k: x + NOISE * rng.normal() for k, x in numbers.items()}
+      )
+  costs = {"probe": {"seconds": seconds[0], "bytes": 1e3}}
+  costs |= {name: {"seconds": seconds[1], "bytes": 1e6} for name in ("sppo", "ppo")}
+  return {"results": rows, "costs": costs}
+
+
+CRITICS = dict.fromkeys(value_estimation.CRITICS.values(), 0.5)
+
+
+def test_a_better_probe_is_found_by_family():
+  good = {value_estimation.PROBE: 0.8, **CRITICS}
+  outcome = value_estimation.outcome([ablation(seed, good) for seed in SEEDS])
+  assert outcomes(outcome) == [True] * 4
+  assert outcome.checks[0].ours.startswith("better on 5, worse on 0 of 5")
+  assert "| a |" in outcome.tables["Values of held-out prompts"]
+  equal = {value_estimation.PROBE: 0.5, **CRITICS}
+  outcome = value_estimation.outcome([ablation(s, equal, seconds=(1.0, 2.0)) for s in SEEDS])
+  assert outcomes(outcome)[:3] == [None, None, False]
+  mixed = {None: 0.5, "a": 0.9, "b": 0.9, "c": 0.9, "d": 0.2, "e": 0.2}
+  outcome = value_estimation.outcome(
+    [ablation(seed, {value_estimation.PROBE: mixed, **CRITICS}) for seed in SEEDS]
+  )
+  assert outcomes(outcome)[:2] == [False, False]  # three of five are not four
+
+
+def test_a_family_whose_r_is_unknown_counts_on_neither_side():
+  results = [ablation(seed, {value_estimation.PROBE: 0.8, **CRITICS}) for seed in SEEDS]
+  for result in results:
+    for row in result["results"]:
+      if row["domain"] in ("a", "b"):
+        row["r"] = None
+  outcome = value_estimation.outcome(results)
+  assert outcomes(outcome)[:2] == [True, None]
+
+
+def test_what_carries_the_signal_is_found():
+  r = {
+    signal.PROBE: 0.85,
+    "prompt alone": 0.4,
+    "response alone": 0.8,
+    "entropy alone": 0.7,
+    "length alone": 0.3,
+    "layer 0": 0.8,
+    "layer 1": 0.81,
+  }
+  windows = {w: [ablation(s + w, {signal.PROBE: 0.84}) for s in SEEDS] for w in signal.WINDOWS}
+  outcome = signal.outcome([ablation(seed, r) for seed in SEEDS], windows)
+  assert outcomes(outcome) == [True] * 6
+  r |= {"prompt alone": 0.9, "entropy alone": 0.3, "layer 0": 0.3}
+  windows[5] = [ablation(s, {signal.PROBE: 0.4}) for s in SEEDS]
+  outcome = signal.outcome([ablation(seed, r) for seed in SEEDS], windows)
+  assert outcomes(outcome) == [False, False, None, True, False, False]
+
+
+def check(holds):
+  return Check("h", "s", "o", holds)
+
+
+@pytest.mark.parametrize(
+  "holds, finished, expected",
+  (
+    ((True, True), 5, claims.HOLDS),
+    ((True, None), 5, claims.PART),
+    ((True, False), 5, claims.PART),
+    ((False, False), 5, claims.FAILS),
+    ((None, False), 5, claims.FAILS),
+    ((None, None), 5, claims.UNKNOWN),
+    ((True, True), 3, claims.UNKNOWN),
+    ((True, True), 0, claims.NOT_RUN),
+  ),
+)
+def test_verdicts(holds, finished, expected):
+  assert claims.verdict([check(x) for x in holds], finished, 5) == expected
+
+
+@pytest.fixture
+def filled(tmp_path):
+  """A page whose results are written twice, and the folder of all claims."""
+  (claim,) = (x for x in main.load().values() if x.name == "cross_rollout")
+  page = tmp_path / claim.name / "page.md"
+  page.parent.mkdir()
+  page.write_text((claim.folder / "page.md").read_text())
+  start = {"command": ["python", "-m", "x"], "commit": "abc", "uncommitted_changes": False}
+  start |= {"cpu": "c", "cpus": 2, "devices": ["cpu"], "python": "3", "libraries": {}}
+  about = {"seeds": (0, 1), "planned": SEEDS, "seconds": {"k": 1.0}, "provenance": start}
+  for seeds in ((0, 1), SEEDS):
+    report.write(claim, crossed({}), {**about, "seeds": seeds}, page, quick=False)
+  return page, tmp_path
+
+
+def test_pages_are_filled_between_their_marks(filled):
+  page, _ = filled
+  text = page.read_text()
+  assert text.startswith("# The baseline must come from another rollout")
+  assert text.count(report.BEGIN) == text.count(report.END) == 1
+  assert "5 seeds" in text and "2 of 5 seeds" not in text and report.NOTHING not in text
+  assert sorted(p.name for p in (page.parent / "results").iterdir()) == [
+    *("figure.svg", "metrics.json", "table.md")
+  ]
+  page.write_text("no marks")
+  with pytest.raises(UserError, match="must have the lines"):
+    report.fill(page, "x")
+
+
+def test_the_overview_has_every_claim_run_or_not(filled):
+  _, folder = filled
+  text = report.overview(list(main.load().values()), folder, "there")
+  lines = [line for line in text.splitlines() if line.startswith("| [")]
+  assert len(lines) == len(main.NAMES)
+  run, *others = sorted(lines, key=lambda line: claims.NOT_RUN in line)
+  assert "there/cross_rollout/page.md" in run and claims.PART not in run
+  assert all(claims.NOT_RUN in line for line in others)
+  assert "![The baseline must come from another rollout](there/cross_rollout/results" in text
+
+
+def test_the_units_of_all_claims_agree(tmp_path):
+  """Claims share runs, so units of a name are equal; and each claim's units can be planned."""
+  known = {}
+  for claim in main.load().values():
+    lab = Lab(tmp_path, claim.seeds)
+    units = runner.check(claim.units(lab))
+    assert {unit.seed for unit in units} >= set(claim.seeds)
+    for unit in units:
+      if not callable(unit.command):
+        assert known.setdefault(unit.name, unit.command) == unit.command, unit.name
+
+
+def test_pages_state_their_plan_before_the_results():
+  for claim in main.load().values():
+    text = (claim.folder / "page.md").read_text()
+    plan = text.partition(report.BEGIN)[0]
+    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    for heading in ("Claim", "Hypotheses, fixed before the runs", "Arms", "Metric", "Seeds"):
+      assert f"**{heading}." in plan, (claim.name, heading)
+    assert f"{len(claim.seeds)}: " in plan.partition("**Seeds.**")[2]
+
+
+def test_an_interval_that_reaches_a_threshold_tells_nothing():
+  assert Interval(0.2, 0.0, 0.4, 5).above(0.0) is None
+  assert Interval(0.2, 0.1, 0.4, 5).above(0.0) is True
+  assert Interval(0.2, 0.1, 0.4, 5).below(0.05) is False
