@@ -32,7 +32,15 @@ THREADS = flags.DEFINE_integer("threads", 1, "cores of a run; --cores / --thread
 REPORT = flags.DEFINE_bool("report", False, "no runs; report those that are finished")
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ("value_estimation", "signal", "algorithms", "cross_rollout")
+NAMES = (
+  "value_estimation",
+  "signal",
+  "algorithms",
+  "cross_rollout",
+  "diversity",
+  "tracking",
+  "detection",
+)
 
 
 def load() -> dict[str, Claim]:

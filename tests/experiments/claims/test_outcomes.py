@@ -14,7 +14,10 @@ from experiments.claims.claim import Check
 from experiments.claims.cross_rollout import claim as cross_rollout
 from experiments.claims.intervals import Interval
 from experiments.claims.lab import Lab
+from experiments.claims.detection import claim as detection
+from experiments.claims.diversity import claim as diversity
 from experiments.claims.signal import claim as signal
+from experiments.claims.tracking import claim as tracking
 from experiments.claims.value_estimation import claim as value_estimation
 from poise_jax.errors import UserError
 from poise_jax.reports.run_log import Run
@@ -296,3 +299,87 @@ def test_an_interval_that_reaches_a_threshold_tells_nothing():
   assert Interval(0.2, 0.0, 0.4, 5).above(0.0) is None
   assert Interval(0.2, 0.1, 0.4, 5).above(0.0) is True
   assert Interval(0.2, 0.1, 0.4, 5).below(0.05) is False
+
+
+def collected(arm, seed, unused, skipped=None):
+  """A log in which a share of the sampled tokens is in vain, and sampling takes half of the time."""
+  made = run(arm, seed, 0.3)
+  rng = np.random.default_rng(seed)
+  for row in made.rows[1:]:
+    share = np.clip(unused + 0.02 * rng.normal() * (unused > 0), 0, 1)
+    row |= {"rollout/tokens": row["collect/tokens"] * (1 - share), "time/rollout": 30.0}
+    row |= {"time/step": 60.0} | ({} if skipped is None else {"collect/skipped": skipped})
+  return made
+
+
+@pytest.mark.parametrize(
+  "dapo, greso, poise, expected",
+  ((0.5, 0.25, 0.0, [True, True, True]), (0.02, 0.02, 0.01, [False, None, False])),
+)
+def test_what_is_sampled_in_vain_is_found(dapo, greso, poise, expected):
+  shares = {detection.POISE.name: poise, detection.DAPO.name: dapo, detection.GRESO.name: greso}
+  runs = {
+    arm: [
+      collected(arm, seed, share, 3.0 if arm == detection.GRESO.name else None) for seed in SEEDS
+    ]
+    for arm, share in shares.items()
+  }
+  outcome = detection.outcome(runs)
+  assert outcomes(outcome) == expected
+  time = outcome.numbers["time for unused tokens by seed"][detection.DAPO.name]
+  np.testing.assert_allclose(np.mean(time), dapo / 2, atol=0.01)
+  assert "| 3.0 |" in outcome.tables["Sampled in vain"]
+
+
+def shadowed(seed, r):
+  """A log of the shadows' metrics; r: name -> Pearson's r in the second half of the steps."""
+  made = run("poise", seed, 0.3)
+  rng = np.random.default_rng(seed)
+  for row in made.rows[1:]:
+    for name in (*tracking.VARIANTS, tracking.CRITIC):
+      value = (r.get(name, 0.6) if row["step"] > 10 else -1.0) + NOISE * rng.normal()
+      numbers = {"mae": 1 - value, "pearson": value, "variance_reduction": value**3}
+      row |= {f"shadow/{tracking.slug(name)}/{key}": x for key, x in numbers.items()}
+  return made
+
+
+@pytest.mark.parametrize(
+  "r, end, expected",
+  (
+    ({}, 0.7, [True, True, True]),
+    ({"probe": 0.4}, 0.3, [False, False, True]),
+    ({"probe": -0.3, "critic": -0.25}, 0.61, [None, None, False]),
+  ),
+)
+def test_a_probe_that_falls_behind_is_found(r, end, expected):
+  rng = np.random.default_rng(3)
+  held_out = {
+    step: [{"MAE": 0.2, "r": x + 0.02 * rng.normal(), "ceiling": 0.9} for _ in SEEDS]
+    for step, x in ((20, 0.7), (60, end))
+  }
+  outcome = tracking.outcome([shadowed(seed, r) for seed in SEEDS], held_out)
+  assert outcomes(outcome) == expected
+  assert "| refitted every 16 steps |" in next(iter(outcome.tables.values()))
+
+
+def noise(seed, ratio, poise=0.8, dapo=1.5, formula=1.0):
+  """Results of experiments.gradients in which 8 answers a prompt have `ratio` times the variance."""
+  rng = np.random.default_rng(seed)
+  measured = {str(m): 1 + (ratio - 1) * (m - 1) / 7 + NOISE * rng.normal() for m in (1, 2, 4, 8)}
+  left = {"poise, n = 2": poise, "rloo, n = 2": 1.0, "dapo, n = 8": dapo, "fixed": 0.7}
+  baselines = {
+    name: dict.fromkeys(diversity.KINDS, x * (1 + NOISE * rng.normal())) for name, x in left.items()
+  }
+  predicted = {m: x * (formula if m == "8" else 1.0) for m, x in measured.items()}
+  return {"measured": measured, "formula": predicted, "baselines": baselines}
+
+
+def test_the_variance_of_few_prompts_is_found():
+  def outcome(**options):
+    policies = {p: [noise(seed, **options) for seed in SEEDS] for p in diversity.POLICIES}
+    return diversity.outcome(policies)
+
+  assert outcomes(outcome(ratio=1.8)) == [True] * 4
+  other = outcome(ratio=1.0, poise=1.0, dapo=0.5, formula=1.4)
+  assert outcomes(other) == [None, False, None, False]
+  assert "| dapo, n = 8 |" in other.tables["Variance over RLOO's, n = 2"]
