@@ -1,13 +1,187 @@
-"""Bias and variance of gradients where both are known, and scores of a real policy."""
+"""Bias and variance of gradients where both are known, and the scores of a real policy."""
+
+import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import load
-from tiny_models import *  # noqa: F403 - see below
+from tiny_run import tiny
 
 from experiments import gradient_noise as noise
+from poise_jax import models
+from poise_jax.errors import UserError
+from poise_jax.estimators import ProbeConfig, group
 
 gradients = load("gradients")
-P, N, S = 400, 8, 12
+P, N, S = 2000, 8, 12
+WITHIN, BETWEEN = 3.0, 0.5  # total variances
+
+
+@pytest.fixture(scope="module")
+def answers():
+  """Gradients of answers with known components around a known mean."""
+  rng = np.random.default_rng(0)
+  mean = np.linspace(-0.2, 0.2, S)
+  prompts = rng.normal(0, np.sqrt(BETWEEN / S), (P, 1, S))
+  return mean + prompts + rng.normal(0, np.sqrt(WITHIN / S), (P, N, S))
+
+
+def test_products_of_means_are_free_of_noise(answers):
+  mean = np.linspace(-0.2, 0.2, S)
+  rows = answers.mean(1)
+  np.testing.assert_allclose(noise.product(rows, rows), mean @ mean, atol=0.02)
+  drawn = [noise.product(x, x) for x in np.random.default_rng(1).normal(size=(400, 5, S))]
+  assert abs(np.mean(drawn)) < 0.15  # negative as often as positive; S / 5 = 2.4 without it
+
+
+def test_components_and_the_formula(answers):
+  within, between = noise.components(answers)
+  np.testing.assert_allclose([within, between], [WITHIN, BETWEEN], rtol=0.05)
+  for m in (1, 2, 4, 8):
+    measured = noise.measured_variance(answers, batch=64, m=m)
+    expected = (WITHIN + m * BETWEEN) / 64
+    np.testing.assert_allclose(measured, expected, rtol=0.08)
+    np.testing.assert_allclose(
+      noise.predicted_variance(within, between, 64, m), expected, rtol=0.05
+    )
+
+
+@pytest.fixture(scope="module")
+def policy():
+  """Scores and rewards of a policy with one parameter per direction: answers right with p."""
+  rng = np.random.default_rng(2)
+  p = rng.uniform(0.1, 0.9, (P, 1))
+  rewards = (rng.random((P, N)) < p).astype(np.float64)
+  direction = np.abs(rng.normal(size=(P, 1, S)))
+  return (rewards - p)[..., None] * direction, rewards, p
+
+
+def test_a_baseline_that_depends_on_its_answer_is_biased(policy):
+  scores, rewards, p = policy
+  gradient = noise.of_prompts(scores, rewards - p)
+  own = 0.5 * p + 0.3 * rewards  # its bias is -0.3 times the gradient
+  np.testing.assert_allclose(noise.squared_bias(scores, own, gradient), 0.09, rtol=0.05)
+  for unbiased in (np.broadcast_to(p, rewards.shape), rewards[:, ::-1]):
+    assert abs(noise.squared_bias(scores, unbiased, gradient)) < 0.005
+
+
+def test_a_better_baseline_leaves_less_variance_and_scale_does_not_matter(policy):
+  scores, rewards, p = policy
+  gradient = noise.of_prompts(scores, rewards - p)
+  rloo = rewards - rewards.reshape(P, -1, 2)[..., ::-1].reshape(P, N)
+
+  def left(advantages, m, kept=None):
+    return noise.under_baseline(scores, advantages, m, gradient, 64, kept)
+
+  ideal, worse = left(rewards - p, 1), left(rloo, 2)
+  assert ideal["variance"] < 0.8 * worse["variance"] and ideal["adam"] < 0.8 * worse["adam"]
+  assert ideal["kept"] == 1 and ideal["per sampled"] == ideal["variance"]
+  scaled = left(3 * rloo, 2)
+  np.testing.assert_allclose(scaled["variance"], worse["variance"], rtol=1e-6)
+  np.testing.assert_allclose(scaled["adam"], worse["adam"], rtol=1e-6)
+  dapo = left(np.asarray(group.grpo(rewards)), N, rewards)
+  mixed = np.mean(rewards.std(1) > 0)
+  np.testing.assert_allclose(dapo["kept"], mixed)
+  np.testing.assert_allclose(dapo["per sampled"], dapo["variance"] / mixed)
+
+
+def test_the_proxy_is_adams():
+  rng = np.random.default_rng(4)
+  steps = rng.normal(0.3, 1, (7, S))
+  mean, square = np.zeros(S), np.zeros(S)
+  for g in steps:
+    mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
+  mean, square = mean / (1 - 0.9**7), square / (1 - 0.999**7)
+  np.testing.assert_allclose(noise.adam_proxy(steps), (square - mean**2).sum())
+  np.testing.assert_allclose(noise.adam_proxy(np.ones((5, S))), 0, atol=1e-9)
+
+
+def test_sketches_keep_inner_products():
+  rng = np.random.default_rng(5)
+  a, b = ({"x": rng.normal(size=(30, 40)), "y": rng.normal(size=77)} for _ in range(2))
+  b = {name: a[name] + 0.5 * b[name] for name in a}
+  dense = [np.asarray(gradients.sketch(tree, 5000)) for tree in (a, b)]
+  exact = sum((a[name] * b[name]).sum() for name in a)
+  np.testing.assert_allclose(dense[0] @ dense[1], exact, rtol=1e-4)
+  sketched = [np.asarray(gradients.sketch(tree, 509)) for tree in (a, b)]
+  assert sketched[0].shape == (509,)
+  np.testing.assert_allclose(sketched[0] @ sketched[1], exact, rtol=0.15)
+
+
+def test_scores_are_gradients_of_log_probabilities():
+  """Against autodiff of the plain forward pass, with padding on both sides."""
+  model = models.ModelConfig("qwen3", 11, 16, 24, 2, 2, 1, 8, qk_norm=True)
+  params = models.init(model, jax.random.key(0))
+  prompt = jnp.array([0, 0, 3, 5]), jnp.array([False, False, True, True])
+  tokens = jnp.array([[4, 9, 2, 0, 0], [7, 1, 1, 6, 2]])
+  mask = jnp.array([[1, 1, 1, 0, 0], [1] * 5], bool)
+  size = sum(x.size for x in jax.tree.leaves(params))
+  found = np.asarray(gradients.scores(model, params, prompt, (tokens, mask), 0.7, size))
+  for row, (response, length) in zip(found, ((tokens[0], 3), (tokens[1], 5)), strict=True):
+    sequence = jnp.concatenate([prompt[0][2:], response[:length]])[None]
+
+    def logprob(params, sequence=sequence, length=length):
+      logits = models.forward(model, params, sequence, sequence >= 0).logits[0, 1:-1] / 0.7
+      chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), sequence[0, 2:, None], 1)
+      return chosen.sum()
+
+    expected = jnp.concatenate([x.ravel() for x in jax.tree.leaves(jax.grad(logprob)(params))])
+    np.testing.assert_allclose(row, expected, atol=2e-5)
+
+
+def set_flags(monkeypatch, **values):
+  for name, value in values.items():
+    monkeypatch.setattr(gradients, name, types.SimpleNamespace(value=value))
+
+
+def test_the_command_samples_once_and_writes_its_results(monkeypatch, tmp_path):
+  set_flags(monkeypatch, PROMPTS=8, SAMPLES=4, BATCH=4, SIZE=64)
+  config = tiny(warm_start__steps=0, probe__pca_prompt=2, probe__pca_response=2)
+  gradients.measure(config, str(tmp_path / "out"))
+  found = json.loads((tmp_path / "out" / "results.json").read_text())
+  assert found["prompts"] == 8 and set(found["measured"]) == set(found["formula"]) == {
+    "1",
+    "2",
+    "4",
+  }
+  assert {"own rollout", "poise", "rloo"} <= set(found["squared bias"])
+  assert {"poise, n = 2", "dapo, n = 4"} <= set(found["baselines"])
+  data = np.load(tmp_path / "out" / "scores.npz")
+  assert data["rewards"].shape == (8, 8) and data["scores"].shape == (8, 4, 64)
+  assert np.isfinite(data["scores"]).all() and np.abs(data["scores"]).sum() > 0
+  monkeypatch.setattr(gradients, "sample", None)  # must not be called
+  gradients.measure(config, str(tmp_path / "out"))
+
+
+def test_the_own_rollouts_probe_is_biased_and_the_siblings_is_not(policy):
+  """Features with the value and the answer's own reward, as those of a real response."""
+  scores, rewards, p = policy
+  rng = np.random.default_rng(6)
+  twice = np.concatenate([rewards[:, ::-1], rewards], 1)  # the first half is for the fixed baseline
+  features = rng.normal(0, 0.2, (P, 2 * N, 7)).astype(np.float32)
+  features[..., :2] = p[..., None]
+  features[..., 2:4] += (p + 0.5 * twice)[..., None]
+  found = gradients.analyse(twice, features, scores, ProbeConfig(alpha=1.0), batch=64)
+  bias = found["squared bias"]
+  assert bias["own rollout"] > 0.01 > 3 * abs(bias["poise"])
+  assert abs(bias["prompt only"]) < 0.003
+  left = {name: x["variance"] for name, x in found["baselines"].items()}
+  assert left["poise, n = 2"] < left["rloo, n = 2"]
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  (
+    (dict(PROMPTS=8, SAMPLES=3, BATCH=4), "--samples=3 must be even"),
+    (dict(PROMPTS=8, SAMPLES=4, BATCH=5), "--batch=5 must be at least 2 and at most half"),
+    (dict(PROMPTS=900, SAMPLES=4, BATCH=5), "--prompts=900 must not exceed"),
+    (dict(PROMPTS=8, SAMPLES=4, BATCH=4, SIZE=0), "--size=0 must be at least 1"),
+  ),
+)
+def test_sizes_that_cannot_work(monkeypatch, flags, message):
+  set_flags(monkeypatch, **{"SIZE": 9, **flags})
+  with pytest.raises(UserError, match=message):
+    gradients.measure(tiny(warm_start__steps=0), "unused")

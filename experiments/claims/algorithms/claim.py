@@ -112,19 +112,18 @@ def to_reach(curves: Curves, arm: str, other: str) -> Interval:
   seed is noisy. Infinite if the mean curve never reaches the level.
   """
 
-  def mean_curve(name, indices):
-    chosen = [curves[name][i] for i in indices]
-    x = np.linspace(0.0, min(x[-1] for x, _ in chosen), 200)
-    return x, np.mean([np.interp(x, *curve) for curve in chosen], axis=0)
+  grids = {}
+  for name in (arm, other):
+    x = np.linspace(0.0, min(x[-1] for x, _ in curves[name]), 200)
+    grids[name] = x, np.array([np.interp(x, *curve) for curve in curves[name]])
+  ends = np.array([y[-FINAL:].mean() for _, y in curves[other]])
 
   def statistic(indices):
-    final = np.mean([curves[other][i][1][-FINAL:].mean() for i in indices])
-    x, y = mean_curve(other, indices)
-    level = min(final, y.max())
-    if level <= y[0]:
+    (x, y), (other_x, other_y) = ((x, ys[indices].mean(0)) for x, ys in grids.values())
+    level = min(ends[indices].mean(), other_y.max())
+    if level <= other_y[0]:
       return np.nan  # it learned nothing that could be reached
-    reached = intervals.crossing(*mean_curve(arm, indices), level)
-    return reached / intervals.crossing(x, y, level)
+    return intervals.crossing(x, y, level) / intervals.crossing(other_x, other_y, level)
 
   return intervals.bootstrap(statistic, len(curves[arm]))
 
@@ -147,7 +146,11 @@ def outcome(runs: Mapping[str, Sequence[Run]], curves: Mapping[str, Curves]) -> 
   final = {arm: [final_accuracy(run) for run in members] for arm, members in runs.items()}
   equal = {axis: at_equal(curves[axis]) for axis in AXES}
   against = {arm: intervals.difference(final[arm], final["dapo"]) for arm in runs}
-  reached = {arm: {axis: to_reach(curves[axis], arm, "dapo") for axis in AXES} for arm in runs}
+  reached = {
+    arm: {axis: to_reach(curves[axis], arm, "dapo") for axis in AXES}
+    for arm in runs
+    if arm != "dapo"
+  }
   rows = [
     [
       arm,

@@ -12,10 +12,10 @@ from experiments.claims import report, runner
 from experiments.claims.algorithms import claim as algorithms
 from experiments.claims.claim import Check
 from experiments.claims.cross_rollout import claim as cross_rollout
-from experiments.claims.intervals import Interval
-from experiments.claims.lab import Lab
 from experiments.claims.detection import claim as detection
 from experiments.claims.diversity import claim as diversity
+from experiments.claims.intervals import Interval
+from experiments.claims.lab import Lab
 from experiments.claims.signal import claim as signal
 from experiments.claims.tracking import claim as tracking
 from experiments.claims.value_estimation import claim as value_estimation
@@ -302,7 +302,7 @@ def test_an_interval_that_reaches_a_threshold_tells_nothing():
 
 
 def collected(arm, seed, unused, skipped=None):
-  """A log in which a share of the sampled tokens is in vain, and sampling takes half of the time."""
+  """A log in which a share of the sampled tokens is in vain; sampling takes half of the time."""
   made = run(arm, seed, 0.3)
   rng = np.random.default_rng(seed)
   for row in made.rows[1:]:
@@ -363,7 +363,7 @@ def test_a_probe_that_falls_behind_is_found(r, end, expected):
 
 
 def noise(seed, ratio, poise=0.8, dapo=1.5, formula=1.0):
-  """Results of experiments.gradients in which 8 answers a prompt have `ratio` times the variance."""
+  """Results of experiments.gradients: 8 answers a prompt have `ratio` times the variance."""
   rng = np.random.default_rng(seed)
   measured = {str(m): 1 + (ratio - 1) * (m - 1) / 7 + NOISE * rng.normal() for m in (1, 2, 4, 8)}
   left = {"poise, n = 2": poise, "rloo, n = 2": 1.0, "dapo, n = 8": dapo, "fixed": 0.7}

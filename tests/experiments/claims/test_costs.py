@@ -1,0 +1,72 @@
+"""FLOPs of a run from its log."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from experiments.claims import costs
+from poise_jax import models
+from poise_jax.planning import flops
+from poise_jax.reports.run_log import Run
+
+MODEL = models.ModelConfig("qwen3", 30, 16, 24, 2, 2, 1, 8)
+PROBE = {"buffer_rows": 100, "pca_prompt": 4, "pca_response": 0, "bootstrap_steps": 2}
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+  """A function that makes the log of a run whose prompts have 6 tokens on average."""
+  rows = [{"step": 1, "question": q, "reward": 0.0} for q in ("1+1", "12+34")]
+  (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  tokenizer = types.SimpleNamespace(encode=list)
+  monkeypatch.setattr(models, "load_tokenizer", lambda source: tokenizer)
+  monkeypatch.setattr(models, "read_config", lambda source: MODEL)
+
+  def make(estimator, n, steps=1, minibatch=8, **row):
+    config = {
+      "estimator": estimator,
+      "rollouts": 16,
+      "rollout": {"n": n},
+      "train": {"minibatch_size": minibatch, "old_logprobs": "recompute"},
+      "probe": PROBE,
+      "model": {"source": "x"},
+      "task": {"template": "{question} :"},
+    }
+    common = {"collect/generated": 16, "collect/tokens": 160.0, "rollout/length": 10.0, **row}
+    rows = [{"step": 0}, *({"step": step, **common} for step in range(1, steps + 1))]
+    return Run(tmp_path, config, rows, [])
+
+  return make
+
+
+def test_a_step_by_hand(log):
+  (start, found) = costs.cumulative(log("rloo", 2))
+  update = 8 * flops.training_flops(MODEL, 6, 2, 10)
+  sampling = 8 * flops.sampling_flops(MODEL, 6, 2, 10)
+  assert start == 0
+  np.testing.assert_allclose(found, sampling + update * 4 / 3)
+  (_, found) = costs.cumulative(log("rloo", 2, minibatch=16))  # no old log-probs to recompute
+  np.testing.assert_allclose(found, sampling + update)
+
+
+def test_what_each_baseline_adds(log):
+  total = {name: costs.cumulative(log(name, n))[-1] for name, n in (("ppo", 1), ("sppo", 1))}
+  plain = costs.cumulative(log("spo", 1))[-1]
+  update = 16 * flops.training_flops(MODEL, 6, 1, 10)
+  np.testing.assert_allclose(total["ppo"] - plain, update * 4 / 3)
+  np.testing.assert_allclose(total["sppo"] - plain, 64 * flops.forward_flops(MODEL, 6, 0))
+  poise, rloo = (costs.cumulative(log(name, 2, steps=3)) for name in ("poise", "rloo"))
+  fit = 2 * 100 * 16 * 20 + 2 * 100 * (3 + 4 + 16) ** 2
+  np.testing.assert_allclose(poise - rloo, [0, 0, fit, 2 * fit])  # from the bootstrap's end
+
+
+def test_what_is_sampled_in_vain_costs_and_is_not_trained_on(log):
+  plain = costs.cumulative(log("grpo", 8))[-1]
+  more = {"collect/generated": 48, "collect/tokens": 480.0}
+  wasted = costs.cumulative(log("grpo", 8, **more))[-1]
+  np.testing.assert_allclose(wasted - plain, 4 * flops.sampling_flops(MODEL, 6, 8, 10))
+  half = costs.cumulative(log("grpo", 8, **{"collect/groups": 1}))[-1]
+  update = flops.training_flops(MODEL, 6, 8, 10)
+  np.testing.assert_allclose(plain - half, update * 4 / 3)
