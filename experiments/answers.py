@@ -33,6 +33,8 @@ def sampled(
 ) -> Iterator[Experience]:
   """Samples and judges answers to the first training prompts, a batch of a step's size at a time.
 
+  Rewards are those of training, without a KL penalty.
+
   Args:
     experiment: what to sample with.
     params: the policy in the training layout.
@@ -45,9 +47,13 @@ def sampled(
   from poise_jax.training import step
   from poise_jax.verifiers.pool import Pool
 
-  options = dataclasses.replace(experiment.rollout, n=samples)
-  experiment = dataclasses.replace(experiment, rollout=options)
-  decoding, size = experiment.sampling_params(params), experiment.groups
+  experiment = dataclasses.replace(
+    experiment,
+    rollout=dataclasses.replace(experiment.rollout, n=samples),
+    reward=dataclasses.replace(experiment.reward, kl_coef=0.0),  # there is no reference policy
+    estimator=experiment.estimator._replace(reference_n=0),
+  )
+  decoding, size = experiment.sampling_params(params), max(experiment.groups, 1)
   key, count = jax.random.key(experiment.config.seed), len(experiment.task.train)
   with Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool:
     judge = Judge(pool, experiment.verifier)

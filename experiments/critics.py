@@ -15,8 +15,9 @@ from poise_jax.estimators import CriticConfig, EstimatorContext
 from poise_jax.training.build import Experiment
 from poise_jax.types import Experience, Prompts, Rollouts
 
-NAMES = ("sppo", "ppo")  # a critic of the prompt alone, and one of each token
-EPOCHS = 8  # the best of them counts
+# A critic of the prompt alone, whose pass is cheap, and one of each token -> passes over the
+# answers, of which the best counts.
+PASSES = {"sppo": 16, "ppo": 4}
 RATES = (1.0, 0.1)  # multiples of critic.learning_rate, of which the best counts
 HELD_OUT = 8  # one of so many prompts is held out to choose them
 Arrays = Mapping[str, np.ndarray]
@@ -78,7 +79,7 @@ def learn(
     experiment: model, options and mesh.
     params: the policy, from which the critic starts.
     arrays: of probe_ablation.sample.
-    name: one of NAMES.
+    name: one of PASSES.
 
   Returns:
     Predictions, and the cost of one pass: "seconds", "bytes".
@@ -90,7 +91,7 @@ def learn(
   for factor in RATES:
     learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
     state = learner.estimator.init(params)
-    for _ in range(EPOCHS):
+    for _ in range(PASSES[name]):
       begin = time.perf_counter()
       state = learner.epoch(state, ids[~kept], params)
       spent["seconds"] = min(time.perf_counter() - begin, spent.get("seconds", np.inf))

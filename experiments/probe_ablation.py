@@ -269,7 +269,7 @@ def _critics(experiment, arrays, features, config):
   costs = {"probe": critics.cost(lambda: fit(rewards[:half], features[:half], config))}
   costs["probe"]["bytes"] += features[:half].nbytes  # the buffer
   rows, params = {}, answers.params_of(experiment)
-  for name in critics.NAMES:
+  for name in critics.PASSES:
     rows[CRITIC.format(name)], costs[name] = critics.learn(experiment, params, arrays, name)
   return rows, costs
 

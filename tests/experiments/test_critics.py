@@ -38,9 +38,9 @@ def arrays(experiment, rewards):
   }
 
 
-@pytest.mark.parametrize("name", critics.NAMES)
+@pytest.mark.parametrize("name", critics.PASSES)
 def test_a_critic_finds_which_prompts_are_easy(experiment, name, monkeypatch):
-  monkeypatch.setattr(critics, "EPOCHS", 20)
+  monkeypatch.setitem(critics.PASSES, name, 20)
   params = models.init(experiment.model, jax.random.key(0))
   data = arrays(experiment, lambda kind, rng: np.repeat(kind[:, None], N, 1))
   with jax.set_mesh(experiment.mesh):
