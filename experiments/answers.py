@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from poise_jax.errors import UserError
@@ -59,7 +60,7 @@ def sampled(
     judge = Judge(pool, experiment.verifier)
     for number, start in enumerate(track(range(0, prompts, size), description="sampling")):
       sampling = step.Sampling(experiment, judge, decoding, params, (), key, number, step.Clock())
-      yield sampling([i % count for i in range(start, start + size)], 0)
+      yield sampling(np.arange(start, start + size) % count, 0)
 
 
 def params_of(experiment: Experiment) -> PyTree[Array]:

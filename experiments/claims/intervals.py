@@ -8,6 +8,7 @@ samples the width is about that of Student's t interval. For 5 seeds it covers a
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -52,6 +53,7 @@ class Interval:
     return {name: x if np.isfinite(x) else None for name, x in fields.items()}
 
 
+@functools.cache
 def draws(count: int) -> Int[np.ndarray, "resamples count"]:
   """Resamples of `count` seeds with replacement: all that exist if they are few."""
   if count**count <= RESAMPLES:
@@ -73,19 +75,23 @@ def bootstrap(statistic: Callable[[Int[np.ndarray, " count"]], float], count: in
       as the highest.
     count: number of seeds, at least 1.
   """
-  value = float(statistic(np.arange(count)))
+  resampled = [statistic(indices) for indices in draws(count)] if count > 1 else []
+  return _interval(float(statistic(np.arange(count))), resampled, count)
+
+
+def _interval(value, resampled, count) -> Interval:
+  """The interval around a value from those of the resamples."""
   if count < 2:
     return Interval(value, np.nan, np.nan, count)
-  values = np.sort([statistic(indices) for indices in draws(count)])
   # An order statistic on either side: no mean of an infinite and a finite number.
-  place = int(np.floor(tail(count) * len(values)))
-  return Interval(value, float(values[place]), float(values[-1 - place]), count)
+  ordered, place = np.sort(resampled), int(np.floor(tail(count) * len(resampled)))
+  return Interval(value, float(ordered[place]), float(ordered[-1 - place]), count)
 
 
 def mean(values: Sequence[float]) -> Interval:
   """The interval of the mean over seeds."""
   values = np.asarray(values, np.float64)
-  return bootstrap(lambda indices: values[indices].mean(), len(values))
+  return _interval(float(values.mean()), values[draws(len(values))].mean(1), len(values))
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
@@ -95,8 +101,9 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
   """The interval of mean(a) / mean(b), where a[i] and b[i] are of the same seed."""
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  return bootstrap(lambda indices: a[indices].mean() / b[indices].mean(), len(a))
+  (a, b), drawn = (np.asarray(x, np.float64) for x in (a, b)), draws(len(a))
+  ratios = a[drawn].mean(1) / b[drawn].mean(1)
+  return _interval(float(a.mean() / b.mean()), ratios, len(a))
 
 
 def crossing(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], level: float) -> float:

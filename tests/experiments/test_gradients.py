@@ -157,16 +157,17 @@ def test_the_command_samples_once_and_writes_its_results(monkeypatch, tmp_path):
 
 
 def test_the_own_rollouts_probe_is_biased_and_the_siblings_is_not(policy):
-  """Features with the value and the answer's own reward, as those of a real response."""
+  """Features with a noisy value and the answer's own reward, as those of a real response: the probe
+  reads the response to know the value better, and so reads the reward, too."""
   scores, rewards, p = policy
   rng = np.random.default_rng(6)
   twice = np.concatenate([rewards[:, ::-1], rewards], 1)  # the first half is for the fixed baseline
   features = rng.normal(0, 0.2, (P, 2 * N, 7)).astype(np.float32)
-  features[..., :2] = p[..., None]
+  features[..., :2] = p[..., None] + rng.normal(0, 0.3, (P, 1, 2))
   features[..., 2:4] += (p + 0.5 * twice)[..., None]
   found = gradients.analyse(twice, features, scores, ProbeConfig(alpha=1.0), batch=64)
   bias = found["squared bias"]
-  assert bias["own rollout"] > 0.01 > 3 * abs(bias["poise"])
+  assert bias["own rollout"] > 0.004 > 4 * abs(bias["poise"])
   assert abs(bias["prompt only"]) < 0.003
   left = {name: x["variance"] for name, x in found["baselines"].items()}
   assert left["poise, n = 2"] < left["rloo, n = 2"]
