@@ -83,13 +83,13 @@ def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
   """Samples answers, and writes rewards [P, 2n], features [P, 2n, F] and scores [P, n, S]."""
   n, parts = SAMPLES.value, []
   for experience in answers.sampled(experiment, params, prompts, 2 * n):
-    rollouts = experience.rollouts
-    lengths = np.asarray(rollouts.mask[:, n:].sum(-1).max(-1))
-    made = []
-    for p, length in enumerate(lengths):
-      width = min(-(-int(length) // WIDTH) * WIDTH, rollouts.tokens.shape[-1])
-      prompt = rollouts.prompts.tokens[p], rollouts.prompts.mask[p]
-      response = tuple(x[p, n:, :width] for x in (rollouts.tokens, rollouts.mask))
+    rollouts, made = experience.rollouts, []
+    asked = [np.asarray(x) for x in (rollouts.prompts.tokens, rollouts.prompts.mask)]
+    answered = [np.asarray(x)[:, n:] for x in (rollouts.tokens, rollouts.mask)]
+    for p, length in enumerate(answered[1].sum(-1).max(-1)):
+      width = min(-(-int(length) // WIDTH) * WIDTH, answered[0].shape[-1])
+      prompt = tuple(x[p] for x in asked)
+      response = tuple(x[p, :, :width] for x in answered)
       temperature = experiment.update.temperature
       made.append(scores(experiment.model, params, prompt, response, temperature, SIZE.value))
     arrays = experience.rewards, rollouts.features, jnp.stack(made)
