@@ -23,6 +23,11 @@ def product(a: Vectors, b: Vectors) -> float:
   return (together - float((a * b).sum(dtype=np.float64))) / (count * (count - 1))
 
 
+def share(a: float, b: float) -> float:
+  """a / b; NaN where b is 0, as where all rewards are equal."""
+  return a / b if b else float("nan")
+
+
 def of_prompts(scores: Float[np.ndarray, "P n S"], advantages: Float[np.ndarray, "P n"]) -> Vectors:
   """Each prompt's mean gradient."""
   return np.einsum("pn,pns->ps", advantages, scores) / scores.shape[1]
@@ -44,7 +49,7 @@ def squared_bias(
     gradient: each prompt's gradient under a baseline without bias.
   """
   bias = of_prompts(scores, baselines)
-  return product(bias, bias) / product(gradient, gradient)
+  return share(product(bias, bias), product(gradient, gradient))
 
 
 def components(gradients: Float[np.ndarray, "P n S"]) -> tuple[float, float]:
@@ -141,8 +146,10 @@ def under_baseline(
   if rewards is not None:
     kept = statistics.mixed(rewards.reshape(-1, m)).reshape(kept.shape)
   weights = kept / max(kept.mean(), 1e-12)  # the mean over kept groups
+  if kept.sum() < 2:
+    return {"variance": np.nan, "per sampled": np.nan, "adam": np.nan, "kept": float(kept.mean())}
   means = (groups * weights[..., None]).mean(1)
-  scale = product(gradient, means) / product(means, means)
+  scale = share(product(gradient, means), product(means, means))
   chosen = groups[kept]
   variance = float(chosen.var(0, ddof=1, dtype=np.float64).sum()) * scale**2 * m
   count = max(batch // m, 1)

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import answers, cli, gradient_noise
 from experiments import train as command
+from poise_jax import files
 from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, group, probe
 from poise_jax.learner.logprobs import token_logprobs
@@ -201,7 +202,7 @@ def measure(config: ConfigDict, folder: str):
     data = np.load(path)
     probe_config = ProbeConfig(**config.probe)
     found = analyse(data["rewards"], data["features"], data["scores"], probe_config, batch)
-  text = json.dumps({**sizes, **found, "provenance": provenance()}, indent=2)
+  text = json.dumps({**sizes, **files.known(found), "provenance": provenance()}, indent=2)
   (folder / "results.json").write_text(text + "\n")
   print(text)
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -83,6 +84,15 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
   """'a.b: 1 -> 2' for every leaf in which two JSON trees differ."""
   a, b = flat(before), flat(after)
   return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def known(tree: Any) -> Any:
+  """A JSON tree with None for numbers that are not finite, which JSON does not have."""
+  if isinstance(tree, dict):
+    return {name: known(sub) for name, sub in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [known(sub) for sub in tree]
+  return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

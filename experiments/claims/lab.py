@@ -188,6 +188,16 @@ class Lab:
     """The results.json of a unit."""
     return json.loads((self.path(name) / "results.json").read_text())
 
+  def gradient_results(self, policy: str, seed: int) -> dict:
+    """The results of `gradients`; NaN for numbers that are unknown."""
+
+    def numbers(tree):
+      if isinstance(tree, dict):
+        return {name: numbers(sub) for name, sub in tree.items() if name != "provenance"}
+      return np.nan if tree is None else tree
+
+    return numbers(self.results(self.gradients(policy, seed).name))
+
   def read(self, arm: Arm, seed: int, folder: str = "runs") -> Run:
     """The log of a finished run."""
     return run_log.read(self.path(run_name(arm, seed, folder)))

@@ -54,7 +54,7 @@ def write(
       for c in outcome.checks
     ],
     **about,
-    "numbers": outcome.numbers,
+    "numbers": files.known(outcome.numbers),
   }
   text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
   files.write_whole(folder / "metrics.json", text + "\n")

@@ -11,7 +11,7 @@ from commands import load
 from tiny_run import tiny
 
 from experiments import gradient_noise as noise
-from poise_jax import models
+from poise_jax import files, models
 from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, group
 
@@ -186,3 +186,13 @@ def test_sizes_that_cannot_work(monkeypatch, flags, message):
   set_flags(monkeypatch, **{"SIZE": 9, **flags})
   with pytest.raises(UserError, match=message):
     gradients.measure(tiny(warm_start__steps=0), "unused")
+
+
+def test_where_all_rewards_are_equal_the_numbers_are_unknown():
+  scores, features = np.ones((8, 4, 3)), np.zeros((8, 8, 7), np.float32)
+  found = gradients.analyse(np.zeros((8, 8)), features, scores, ProbeConfig(alpha=1.0), batch=4)
+  assert found["squared gradient"] == found["within"] == 0
+  assert np.isnan(found["squared bias"]["rloo"])
+  assert found["baselines"]["dapo, n = 4"]["kept"] == 0
+  assert np.isnan(found["baselines"]["dapo, n = 4"]["variance"])
+  json.dumps(files.known(found), allow_nan=False)

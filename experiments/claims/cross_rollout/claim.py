@@ -36,10 +36,7 @@ def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
   """Accuracy of the arms, and bias of the gradients."""
   runs = {arm.name: [lab.read(arm, seed) for seed in seeds] for arm in ARMS}
   biases = {
-    title: [
-      lab.results(lab.gradients(policy.format(seed=seed), seed).name)["squared bias"]
-      for seed in seeds
-    ]
+    title: [lab.gradient_results(policy.format(seed=seed), seed)["squared bias"] for seed in seeds]
     for title, policy in POLICIES.items()
   }
   return outcome(runs, biases)

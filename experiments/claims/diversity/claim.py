@@ -10,6 +10,7 @@ from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.cross_rollout.claim import POISE, POLICIES
 from experiments.claims.lab import Lab
 from experiments.claims.runner import Unit
+from experiments.gradient_noise import share
 from poise_jax.reports import markdown, svg
 from poise_jax.reports.svg import Line
 
@@ -32,7 +33,7 @@ def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
   """Variances, measured and by the formula."""
   return outcome(
     {
-      title: [lab.results(lab.gradients(policy.format(seed=s), s).name) for s in seeds]
+      title: [lab.gradient_results(policy.format(seed=s), s) for s in seeds]
       for title, policy in POLICIES.items()
     }
   )
@@ -40,7 +41,7 @@ def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
 
 def over_single(results: Sequence[Mapping], part: str, m: str) -> list[float]:
   """The variance with m answers a prompt over that with one, of each seed."""
-  return [result[part][m] / result[part]["1"] for result in results]
+  return [share(result[part][m], result[part]["1"]) for result in results]
 
 
 def outcome(results: Results) -> Outcome:
@@ -48,7 +49,7 @@ def outcome(results: Results) -> Outcome:
   first, *_ = results.values()
   sizes = list(first[0]["measured"])
   largest = sizes[-1]
-  off = np.array([result["measured"][largest] / result["formula"][largest] for result in first])
+  off = np.array([share(x["measured"][largest], x["formula"][largest]) for x in first])
   deviation = intervals.bootstrap(lambda seeds: abs(off[seeds].mean() - 1), len(off))
   names = list(first[0]["baselines"])
   dapo = next(name for name in names if name.startswith("dapo"))
@@ -116,12 +117,8 @@ def outcome(results: Results) -> Outcome:
       ),
     },
     figure=figure(results, sizes),
-    numbers={title: [_without_origin(x) for x in found] for title, found in results.items()},
+    numbers={title: list(found) for title, found in results.items()},
   )
-
-
-def _without_origin(result):
-  return {name: value for name, value in result.items() if name != "provenance"}
 
 
 def figure(results: Results, sizes: Sequence[str]) -> str:
@@ -134,7 +131,7 @@ def figure(results: Results, sizes: Sequence[str]) -> str:
       spread = None
       if len(found) > 1 and part == "measured":
         spread = np.array([(mean.high - mean.low) / 2 for mean in means])
-      lines.append(Line(part, x, np.array([mean.value for mean in means]), spread))
+      lines.append(Line(part, x, np.nan_to_num([mean.value for mean in means]), spread))
     panels.append((title, svg.curves(lines, "answers a prompt")))
   return svg.picture(panels, ["measured", "Proposition 1"], 2)
 

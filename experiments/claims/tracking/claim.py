@@ -10,6 +10,7 @@ from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.lab import Arm, Lab
 from experiments.claims.runner import Unit
 from experiments.claims.tracking.shadow import CRITIC, VARIANTS, slug
+from experiments.gradient_noise import share
 from poise_jax.evaluation.value import SINGLE
 from poise_jax.reports import comparison, markdown, svg
 from poise_jax.reports.run_log import Run
@@ -97,7 +98,7 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
     for step, seeds in held_out.items()
   ]
   first, last = min(held_out), max(held_out)
-  shares = {step: [x["r"] / x["ceiling"] for x in held_out[step]] for step in (first, last)}
+  shares = {step: [share(x["r"], x["ceiling"]) for x in held_out[step]] for step in (first, last)}
   probe = next(iter(VARIANTS))
   return Outcome(
     checks=[
