@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from experiments import answers, cli, critics
 from experiments import train as command
+from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, probe
 from poise_jax.estimators.statistics import noise_ceiling
 from poise_jax.reports import markdown
