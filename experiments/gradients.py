@@ -186,12 +186,12 @@ def measure(config: ConfigDict, folder: str):
   config = config.copy_and_resolve_references()
   prompts, n, batch = PROMPTS.value, SAMPLES.value, BATCH.value
   answers.check_numbers(prompts, n)
-  experiment = build.build(config)
-  answers.check_prompts(experiment, prompts)
   if not 2 <= batch <= prompts // 2:
     raise UserError(f"--batch={batch} must be at least 2 and at most half of --prompts={prompts}")
   if SIZE.value < 1:
     raise UserError(f"--size={SIZE.value} must be at least 1")
+  experiment = build.build(config)
+  answers.check_prompts(experiment, prompts)
   sizes = {"prompts": prompts, "samples": n, "batch": batch, "size": SIZE.value}
   folder = pathlib.Path(folder)
   workdir.open_workdir(folder, type(config)({**config, **sizes}))

@@ -24,13 +24,23 @@ def provenance() -> Start:
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": [pathlib.Path(sys.executable).name, *sys.orig_argv[1:]],
     "commit": _git("rev-parse", "HEAD"),
-    "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    "uncommitted_changes": _changed(),
     "cpu": _cpu(),
     "cpus": os.cpu_count(),
     "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
     "python": platform.python_version(),
     "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
   }
+
+
+def commit() -> str:
+  """The commit of this code, and whether files differ from it."""
+  changed = " with uncommitted changes" if _changed() else ""
+  return f"{_git('rev-parse', 'HEAD')}{changed}"
+
+
+def _changed() -> bool:
+  return bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
 def _git(*arguments: str) -> str | None:

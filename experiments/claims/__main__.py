@@ -20,9 +20,10 @@ from absl import flags
 from experiments import cli
 from experiments.claims import report, runner
 from experiments.claims.claim import Claim
-from experiments.claims.lab import Lab, seeds_of
+from experiments.claims.lab import ESTIMATES, Lab, seeds_of
 from poise_jax import files
 from poise_jax.errors import UserError, unknown_name
+from poise_jax.provenance import provenance
 
 QUICK = flags.DEFINE_bool("quick", False, "tiny runs that test the machinery, with seed 0 alone")
 SEEDS = flags.DEFINE_string("seeds", "", "seeds, if not those that the claim was planned with")
@@ -65,19 +66,23 @@ def results(claim: Claim, workdir: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(shutil.copy(page, copy))
 
 
-def write(claim: Claim, lab: Lab, seconds: dict[str, float]) -> str:
-  """Writes the results of the finished seeds; returns the verdict in a sentence."""
-  from poise_jax.provenance import provenance  # imports jax
-
-  finished = lab.finished(runner.check(claim.units(lab)))
+def write(claim: Claim, lab: Lab, run: runner.Run) -> str:
+  """Writes the results of the finished seeds; returns where they are in a sentence."""
+  finished = lab.finished(run.units)
   if not finished:
     return f"{claim.name}: no seed is finished yet"
   outcome = claim.analyse(lab, finished)
   planned = lab.seeds if QUICK.value else claim.seeds
-  about = {"seeds": finished, "planned": planned, "seconds": seconds, "provenance": provenance()}
+  about = {
+    "seeds": finished,
+    "planned": planned,
+    "seconds": run.marks.seconds(run.units),
+    "commits": run.marks.commits(run.units),
+    "provenance": provenance(),
+  }
   page = results(claim, lab.workdir)
   report.write(claim, outcome, about, page, QUICK.value)
-  return f"{claim.name}: results are in {page}"
+  return f"{claim.name}: results of {len(finished)} of {len(planned)} seeds are in {page}"
 
 
 def earlier(claim: Claim) -> dict[str, float]:
@@ -96,12 +101,22 @@ def main(argv: list[str]):
   workdir = pathlib.Path(WORKDIR.value or default).resolve()
   places = runner.places(CORES.value, THREADS.value)
   console = rich.console.Console(highlight=False)
+
+  def run_of(units, earlier):
+    return runner.Run(units, workdir, places, earlier, console, {} if QUICK.value else ESTIMATES)
+
+  def say(text):
+    console.print(text, markup=False, soft_wrap=True)
+
   runs = []
   for claim in chosen:
     lab = lab_of(claim, workdir)
-    run = runner.Run(claim.units(lab), workdir, places, earlier(claim), console)
-    console.print(f"{claim.name}: {run.plan()}", markup=False, soft_wrap=True)
-    runs.append((claim, lab, run))
+    runs.append((claim, lab, run_of(claim.units(lab), earlier(claim))))
+    say(f"{claim.name}: {runs[-1][-1].plan()}")
+  if len(runs) > 1:  # they share some
+    units = [unit for *_, run in runs for unit in run.units]
+    together = {kind: x for *_, run in runs for kind, x in run.earlier.items()}
+    say(f"all: {run_of(units, together).plan()}")
   errors = []
   for claim, lab, run in runs:
     try:
@@ -110,9 +125,8 @@ def main(argv: list[str]):
     except UserError as error:
       errors.append(f"{claim.name}: {error}")
     finally:  # also what an interrupted run has finished
-      sentence = write(claim, lab, run.marks.seconds(run.units))
-      console.print(sentence, markup=False, soft_wrap=True)
-  write_overview(list(claims.values()), workdir)
+      say(write(claim, lab, run))
+      write_overview(list(claims.values()), workdir)
   if errors:
     raise UserError("\n".join(errors))
 
@@ -120,6 +134,7 @@ def main(argv: list[str]):
 def write_overview(claims: list[Claim], workdir: pathlib.Path):
   """Writes RESULTS.md."""
   if QUICK.value:
+    workdir.mkdir(parents=True, exist_ok=True)
     text = report.overview(claims, workdir / "claims", "claims")
     files.write_whole(workdir / "RESULTS.md", text)
   else:

@@ -76,11 +76,9 @@ def verdict(checks: Sequence[Check], finished: int, planned: int) -> str:
 
   Args:
     checks: of all hypotheses.
-    finished: seeds whose runs are all finished.
+    finished: planned seeds whose runs are all finished.
     planned: seeds that were fixed before the runs.
   """
-  if not finished:
-    return NOT_RUN
   if finished < planned:
     return UNKNOWN
   outcomes = [check.holds for check in checks]

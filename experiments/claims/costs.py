@@ -43,14 +43,16 @@ def _step(config, model, prompt, row) -> float:
   total = flops.sampling_flops(model, prompt, n, length) * generated / n
   groups = row.get("collect/groups", rollouts // n)
   update = flops.training_flops(model, prompt, n, row.get("rollout/length", 0.0)) * groups
-  total += update
-  if rollouts > config["train"]["minibatch_size"] and config["train"]["old_logprobs"] != "sampler":
+  train = config["train"]
+  total += update * train["epochs"]
+  several = rollouts > train["minibatch_size"] or train["epochs"] > 1
+  if several and train["old_logprobs"] != "sampler":
     total += update / 3  # the old policy's log-probs
   estimator = config["estimator"]
   if estimator == "ppo":  # a prediction, and an update on the same sequences
-    total += update * 4 / 3
+    total += update * (1 / 3 + train["epochs"])
   elif estimator == "sppo":
-    total += 4 * flops.forward_flops(model, prompt, 0) * groups
+    total += (1 + 3 * train["epochs"]) * flops.forward_flops(model, prompt, 0) * groups
   elif estimator.startswith("poise") and row["step"] >= config["probe"]["bootstrap_steps"]:
     total += probe_fit(config["probe"], model.hidden_size)
   return total

@@ -53,6 +53,25 @@ QUICK = {
   "train.minibatch_size": 8,
   "train.microbatch_size": 8,
 }
+# Seconds of a run with one thread until one of its kind is measured: the warm start and POISE's run
+# are those of docs/results/lab, which had two threads and fewer evaluations; the others are counted
+# from the steps that have the same work.
+ESTIMATES = {
+  "warm start": 50 * 60.0,
+  "training poise": 12 * 60.0,
+  "training poise_sibling": 12 * 60.0,
+  "training rloo": 12 * 60.0,
+  "training grpo": 12 * 60.0,
+  "training dapo": 20 * 60.0,
+  "training dapo_greso": 18 * 60.0,
+  "training ppo": 20 * 60.0,
+  "training sppo": 13 * 60.0,
+  "export": 30.0,
+  "probes": 4 * 60.0,
+  "probes and critics": 20 * 60.0,
+  "gradients": 12 * 60.0,
+  "evaluation of values": 3 * 60.0,
+}
 Fields = Mapping[str, object]
 
 

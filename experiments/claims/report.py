@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.claims.claim import NOT_RUN, Claim, Outcome, verdict
+from experiments.claims.claim import NOT_RUN, UNKNOWN, Claim, Outcome, verdict
 from poise_jax import files
 from poise_jax.errors import UserError
 from poise_jax.provenance import describe
@@ -37,20 +37,27 @@ def write(
   Args:
     claim: the claim.
     outcome: of its finished seeds.
-    about: "seeds", "planned", "seconds" by kind of unit, and "provenance".
+    about: "seeds" that are finished, "planned" ones, "seconds" by kind of unit, "commits" of the
+      runs, and the "provenance" of this report.
     page: the page to fill in; for a quick run a copy in another folder.
     quick: whether the models were tiny.
   """
   folder = page.parent / "results"
   folder.mkdir(parents=True, exist_ok=True)
-  told = verdict(outcome.checks, len(about["seeds"]), len(about["planned"]))
+  done, planned = _planned(about), len(about["planned"])
+  told = verdict(outcome.checks, done, planned)
   content = {
     "claim": claim.title,
     "source": claim.source,
     "verdict": told,
     "quick": quick,
     "checks": [
-      {"hypothesis": c.hypothesis, "source": c.source, "ours": c.ours, "outcome": c.outcome}
+      {
+        "hypothesis": c.hypothesis,
+        "source": c.source,
+        "ours": c.ours,
+        "outcome": c.outcome if done >= planned else UNKNOWN,
+      }
       for c in outcome.checks
     ],
     **about,
@@ -60,7 +67,8 @@ def write(
   files.write_whole(folder / "metrics.json", text + "\n")
   files.write_whole(folder / "figure.svg", outcome.figure)
   tables = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in outcome.tables.items())
-  origin = describe([about["provenance"]])
+  commits = f"Runs at commit {'; '.join(about['commits'])}."
+  origin = f"{describe([about['provenance']])} {commits}"
   files.write_whole(folder / "table.md", f"{tables}\n\n{origin}\n")
   sections = [
     *([QUICK] if quick else []),
@@ -87,9 +95,16 @@ def fill(page: pathlib.Path, text: str):
   files.write_whole(page, filled)
 
 
+def _planned(content: Mapping[str, Any]) -> int:
+  """How many of the planned seeds are finished; others do not replace them."""
+  return len(set(content["planned"]) & set(content["seeds"]))
+
+
 def _seeds(content: Mapping[str, Any]) -> str:
-  done, planned = len(content["seeds"]), len(content["planned"])
-  return f"{done} seeds" if done == planned else f"{done} of {planned} seeds"
+  done, planned = _planned(content), len(content["planned"])
+  others = len(content["seeds"]) - done
+  more = f" and {others} more" if others else ""
+  return f"{'' if done == planned else 'partial: '}{done} of {planned} seeds{more}"
 
 
 def _checks(content: Mapping[str, Any]) -> str:
@@ -117,7 +132,7 @@ def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
     told = content["verdict"]
     headline = content["checks"][0]
     ours = f"{headline['hypothesis']}: {headline['ours']}"
-    rows.append([name, claim.source, ours, _seeds(content).removesuffix(" seeds"), told])
+    rows.append([name, claim.source, ours, _seeds(content), told])
     sections += [f"## {claim.title}", f"**{told}**, {_seeds(content)}.", _checks(content)]
     sections.append(f"![{claim.title}]({link}/{claim.name}/results/figure.svg)")
   header = ("claim", "source", "ours, 95 % interval", "seeds", "verdict")

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import rich.console
 from rich import progress
 
-from poise_jax import files
+from poise_jax import files, provenance
 from poise_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,6 +46,20 @@ class Unit:
     return list(self.command() if callable(self.command) else self.command)
 
 
+class Running(NamedTuple):
+  """A process of a unit."""
+
+  unit: Unit
+  command: list[str]
+  process: subprocess.Popen
+  start: float
+  commit: str  # of the code that it reads
+
+  def seconds(self) -> float:
+    """Since its start."""
+    return time.monotonic() - self.start
+
+
 class Marks:
   """What is known about finished and interrupted units."""
 
@@ -58,13 +73,13 @@ class Marks:
     return self.folder / f"{unit.name}.log"
 
   def read(self, unit: Unit) -> dict:
-    """{"command", "seconds", "finished"}, or {}."""
+    """{"command", "seconds", "finished", "commit" of the newest attempt}, or {}."""
     if unit.name not in self.known:
       path = self.folder / f"{unit.name}.json"
       self.known[unit.name] = json.loads(path.read_text()) if path.exists() else {}
     return self.known[unit.name]
 
-  def write(self, unit: Unit, command: Sequence[str], seconds: float, finished: bool):
+  def write(self, unit: Unit, command: Sequence[str], seconds: float, finished: bool, commit: str):
     """Adds the seconds of an attempt."""
     path = self.folder / f"{unit.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +87,7 @@ class Marks:
     if before.get("command") == list(command):
       seconds += before["seconds"]
     content = {"command": list(command), "seconds": round(seconds, 1), "finished": finished}
+    content["commit"] = commit
     files.write_whole(path, json.dumps(content, indent=2) + "\n")
     self.known[unit.name] = content
 
@@ -84,6 +100,11 @@ class Marks:
         if mark["command"] == unit.arguments():
           done.add(unit.name)
     return done
+
+  def commits(self, units: Sequence[Unit]) -> list[str]:
+    """The commits of the finished units."""
+    marks = [self.read(unit) for unit in units]
+    return list(dict.fromkeys(mark["commit"] for mark in marks if mark.get("finished")))
 
   def seconds(self, units: Sequence[Unit]) -> dict[str, float]:
     """Mean seconds of the finished units of each kind."""
@@ -147,6 +168,7 @@ class Run:
     cores: Sequence[Sequence[int]],
     earlier: Mapping[str, float],
     console: rich.console.Console,
+    estimates: Mapping[str, float] | None = None,
   ):
     """Reads the marks.
 
@@ -156,29 +178,36 @@ class Run:
       cores: the cores of each unit that runs at the same time.
       earlier: seconds of a unit by kind, from a run elsewhere, until one here is finished.
       console: for progress.
+      estimates: seconds of a unit by kind where none was measured.
     """
+    self.estimates = estimates or {}
     self.units, self.marks = check(units), Marks(workdir)
     self.cores, self.earlier, self.console = cores, earlier, console
     self.done = self.marks.finished(self.units)
     self.failed: dict[str, str] = {}  # name -> the end of its log
-    self.running: dict[int, tuple[Unit, list[str], subprocess.Popen, float]] = {}  # by place
+    self.running: dict[int, Running] = {}  # by place
     self.lock = -1
 
   @property
   def left(self) -> str:
     """How long the unfinished units take, in words."""
-    seconds = {**self.earlier, **self.marks.seconds(self.units)}
-    total, unknown = 0.0, {}
-    now = {unit.name: time.monotonic() - start for unit, _, _, start in self.running.values()}
+    measured = {**self.earlier, **self.marks.seconds(self.units)}
+    seconds = {**self.estimates, **measured}
+    total, guessed, unknown = 0.0, {}, {}
+    now = {one.unit.name: one.seconds() for one in self.running.values()}
     for unit in self.units:
       if unit.name in self.done or unit.name in self.failed:
         continue
       if unit.kind in seconds:
         spent = self.marks.read(unit).get("seconds", 0.0) + now.get(unit.name, 0.0)
         total += max(seconds[unit.kind] - spent, 0.0)
+        if unit.kind not in measured:
+          guessed[unit.kind] = None
       else:
         unknown[unit.kind] = None
     about = f"about {duration(total / len(self.cores))} left" if total else ""
+    if guessed:
+      about += f" (none measured yet, estimated: {', '.join(guessed)})"
     if unknown:
       about += f"{' and ' if about else ''}an unknown time for: {', '.join(unknown)}"
     return about or "nothing left"
@@ -217,7 +246,7 @@ class Run:
           for line in self._collect():
             about = f"{len(self.done)}/{len(self.units)} {line}; {self.left}"
             bar.console.print(about, markup=False, highlight=False, soft_wrap=True)
-          names = ", ".join(unit.name for unit, *_ in self.running.values())
+          names = ", ".join(one.unit.name for one in self.running.values())
           bar.update(task, completed=len(self.done), description=f"{self.left}; now {names}")
       finally:
         self._stop()
@@ -233,7 +262,7 @@ class Run:
 
   def _start(self) -> bool:
     """Starts units on free cores; returns whether it started one."""
-    taken = {unit.name for unit, *_ in self.running.values()}
+    taken = {one.unit.name for one in self.running.values()}
     started = False
     for place in set(range(len(self.cores))) - self.running.keys():
       ready = (
@@ -249,7 +278,7 @@ class Run:
       started = True
     return started
 
-  def _process(self, unit, cores):
+  def _process(self, unit, cores) -> Running:
     command = unit.arguments()
     log = self.marks.log(unit)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -265,32 +294,32 @@ class Run:
         pass_fds=[self.lock],
         start_new_session=True,  # Ctrl-C reaches it once, from `_stop`
       )
-    return unit, command, process, time.monotonic()
+    return Running(unit, command, process, time.monotonic(), provenance.commit())
 
   def _collect(self) -> Iterator[str]:
     """Takes note of units that ended; yields a line for each."""
-    for place, (unit, command, process, start) in list(self.running.items()):
-      if process.poll() is None:
+    for place, one in list(self.running.items()):
+      if (code := one.process.poll()) is None:
         continue
       del self.running[place]
-      seconds = time.monotonic() - start
-      self.marks.write(unit, command, seconds, finished=process.returncode == 0)
-      if process.returncode == 0:
+      unit, seconds = one.unit, one.seconds()
+      self.marks.write(unit, one.command, seconds, code == 0, one.commit)
+      if code == 0:
         self.done.add(unit.name)
         yield f"{unit.name}: {duration(seconds)}"
       else:
         text = self.marks.log(unit).read_text(errors="replace")
-        end = " | ".join(text.strip().splitlines()[-TAIL:]) or f"exit code {process.returncode}"
+        end = " | ".join(text.strip().splitlines()[-TAIL:]) or f"exit code {code}"
         self.failed[unit.name] = end
         yield f"{unit.name} failed after {duration(seconds)}: {end}"
 
   def _stop(self):
     """Stops what still runs: runs save themselves at SIGTERM."""
-    for _, _, process, _ in self.running.values():
-      process.terminate()
-    for unit, command, process, start in self.running.values():
-      process.wait()
-      self.marks.write(unit, command, time.monotonic() - start, finished=False)
+    for one in self.running.values():
+      one.process.terminate()
+    for one in self.running.values():
+      one.process.wait()
+      self.marks.write(one.unit, one.command, one.seconds(), False, one.commit)
     self.running.clear()
 
 

@@ -15,7 +15,8 @@ PROMPTS, N = 48, 2
 
 @pytest.fixture(scope="module")
 def experiment():
-  config = tiny(warm_start__steps=0, critic__learning_rate=3e-3, rollouts=16)
+  batch = {"rollouts": 16, "train__minibatch_size": 16, "train__microbatch_size": 16}
+  config = tiny(warm_start__steps=0, critic__learning_rate=1e-2, **batch)
   return build.build(config)
 
 
@@ -40,7 +41,7 @@ def arrays(experiment, rewards):
 
 @pytest.mark.parametrize("name", critics.PASSES)
 def test_a_critic_finds_which_prompts_are_easy(experiment, name, monkeypatch):
-  monkeypatch.setitem(critics.PASSES, name, 20)
+  monkeypatch.setitem(critics.PASSES, name, 12)
   params = models.init(experiment.model, jax.random.key(0))
   data = arrays(experiment, lambda kind, rng: np.repeat(kind[:, None], N, 1))
   with jax.set_mesh(experiment.mesh):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from experiments import probe_ablation
+from experiments import critics, probe_ablation
 from poise_jax.estimators import ProbeConfig
 
 PROMPTS, N, WIDTH, LAYERS = 200, 4, 6, (3, 7)
@@ -67,8 +67,13 @@ def set_flags(monkeypatch, **values):
     monkeypatch.setattr(probe_ablation, name, types.SimpleNamespace(value=value))
 
 
-def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path):
-  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"], CRITICS=True)
+@pytest.mark.parametrize("with_critics", (False, pytest.param(True, marks=pytest.mark.slow)))
+def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path, with_critics):
+  """test_critics tests what critics learn."""
+  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"], CRITICS=with_critics)
+  monkeypatch.setattr(critics, "PASSES", dict.fromkeys(critics.PASSES, 1))
+  monkeypatch.setattr(probe_ablation, "ALPHAS", (1.0,))
+  monkeypatch.setattr(probe_ablation, "WIDTHS", ((4,),))
   changes = {"warm_start.steps": 0, "probe.pca_prompt": 2, "probe.pca_response": 2}
   config = tiny(**{name.replace(".", "__"): value for name, value in changes.items()})
   config.probe.mlp_steps = 2
@@ -76,6 +81,7 @@ def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path):
   arrays = np.load(tmp_path / "out" / "rollouts.npz")
   assert arrays["rewards"].shape == (6, 2) and arrays["features"].shape == (6, 2, 4 * 32 + 3)
   text = (tmp_path / "out" / "README.md").read_text()
+  assert with_critics == ("| critic of sppo |" in text) == ("| critic of ppo |" in text)
   assert "| layer 0 |" in text and "6 prompts x 2 answers" in text and '"commit"' in text
   (tmp_path / "out" / "README.md").unlink()
   monkeypatch.setattr(probe_ablation, "sample", None)  # must not be called

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ def command(*arguments, **options):
   return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, **options)
 
 
-MISTAKES = """
+SCRIPT = """
 import json, sys
 from absl.testing import flagsaver
 from experiments import cli
@@ -30,7 +31,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_mistakes_are_found_before_the_first_run(tmp_path):
+def test_mistakes_are_found_before_the_first_run_and_a_report_runs_nothing(tmp_path):
   there = f"--workdir={tmp_path / 'x'}"
   expected = [
     ([], "unknown claim ''"),
@@ -41,23 +42,25 @@ def test_mistakes_are_found_before_the_first_run(tmp_path):
     (["signal", "--cores=999", there], "--cores must be at most the"),
     (["signal", "--threads=0", there], "--threads must be between 1 and"),
   ]
-  arguments = json.dumps([arguments for arguments, _ in expected])
+  reported = ["all", "--quick", "--report", f"--workdir={tmp_path / 'empty'}"]
+  arguments = json.dumps([*(arguments for arguments, _ in expected), reported])
   done = subprocess.run(
-    [sys.executable, "-c", MISTAKES, arguments], cwd=ROOT, capture_output=True, text=True
+    [sys.executable, "-c", SCRIPT, arguments], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0 and not done.stderr, done.stderr
-  for (_, part), line in zip(expected, done.stdout.splitlines(), strict=True):
+  lines = done.stdout.splitlines()
+  for (_, part), line in zip(expected, lines, strict=False):
     assert line.startswith("error: ") and part in line
-  assert not list(tmp_path.iterdir())
-
-
-def test_a_report_without_runs_says_so_and_runs_nothing(tmp_path):
-  done = command("all", "--quick", "--report", f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
-  assert "signal: no seed is finished yet" in done.stdout
-  assert "detection: 4 runs, 0 of them finished; 4 to do" in done.stdout
-  text = (tmp_path / "RESULTS.md").read_text()
-  assert text.count("not run yet") == 7 and not (tmp_path / "runs").exists()
+  assert not (tmp_path / "x").exists()
+  text = "\n".join(lines[len(expected) :])
+  assert "signal: no seed is finished yet" in text
+  assert "detection: 4 runs, 0 of them finished; 4 to do" in text
+  units = int(re.search(r"^all: (\d+) runs", text, re.MULTILINE)[1])  # shared ones once
+  each = [int(count) for count in re.findall(r"^(?!all)\w+: (\d+) runs", text, re.MULTILINE)]
+  assert len(each) == 7 and max(each) < units < sum(each)
+  overview = (tmp_path / "empty" / "RESULTS.md").read_text()
+  assert overview.count("not run yet") == 7
+  assert [path.name for path in (tmp_path / "empty").iterdir()] == ["RESULTS.md"]
 
 
 @pytest.mark.slow  # about forty commands, each of which compiles a run

@@ -24,12 +24,12 @@ def log(tmp_path, monkeypatch):
   monkeypatch.setattr(models, "load_tokenizer", lambda source: tokenizer)
   monkeypatch.setattr(models, "read_config", lambda source: MODEL)
 
-  def make(estimator, n, steps=1, minibatch=8, **row):
+  def make(estimator, n, steps=1, minibatch=8, epochs=1, **row):
     config = {
       "estimator": estimator,
       "rollouts": 16,
       "rollout": {"n": n},
-      "train": {"minibatch_size": minibatch, "old_logprobs": "recompute"},
+      "train": {"minibatch_size": minibatch, "old_logprobs": "recompute", "epochs": epochs},
       "probe": PROBE,
       "model": {"source": "x"},
       "task": {"template": "{question} :"},
@@ -49,6 +49,18 @@ def test_a_step_by_hand(log):
   np.testing.assert_allclose(found, sampling + update * 4 / 3)
   (_, found) = costs.cumulative(log("rloo", 2, minibatch=16))  # no old log-probs to recompute
   np.testing.assert_allclose(found, sampling + update)
+
+
+@pytest.mark.parametrize("estimator", ("rloo", "ppo", "sppo"))
+def test_passes_repeat_the_updates_alone(log, estimator):
+  """Of the policy and of a critic; old log-probs, sampling and predictions are computed once."""
+  one, three = (costs.cumulative(log(estimator, 1, epochs=epochs))[-1] for epochs in (1, 3))
+  update = 16 * flops.training_flops(MODEL, 6, 1, 10)
+  critic = {"rloo": 0, "ppo": update, "sppo": 48 * flops.forward_flops(MODEL, 6, 0)}[estimator]
+  np.testing.assert_allclose(three - one, 2 * (update + critic))
+  (_, found) = costs.cumulative(log("rloo", 2, minibatch=16, epochs=2))
+  pair = 8 * flops.training_flops(MODEL, 6, 2, 10)
+  np.testing.assert_allclose(found, 8 * flops.sampling_flops(MODEL, 6, 2, 10) + pair * (2 + 1 / 3))
 
 
 def test_what_each_baseline_adds(log):

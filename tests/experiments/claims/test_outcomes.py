@@ -8,14 +8,14 @@ import pytest
 from commands import load
 
 from experiments.claims import claim as claims
-from experiments.claims import report, runner
+from experiments.claims import intervals, report, runner
 from experiments.claims.algorithms import claim as algorithms
 from experiments.claims.claim import Check
 from experiments.claims.cross_rollout import claim as cross_rollout
 from experiments.claims.detection import claim as detection
 from experiments.claims.diversity import claim as diversity
 from experiments.claims.intervals import Interval
-from experiments.claims.lab import Lab
+from experiments.claims.lab import ESTIMATES, Lab
 from experiments.claims.signal import claim as signal
 from experiments.claims.tracking import claim as tracking
 from experiments.claims.value_estimation import claim as value_estimation
@@ -25,6 +25,15 @@ from poise_jax.reports.run_log import Run
 main = load("claims.__main__")
 SEEDS = (0, 1, 2, 3, 4)
 NOISE = 0.01  # of an evaluation
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fewer_resamples():
+  before, intervals.RESAMPLES = intervals.RESAMPLES, 400
+  intervals.draws.cache_clear()
+  yield
+  intervals.RESAMPLES = before
+  intervals.draws.cache_clear()
 
 
 def run(arm, seed, gain, tokens_per_step=100.0, steps=20, start=0.2):
@@ -227,7 +236,7 @@ def check(holds):
     ((None, False), 5, claims.FAILS),
     ((None, None), 5, claims.UNKNOWN),
     ((True, True), 3, claims.UNKNOWN),
-    ((True, True), 0, claims.NOT_RUN),
+    ((True, True), 0, claims.UNKNOWN),
   ),
 )
 def test_verdicts(holds, finished, expected):
@@ -243,18 +252,24 @@ def filled(tmp_path):
   page.write_text((claim.folder / "page.md").read_text())
   start = {"command": ["python", "-m", "x"], "commit": "abc", "uncommitted_changes": False}
   start |= {"cpu": "c", "cpus": 2, "devices": ["cpu"], "python": "3", "libraries": {}}
-  about = {"seeds": (0, 1), "planned": SEEDS, "seconds": {"k": 1.0}, "provenance": start}
-  for seeds in ((0, 1), SEEDS):
+  about = {"planned": SEEDS, "seconds": {"k": 1.0}, "commits": ["def"], "provenance": start}
+
+  def write(seeds):
     report.write(claim, crossed({}), {**about, "seeds": seeds}, page, quick=False)
-  return page, tmp_path
+    return page.read_text()
+
+  write((0, 1))
+  write(SEEDS)
+  return page, tmp_path, write
 
 
 def test_pages_are_filled_between_their_marks(filled):
-  page, _ = filled
+  page, *_ = filled
   text = page.read_text()
   assert text.startswith("# The baseline must come from another rollout")
   assert text.count(report.BEGIN) == text.count(report.END) == 1
-  assert "5 seeds" in text and "2 of 5 seeds" not in text and report.NOTHING not in text
+  assert ", 5 of 5 seeds." in text and "2 of 5 seeds" not in text and report.NOTHING not in text
+  assert "Runs at commit def." in text
   assert sorted(p.name for p in (page.parent / "results").iterdir()) == [
     *("figure.svg", "metrics.json", "table.md")
   ]
@@ -263,8 +278,29 @@ def test_pages_are_filled_between_their_marks(filled):
     report.fill(page, "x")
 
 
+@pytest.mark.parametrize(
+  "seeds, label",
+  (
+    ((0, 1, 2), ", partial: 3 of 5 seeds."),
+    ((3,), ", partial: 1 of 5 seeds."),
+    ((0, 1, 2, 3, 7), ", partial: 4 of 5 seeds and 1 more."),
+    ((5, 6, 7, 8, 9), ", partial: 0 of 5 seeds and 5 more."),
+  ),
+)
+def test_missing_seeds_are_named_and_nothing_is_told(filled, seeds, label):
+  """Neither of the claim nor of a hypothesis; seeds that were not planned replace none."""
+  page, folder, write = filled
+  assert claims.HOLDS in write(SEEDS).partition(report.BEGIN)[2]
+  found = write(seeds).partition(report.BEGIN)[2]
+  assert f"**{claims.UNKNOWN}**{label}" in found
+  assert claims.HOLDS not in found and claims.PART not in found and claims.FAILS not in found
+  outcomes = json.loads((page.parent / "results" / "metrics.json").read_text())["checks"]
+  assert {x["outcome"] for x in outcomes} == {claims.UNKNOWN}
+  assert label[2:-1] in report.overview(list(main.load().values()), folder, "there")
+
+
 def test_the_overview_has_every_claim_run_or_not(filled):
-  _, folder = filled
+  _, folder, _ = filled
   text = report.overview(list(main.load().values()), folder, "there")
   lines = [line for line in text.splitlines() if line.startswith("| [")]
   assert len(lines) == len(main.NAMES)
@@ -284,6 +320,12 @@ def test_the_units_of_all_claims_agree(tmp_path):
     for unit in units:
       if not callable(unit.command):
         assert known.setdefault(unit.name, unit.command) == unit.command, unit.name
+
+
+def test_every_kind_of_run_has_an_estimate(tmp_path):
+  for claim in main.load().values():
+    for unit in claim.units(Lab(tmp_path, claim.seeds)):
+      assert ESTIMATES[unit.kind] > 0
 
 
 def test_pages_state_their_plan_before_the_results():

@@ -29,9 +29,10 @@ def write(text):
   return f"open(out, 'a').write({text!r})"
 
 
-def make(units, folder, places=((CORE,),), earlier=()):
+def make(units, folder, places=((CORE,),), earlier=(), estimates=None):
   console = rich.console.Console(file=(folder / "console").open("a"), width=200)
-  return runner.Run(units, folder / "work", [list(x) for x in places], dict(earlier), console)
+  places = [list(x) for x in places]
+  return runner.Run(units, folder / "work", places, dict(earlier), console, estimates)
 
 
 def text(folder, name):
@@ -51,6 +52,8 @@ def test_units_run_once_and_after_those_that_they_need(tmp_path):
   assert run.plan().startswith("2 runs, 0 of them finished; 2 to do, 1 at a time: an unknown time")
   run.run()
   assert text(tmp_path, "second") == "ab"
+  head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+  assert len(run.marks.commits(units)) == 1 and head.stdout.strip() in run.marks.commits(units)[0]
   again = make(units, tmp_path)
   assert again.plan().startswith("2 runs, 2 of them finished; 0 to do")
   assert again.plan().endswith("nothing left")
@@ -104,14 +107,18 @@ def test_units_run_side_by_side_each_on_its_cores(tmp_path):
 def test_time_left_is_measured_by_kind(tmp_path):
   units = [unit(tmp_path, f"u{i}", "pass", kind="short" if i < 3 else "long") for i in range(5)]
   marks = runner.Marks(tmp_path / "work")
-  marks.write(units[0], units[0].arguments(), 60.0, finished=False)
-  marks.write(units[0], units[0].arguments(), 120.0, finished=True)  # after an interruption
+  marks.write(units[0], units[0].arguments(), 60.0, finished=False, commit="a")
+  marks.write(units[0], units[0].arguments(), 120.0, finished=True, commit="b")  # continued
+  assert marks.commits(units) == ["b"]
   run = make(units, tmp_path)
   assert run.plan().endswith(
     "4 to do, 1 at a time: about 6.0 min left and an unknown time for: long"
   )
   run = make(units, tmp_path, places=((0,), (1,)), earlier={"long": 3600.0, "short": 1.0})
   assert run.plan().endswith("2 at a time: about 1.1 h left")
+  estimates = {"long": 1800.0, "short": 7200.0}  # what was measured is not estimated
+  run = make(units, tmp_path, estimates=estimates)
+  assert run.plan().endswith("about 1.1 h left (none measured yet, estimated: long)")
 
 
 def test_only_one_run_at_a_time_works_in_a_folder(tmp_path):
