@@ -1,12 +1,13 @@
 """Tests a claim of the paper, or all of them, and writes what came out:
 
-python -m experiments.claims NAME|all [--quick] [--seeds=0,1] [--workdir=DIR] [--cores=N]
-  [--threads=N] [--report]
+python -m experiments.claims NAME|all [--small] [--quick] [--seeds=0,1] [--workdir=DIR]
+  [--cores=N] [--threads=N] [--report]
 
 Says how many runs there are and how long they take, makes those that are not finished, and writes
 the claim's results, its page and RESULTS.md. The same command continues after an interruption.
---quick makes tiny runs, which test the machinery alone, and writes to DIR instead. --report makes
-no runs: it writes what the finished ones say.
+--small takes configs/quickstart.py instead of configs/lab.py, for a first look in a quarter of the
+time, and --quick makes tiny runs, which test the machinery alone; both write to DIR instead.
+--report makes no runs: it writes what the finished ones say.
 """
 
 import importlib
@@ -20,14 +21,17 @@ from absl import flags
 from experiments import cli
 from experiments.claims import report, runner
 from experiments.claims.claim import Claim
-from experiments.claims.lab import ESTIMATES, Lab, seeds_of
+from experiments.claims.lab import Lab, seeds_of
 from poise_jax import files
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.provenance import provenance
 
 QUICK = flags.DEFINE_bool("quick", False, "tiny runs that test the machinery, with seed 0 alone")
+SMALL = flags.DEFINE_bool("small", False, "the quickstart's task and model instead of the lab's")
 SEEDS = flags.DEFINE_string("seeds", "", "seeds, if not those that the claim was planned with")
-WORKDIR = flags.DEFINE_string("workdir", "", "folder of the runs; default: runs/claims")
+WORKDIR = flags.DEFINE_string(
+  "workdir", "", "folder of the runs; default: runs/claims[-small|-quick]"
+)
 CORES = flags.DEFINE_integer("cores", 0, "cores to use; 0: all that this process may use")
 THREADS = flags.DEFINE_integer("threads", 1, "cores of a run; --cores / --threads run side by side")
 REPORT = flags.DEFINE_bool("report", False, "no runs; report those that are finished")
@@ -53,13 +57,14 @@ def load() -> dict[str, Claim]:
 def lab_of(claim: Claim, workdir: pathlib.Path) -> Lab:
   """Where and how large the runs of a claim are."""
   planned = (0,) if QUICK.value else claim.seeds
-  return Lab(workdir, seeds_of(SEEDS.value) if SEEDS.value else planned, QUICK.value)
+  seeds = seeds_of(SEEDS.value) if SEEDS.value else planned
+  return Lab(workdir, seeds, QUICK.value, SMALL.value)
 
 
 def results(claim: Claim, workdir: pathlib.Path) -> pathlib.Path:
-  """The page of a claim: the committed one, or for quick runs a copy in the workdir."""
+  """The page of a claim: the committed one, or for small and quick runs a copy in the workdir."""
   page = claim.folder / "page.md"
-  if not QUICK.value:
+  if not (QUICK.value or SMALL.value):
     return page
   copy = workdir / "claims" / claim.name / "page.md"
   copy.parent.mkdir(parents=True, exist_ok=True)
@@ -81,14 +86,17 @@ def write(claim: Claim, lab: Lab, run: runner.Run) -> str:
     "provenance": provenance(),
   }
   page = results(claim, lab.workdir)
-  report.write(claim, outcome, about, page, QUICK.value)
+  note = report.QUICK if QUICK.value else report.SMALL if SMALL.value else ""
+  report.write(claim, outcome, about, page, note)
   return f"{claim.name}: results of {len(finished)} of {len(planned)} seeds are in {page}"
 
 
 def earlier(claim: Claim) -> dict[str, float]:
   """Seconds of a unit by kind, from the committed results."""
+  if QUICK.value or SMALL.value:
+    return {}
   path = claim.folder / "results" / "metrics.json"
-  return json.loads(path.read_text())["seconds"] if path.exists() and not QUICK.value else {}
+  return json.loads(path.read_text())["seconds"] if path.exists() else {}
 
 
 def main(argv: list[str]):
@@ -97,13 +105,15 @@ def main(argv: list[str]):
   if len(argv) != 2 or argv[1] not in (*claims, "all"):
     raise unknown_name("claim", " ".join(argv[1:]), [*claims, "all"])
   chosen = list(claims.values()) if argv[1] == "all" else [claims[argv[1]]]
-  default = "runs/claims-quick" if QUICK.value else "runs/claims"
+  if QUICK.value and SMALL.value:
+    raise UserError("--quick and --small exclude each other: both say how large the runs are")
+  default = f"runs/claims{'-quick' * QUICK.value}{'-small' * SMALL.value}"
   workdir = pathlib.Path(WORKDIR.value or default).resolve()
   places = runner.places(CORES.value, THREADS.value)
   console = rich.console.Console(highlight=False)
 
-  def run_of(units, earlier):
-    return runner.Run(units, workdir, places, earlier, console, {} if QUICK.value else ESTIMATES)
+  def run_of(lab, units, earlier):
+    return runner.Run(units, workdir, places, earlier, console, lab.estimates)
 
   def say(text):
     console.print(text, markup=False, soft_wrap=True)
@@ -111,12 +121,12 @@ def main(argv: list[str]):
   runs = []
   for claim in chosen:
     lab = lab_of(claim, workdir)
-    runs.append((claim, lab, run_of(claim.units(lab), earlier(claim))))
+    runs.append((claim, lab, run_of(lab, claim.units(lab), earlier(claim))))
     say(f"{claim.name}: {runs[-1][-1].plan()}")
   if len(runs) > 1:  # they share some
     units = [unit for *_, run in runs for unit in run.units]
     together = {kind: x for *_, run in runs for kind, x in run.earlier.items()}
-    say(f"all: {run_of(units, together).plan()}")
+    say(f"all: {run_of(lab, units, together).plan()}")
   errors = []
   for claim, lab, run in runs:
     try:
@@ -133,7 +143,7 @@ def main(argv: list[str]):
 
 def write_overview(claims: list[Claim], workdir: pathlib.Path):
   """Writes RESULTS.md."""
-  if QUICK.value:
+  if QUICK.value or SMALL.value:
     workdir.mkdir(parents=True, exist_ok=True)
     text = report.overview(claims, workdir / "claims", "claims")
     files.write_whole(workdir / "RESULTS.md", text)

@@ -16,10 +16,12 @@ from poise_jax.errors import UserError
 from poise_jax.reports import run_log
 from poise_jax.reports.run_log import Run
 
-CONFIG = "configs/lab.py"
+CONFIG, SMALL_CONFIG = "configs/lab.py", "configs/quickstart.py"
 FINAL = 2  # last evaluations whose mean is the final accuracy
 # Changes of configs/lab.py for all claims. An evaluation takes as long as about two steps.
 FULL = {"eval_every": 10, "loggers": ()}
+# Changes of configs/quickstart.py, whose runs have half of the steps.
+SMALL = {"eval_every": 5, "loggers": ()}
 # A model of some thousand parameters and a few steps, which test the machinery and nothing else.
 QUICK = {
   "loggers": (),
@@ -72,6 +74,9 @@ ESTIMATES = {
   "gradients": 12 * 60.0,
   "evaluation of values": 3 * 60.0,
 }
+# A run of the quickstart as a whole takes four minutes of two cores, of the lab's 28 + 11.
+SMALL_ESTIMATES = {kind: 0.3 * seconds for kind, seconds in ESTIMATES.items()}
+SMALL_ESTIMATES["warm start"] = 4 * 60.0
 Fields = Mapping[str, object]
 
 
@@ -95,12 +100,27 @@ class Lab:
 
   workdir: pathlib.Path
   seeds: tuple[int, ...]
-  quick: bool = False
+  quick: bool = False  # a few steps of tiny models
+  small: bool = False  # the quickstart's task and model
+
+  @property
+  def config(self) -> str:
+    """The file of the base experiment."""
+    return SMALL_CONFIG if self.small else CONFIG
 
   @property
   def fields(self) -> dict[str, object]:
-    """The changes of configs/lab.py."""
-    return QUICK if self.quick else FULL
+    """The changes of the base experiment."""
+    if self.quick:
+      return QUICK
+    return SMALL if self.small else FULL
+
+  @property
+  def estimates(self) -> dict[str, float]:
+    """Seconds of a run by kind, before any was measured."""
+    if self.quick:
+      return {}
+    return SMALL_ESTIMATES if self.small else ESTIMATES
 
   def path(self, name: str) -> pathlib.Path:
     """The folder of a unit's results."""
@@ -119,7 +139,7 @@ class Lab:
     fields = {"seed": seed, **self.fields, **fields}
     return [
       program,
-      f"--config={CONFIG}:{algorithm}",
+      f"--config={self.config}:{algorithm}",
       f"--workdir={self.path(out)}",
       *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
@@ -191,7 +211,7 @@ class Lab:
 
     Args:
       seed: config.seed.
-      window: rollout.feature_window; None: that of configs/lab.py, with all layers and critics.
+      window: rollout.feature_window; None: the config's, with all layers and critics.
     """
     start = f"start-{seed}"
     name = f"ablation/{seed}" if window is None else f"ablation/{seed}-window-{window}"
@@ -199,7 +219,7 @@ class Lab:
     command = self.command("experiments.probe_ablation", "poise", seed, name, fields)
     command += ["--prompts=32", "--samples=4"] if self.quick else ["--prompts=1024", "--samples=8"]
     if window is None:
-      command += ["--critics", f"--layers={'0,1' if self.quick else '0,1,2,3'}"]
+      command += ["--critics", f"--layers={'0,1' if self.quick or self.small else '0,1,2,3'}"]
     kind = "probes" if window else "probes and critics"
     return Unit(name, tuple(command), kind, (start,), seed)
 

@@ -19,6 +19,10 @@ from poise_jax.reports import markdown
 BEGIN, END = "<!-- results: written by the command -->", "<!-- end of results -->"
 NOTHING = "Not run yet."
 QUICK = "A quick run of tiny models: it tests the machinery, and its numbers say nothing."
+SMALL = (
+  "Runs of configs/quickstart.py, a smaller model on two task families in 30 steps, instead of "
+  "configs/lab.py: a first look, for which the claims were not planned."
+)
 CHECKS = ("hypothesis", "source", "ours, 95 % interval", "outcome")
 ABOUT = """Each claim of the paper that is tested here, with its source's number and ours.
 Hypotheses, arms, metric and seeds were written into the claim's page before the runs. Intervals are
@@ -30,7 +34,7 @@ This page is written by `python -m experiments.claims`."""
 
 
 def write(
-  claim: Claim, outcome: Outcome, about: Mapping[str, Any], page: pathlib.Path, quick: bool
+  claim: Claim, outcome: Outcome, about: Mapping[str, Any], page: pathlib.Path, note: str = ""
 ):
   """Writes results/ beside a claim's page, and the page's results.
 
@@ -39,8 +43,8 @@ def write(
     outcome: of its finished seeds.
     about: "seeds" that are finished, "planned" ones, "seconds" by kind of unit, "commits" of the
       runs, and the "provenance" of this report.
-    page: the page to fill in; for a quick run a copy in another folder.
-    quick: whether the models were tiny.
+    page: the page to fill in; for other runs than those of the lab a copy in another folder.
+    note: QUICK or SMALL for such runs.
   """
   folder = page.parent / "results"
   folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,7 @@ def write(
     "claim": claim.title,
     "source": claim.source,
     "verdict": told,
-    "quick": quick,
+    "note": note,
     "checks": [
       {
         "hypothesis": c.hypothesis,
@@ -71,7 +75,7 @@ def write(
   origin = f"{describe([about['provenance']])} {commits}"
   files.write_whole(folder / "table.md", f"{tables}\n\n{origin}\n")
   sections = [
-    *([QUICK] if quick else []),
+    *([note] if note else []),
     f"**{told}**, {_seeds(content)}.",
     _checks(content),
     tables,
@@ -120,7 +124,7 @@ def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
     folder: has a folder of each claim with its results.
     link: how RESULTS.md reaches that folder.
   """
-  rows, sections, quick = [], [], False
+  rows, sections, notes = [], [], {}
   for claim in claims:
     path = folder / claim.name / "results" / "metrics.json"
     name = f"[{claim.title}]({link}/{claim.name}/page.md)"
@@ -128,7 +132,8 @@ def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
       rows.append([name, claim.source, "", "", NOT_RUN])
       continue
     content = json.loads(path.read_text())
-    quick |= content["quick"]
+    if content["note"]:
+      notes[content["note"]] = None
     told = content["verdict"]
     headline = content["checks"][0]
     ours = f"{headline['hypothesis']}: {headline['ours']}"
@@ -136,6 +141,5 @@ def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
     sections += [f"## {claim.title}", f"**{told}**, {_seeds(content)}.", _checks(content)]
     sections.append(f"![{claim.title}]({link}/{claim.name}/results/figure.svg)")
   header = ("claim", "source", "ours, 95 % interval", "seeds", "verdict")
-  notes = [QUICK] if quick else []
   about = " ".join(ABOUT.split())
   return "\n\n".join(["# Results", *notes, about, markdown.table(header, rows), *sections]) + "\n"

@@ -24,14 +24,16 @@ METRICS = ("mae", "pearson", "variance_reduction")
 
 def arm(lab: Lab) -> Arm:
   """POISE with shadows, whose checkpoints are kept."""
-  every = 2 if lab.quick else 20
+  every = steps(lab)[0]
   fields = {"estimator": SHADOW, "checkpoint_every": every, "checkpoint_keep_every": every}
   return Arm("poise with shadows", "poise", fields)
 
 
 def steps(lab: Lab) -> tuple[int, ...]:
   """The steps whose policy is studied on held-out prompts."""
-  return (2, 4) if lab.quick else (20, 40, 60)
+  if lab.quick:
+    return (2, 4)
+  return (10, 20, 30) if lab.small else (20, 40, 60)
 
 
 def evaluation(lab: Lab, seed: int, step: int) -> Unit:

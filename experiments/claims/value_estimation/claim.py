@@ -15,7 +15,7 @@ from poise_jax.reports import markdown, svg
 PROBE = "POISE: states and entropies of the sibling"
 CRITICS = {"critic of the prompt": "critic of sppo", "token critic": "critic of ppo"}
 PREDICTORS = {"probe": PROBE, **CRITICS}
-FAMILIES = 4  # of five, in which the probe is to be better
+FAMILIES = 4  # of five, in which the probe is to be better; of fewer families all
 SHARE = 0.01  # of the critic's cost
 
 
@@ -130,15 +130,17 @@ def negative(x: Interval) -> Interval:
 
 
 def families_better(metric: str, source: str, better: Mapping[str, Interval]) -> Check:
-  """That the probe is better on at least FAMILIES families, all of whose intervals are above 0."""
+  """That the probe is better on at least FAMILIES families, all of whose intervals are above 0; on
+  all where there are fewer."""
   won = [family for family, x in better.items() if x.above(0)]
   lost = [family for family, x in better.items() if x.above(0) is False]
-  holds = True if len(won) >= FAMILIES else None
-  if len(better) - len(lost) < FAMILIES:
+  needed = min(FAMILIES, len(better))
+  holds = True if len(won) >= needed else None
+  if len(better) - len(lost) < needed:
     holds = False
   sides = ", ".join(f"{family} {x}" for family, x in better.items())
   return Check(
-    f"The probe's {metric} is better than that of the critic of the prompt on at least {FAMILIES} "
+    f"The probe's {metric} is better than that of the critic of the prompt on at least {needed} "
     "families (gain)",
     source,
     f"better on {len(won)}, worse on {len(lost)} of {len(better)}: {sides}",

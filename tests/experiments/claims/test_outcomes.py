@@ -15,7 +15,7 @@ from experiments.claims.cross_rollout import claim as cross_rollout
 from experiments.claims.detection import claim as detection
 from experiments.claims.diversity import claim as diversity
 from experiments.claims.intervals import Interval
-from experiments.claims.lab import ESTIMATES, Lab
+from experiments.claims.lab import Lab
 from experiments.claims.signal import claim as signal
 from experiments.claims.tracking import claim as tracking
 from experiments.claims.value_estimation import claim as value_estimation
@@ -254,8 +254,8 @@ def filled(tmp_path):
   start |= {"cpu": "c", "cpus": 2, "devices": ["cpu"], "python": "3", "libraries": {}}
   about = {"planned": SEEDS, "seconds": {"k": 1.0}, "commits": ["def"], "provenance": start}
 
-  def write(seeds):
-    report.write(claim, crossed({}), {**about, "seeds": seeds}, page, quick=False)
+  def write(seeds, note=""):
+    report.write(claim, crossed({}), {**about, "seeds": seeds}, page, note)
     return page.read_text()
 
   write((0, 1))
@@ -322,10 +322,31 @@ def test_the_units_of_all_claims_agree(tmp_path):
         assert known.setdefault(unit.name, unit.command) == unit.command, unit.name
 
 
-def test_every_kind_of_run_has_an_estimate(tmp_path):
+@pytest.mark.parametrize("small", (False, True))
+def test_every_kind_of_run_has_an_estimate(tmp_path, small):
   for claim in main.load().values():
-    for unit in claim.units(Lab(tmp_path, claim.seeds)):
-      assert ESTIMATES[unit.kind] > 0
+    lab = Lab(tmp_path, claim.seeds, small=small)
+    for unit in claim.units(lab):
+      assert lab.estimates[unit.kind] > 0
+      if not callable(unit.command):
+        files = [x for x in unit.command if x.startswith("--config=")]
+        assert all(("quickstart" in file) == small for file in files)
+
+
+@pytest.mark.parametrize("note", (report.QUICK, report.SMALL))
+def test_runs_of_other_sizes_are_labelled(tmp_path, filled, note):
+  page, folder, write = filled
+  assert note not in write(SEEDS)
+  assert note in write(SEEDS, note) and f"# Results\n\n{note}\n" in report.overview(
+    list(main.load().values()), folder, "there"
+  )
+
+
+def test_of_few_families_the_probe_must_be_better_on_all():
+  good = {value_estimation.PROBE: 0.8, **CRITICS}
+  outcome = value_estimation.outcome([ablation(s, good, ("a", "b")) for s in SEEDS])
+  assert "at least 2 families" in outcome.checks[0].hypothesis
+  assert outcomes(outcome)[:2] == [True, True]
 
 
 def test_pages_state_their_plan_before_the_results():
