@@ -621,7 +621,7 @@ def test_epochs_are_passes_over_the_same_rollouts(params, rollouts, advantages):
   assert metrics["policy/clip_fraction"] == pytest.approx(np.mean(clipped))
 
 
-@pytest.mark.parametrize("minibatch_size", [4, 8])
+@pytest.mark.parametrize("minibatch_size", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_old_logprobs_are_those_from_before_the_first_epoch(
   params, rollouts, advantages, minibatch_size
 ):

@@ -79,7 +79,7 @@ def assert_same(actual, expected, atol=1e-4):
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN], ids=["features", "plain"])
-@pytest.mark.parametrize("slots", [0, P * N // 4, 1, 7])
+@pytest.mark.parametrize("slots", [0, pytest.param(P * N // 4, marks=pytest.mark.slow), 1, 7])
 def test_slots_give_the_oracles_rollouts(params, slots, changes):
   tokens, mask, logprobs = oracle(params, **changes)
   assert 0.3 < mask.mean() < 0.9 and mask.sum(-1).min() < 4 and mask.sum(-1).max() == T
@@ -96,11 +96,10 @@ def test_slots_give_the_oracles_rollouts(params, slots, changes):
   "changes",
   [
     dict(think_end=(17,), top_k=12),
-    dict(prefill_chunk=3),
-    dict(cache_dtype="bfloat16"),
-    dict(temperature=0.0),
+    dict(prefill_chunk=3, cache_dtype="bfloat16"),
+    pytest.param(dict(temperature=0.0), marks=pytest.mark.slow),
   ],
-  ids=["markers", "chunks", "bfloat16 caches", "greedy"],
+  ids=["markers", "chunks and bfloat16 caches", "greedy"],
 )
 def test_slots_change_nothing(params, changes):
   expected = sample(params, **changes)

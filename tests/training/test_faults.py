@@ -152,13 +152,14 @@ def test_a_read_only_workdir(finished_run, small_disk):
   assert differences(small_disk / "run", finished_run) == []
 
 
-# Limits apply to a whole process, pytest's output included: each test has a process of its own.
-@pytest.mark.parametrize("name", ["test_the_size_of_files", "test_too_little_memory"])
-def test_a_limit_of_the_process(name):
-  options = ["-n", "0", "-p", "no:cacheprovider", "-m", "slow", "-k", name]
+# Limits apply to a whole process, pytest's output included: these tests have one of their own.
+def test_limits_of_the_process():
+  names = "test_the_size_of_files or test_too_little_memory"
+  options = ["-n", "0", "-p", "no:cacheprovider", "-m", "slow", "-k", names]
   command = [sys.executable, "-m", "pytest", *options, __file__]
   done = subprocess.run(command, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+  assert "2 passed" in done.stdout
 
 
 @pytest.mark.slow  # runs in the test above
