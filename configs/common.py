@@ -51,7 +51,8 @@ def default(algorithm: str) -> ConfigDict:
     raise unknown_name("algorithm", algorithm, ALGORITHMS)
   config = ConfigDict()
   config.algorithm = algorithm  # name behind --config=FILE.py:, whose preset these values are
-  # source of advantages: a name in estimators.ESTIMATORS, or your own as package.module:function
+  # source of advantages: a name in estimators.ESTIMATORS, or your own as path/to/file.py:function
+  # or package.module:function
   config.estimator = "poise"
   config.seed = 0  # seed of problems, initial weights and sampling
   config.steps = 100  # number of steps: batches of rollouts to train on

@@ -10,7 +10,8 @@ from poise_jax import files
 from poise_jax.data.tasks import Task
 from poise_jax.distributed import processes
 from poise_jax.errors import UserError
-from poise_jax.verifiers import VERIFIERS, source_of
+from poise_jax.own_functions import source_of
+from poise_jax.verifiers import VERIFIERS
 from poise_jax.verifiers.weighted import single_checks
 
 

@@ -1,12 +1,12 @@
 """Estimators of advantages: one file each, and the table of their names.
 
 A function of an EstimatorContext makes an estimator, see base.Estimator. A user's own function is
-named as "package.module:function" (docs/development.md).
+named as "path/to/file.py:function" or "package.module:function" (docs/development.md).
 """
 
 import functools
-import importlib
 
+from poise_jax import own_functions
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.estimators import group, poise, ppo, pvpo, spo, sppo
 from poise_jax.estimators.base import Estimator, EstimatorContext, stateless
@@ -40,28 +40,23 @@ READERS = ("poise", "poise_sibling")  # those that read hidden states
 
 
 def make(name: str, context: EstimatorContext) -> Estimator:
-  """The estimator with a name in ESTIMATORS, or a user's own, "package.module:function".
+  """The estimator with a name in ESTIMATORS, or a user's own, as "package.module:function" or
+  "path/to/file.py:function".
 
   Raises:
     UserError: the estimator does not exist, or the context does not suit it.
   """
   if name in ESTIMATORS:
     return ESTIMATORS[name](context)._replace(reads_features=name in READERS)
-  module_name, _, function = name.partition(":")
-  if not (module_name and function):
-    raise unknown_name("estimator", name, ESTIMATORS)
-  try:
-    module = importlib.import_module(module_name)
-  except ImportError as error:
+  if ":" not in name:
     raise UserError(
-      f"cannot load estimator {name!r}: {error}; it must be 'package.module:function', in a module "
-      "on Python's path (set PYTHONPATH)"
-    ) from error
-  factory = getattr(module, function, None)
-  if not callable(factory):
-    raise UserError(
-      f"cannot load estimator {name!r}: module {module_name!r} has no function {function!r}"
+      f"{unknown_name('estimator', name, ESTIMATORS)}, or name a function of your own as "
+      f"{own_functions.FORMS}"
     )
+  try:
+    factory = own_functions.load(name)
+  except UserError as error:
+    raise UserError(f"estimator {name!r}: {error}") from error
   estimator = factory(context)
   if not isinstance(estimator, Estimator):
     raise UserError(

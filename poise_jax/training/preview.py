@@ -54,8 +54,10 @@ def preview(experiment: Experiment, judge: Judge) -> str:
 
 def _honest(example) -> Sequence[str]:
   """Texts that give the reference answer; none where the reference is not an answer."""
-  end = example.check.think_end
-  if example.check.verifier not in NOT_ANSWERS:
+  check, end = example.check, example.check.think_end
+  # What an object or a list means to a user's function is not known; an answer it hardly is.
+  data = check.verifier not in VERIFIERS and isinstance(check.reference, dict | list)
+  if check.verifier not in NOT_ANSWERS and not data:
     return degenerate.honest(example, end)
   return [end + example.worked] if example.worked not in ("", example.answer) else []
 
@@ -65,7 +67,7 @@ def _shown(experiment, example, empty, best):
   prompt = encoder.prompt(example)
   if len(prompt) > SHOWN:
     prompt = f"{prompt[: SHOWN // 2]} [...] {prompt[-SHOWN // 2 :]}"
-  reference = _verdict(best) if best else "no answer, not judged"
+  reference = _verdict(best) if best else "not judged, since it is no answer"
   return [
     f"a training prompt, {len(encoder.encode(example))} tokens as the model reads them:",
     *(f"  | {line}" for line in prompt.split("\n")),

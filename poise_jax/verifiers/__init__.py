@@ -5,14 +5,11 @@ docs/verifiers.md lists the verifiers with their references and options.
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import inspect
-import pathlib
-import types
 from collections.abc import Callable, Sequence
 from math import isfinite
 
+from poise_jax import own_functions
 from poise_jax.errors import UserError, unknown_name
 from poise_jax.verifiers.base import STATUSES, Check, SandboxError, UnusableError, Verdict
 from poise_jax.verifiers.extract import find_answer
@@ -45,45 +42,15 @@ def load(name: str) -> Callable[..., Verdict | float]:
     UnusableError: the name is unknown, its module fails to import, or it is not a function.
   """
   path = VERIFIERS.get(name, name)
-  module, colon, function = path.rpartition(":")
-  if not colon:
+  if ":" not in path:
     raise UnusableError(
       f"{unknown_name('verifier', name, VERIFIERS)}, or name a function of your own as "
-      "'path/to/file.py:function' or 'package.module:function'"
+      f"{own_functions.FORMS}"
     )
-  if module.endswith(".py") and not pathlib.Path(module).is_file():
-    raise UnusableError(f"verifier {name!r}: there is no file {module} in {pathlib.Path.cwd()}")
   try:
-    is_file = module.endswith(".py")
-    loaded = getattr(_file(module) if is_file else importlib.import_module(module), function)
-  except Exception as error:  # importing a user's module may raise anything
-    hint = "; install its package or add its folder to PYTHONPATH"
-    hint = hint if isinstance(error, ModuleNotFoundError) else ""
-    raise UnusableError(f"verifier {name!r} does not load: {error!r}{hint}") from error
-  if not callable(loaded):
-    raise UnusableError(f"verifier {name!r} is a {type(loaded).__name__}, not a function")
-  return loaded
-
-
-@functools.cache
-def _file(path: str) -> types.ModuleType:
-  """The module in a file, which need not be on the import path."""
-  spec = importlib.util.spec_from_file_location(f"verifier_{pathlib.Path(path).stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def source_of(name: str) -> pathlib.Path | None:
-  """The file of a user's function, found without running it; None if it has none."""
-  module = name.rpartition(":")[0]
-  if module.endswith(".py"):
-    return pathlib.Path(module)
-  try:
-    spec = importlib.util.find_spec(module)
-  except (ImportError, ValueError):
-    return None
-  return pathlib.Path(spec.origin) if spec and spec.has_location else None
+    return own_functions.load(path)
+  except UserError as error:
+    raise UnusableError(f"verifier {name!r}: {error}") from error
 
 
 def verify(check: Check, response: str) -> Verdict:
@@ -201,5 +168,5 @@ def score(checks: Sequence[Check], responses: Sequence[str]) -> list[Verdict]:
 
 __all__ = [
   *("STATUSES", "VERIFIERS", "Check", "UnusableError", "Verdict"),
-  *("load", "require_usable", "score", "source_of", "verify"),
+  *("load", "require_usable", "score", "verify"),
 ]

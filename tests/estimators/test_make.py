@@ -180,18 +180,20 @@ SOURCE = '''
 
 @pytest.fixture
 def laboratory(tmp_path, monkeypatch):
-  """A package on Python's path with a module `estimators`; returns the module's name."""
+  """A package on Python's path with a module `estimators`; returns its parent folder."""
   package = tmp_path / "laboratory"
   package.mkdir()
   (package / "__init__.py").touch()
   (package / "estimators.py").write_text(textwrap.dedent(SOURCE))
   (package / "broken.py").write_text("import no_such_dependency\n")
   monkeypatch.syspath_prepend(tmp_path)
-  return "laboratory.estimators"
+  return tmp_path
 
 
-def test_an_estimator_from_outside_the_package(laboratory):
-  estimator = estimators.make(f"{laboratory}:batch_mean", context_of("grpo"))
+@pytest.mark.parametrize("module", ["laboratory.estimators", "laboratory/estimators.py"])
+def test_an_estimator_from_outside_the_package(laboratory, module, monkeypatch):
+  monkeypatch.chdir(laboratory)
+  estimator = estimators.make(f"{module}:batch_mean", context_of("grpo"))
   assert isinstance(estimator, Estimator) and estimator.needs_spread
   batch = experience(REWARDS, np.zeros((*REWARDS.shape, 0)))
   state = estimator.init(())
@@ -207,8 +209,10 @@ def test_an_estimator_from_outside_the_package(laboratory):
     ("laboratory.missing:batch_mean", "No module named 'laboratory.missing'.*PYTHONPATH"),
     ("no_such_package:batch_mean", "No module named 'no_such_package'.*PYTHONPATH"),
     ("laboratory.broken:batch_mean", "No module named 'no_such_dependency'"),
-    ("laboratory.estimators:median", "'laboratory.estimators' has no function 'median'"),
-    ("laboratory.estimators:MEAN", "'laboratory.estimators' has no function 'MEAN'"),
+    ("laboratory.estimators:median", "laboratory.estimators has no function 'median'"),
+    ("laboratory.estimators:batch_maen", "functions are batch_mean, advantages"),
+    ("laboratory.estimators:MEAN", "MEAN is a float, not a function; its functions are batch_mean"),
+    ("missing/mine.py:batch_mean", "there is no file missing/mine.py in /"),
     ("laboratory.estimators:advantages", "must return a poise_jax.estimators.Estimator, got Array"),
   ],
 )

@@ -57,6 +57,8 @@ def test_one_prompt_its_reference_and_both_verdicts(experiment):
     (Check("user_rewards:unreadable", "x"), "x", "fine if your references are not answers"),
     (Check("user_rewards:broken", "x"), "x", "crashed"),
     (Check("code", {"tests": ["assert f(2) == 4"]}), '{"tests": []}', ""),
+    (Check("user_rewards:broken", {"words": 3}), '{"words": 3}', ""),  # data is no answer
+    (Check("user_rewards:broken", 3), "3", "crashed"),
   ],
 )
 def test_a_reference_that_is_not_right_and_a_reward_without_work_are_warned_about(

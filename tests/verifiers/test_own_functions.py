@@ -2,7 +2,8 @@
 
 import pytest
 
-from poise_jax.verifiers import Check, UnusableError, load, source_of, verify
+from poise_jax.own_functions import source_of
+from poise_jax.verifiers import Check, UnusableError, load, verify
 from poise_jax.verifiers.pool import Pool
 from poise_jax.verifiers.pool.messages import verdict_from_data, verdict_to_data
 
@@ -70,8 +71,24 @@ def test_files_are_found_from_the_folder_of_the_command(path, monkeypatch):
   assert source_of("no_such_module_anywhere:odd") is None
   with pytest.raises(UnusableError, match="there is no file elsewhere/rewards.py in "):
     load("elsewhere/rewards.py:points")
-  with pytest.raises(UnusableError, match="'rewards.py:absent' does not load: .*absent"):
+  with pytest.raises(UnusableError, match="'rewards.py:absent': rewards.py has no function 'a"):
     load("rewards.py:absent")
+
+
+@pytest.mark.parametrize(
+  "source,message",
+  [
+    ("def score(reference, response)\n  return 1\n", "SyntaxError: expected ':' .*, line 1"),
+    ("THRESHOLD = 1 / 0\n", "ZeroDivisionError: division by zero$"),
+    ("import no_such_library\n", "No module named 'no_such_library'; install its package"),
+    ("from math import sqrt\n", "has no function 'scor'; it defines none$"),
+    ("def other(a, b): ...\ndef score(a, b): ...\n", "no function 'scor'.* are score, other$"),
+  ],
+)
+def test_a_file_that_gives_no_function_is_told_why(tmp_path, source, message):
+  (tmp_path / "mine.py").write_text(source)
+  with pytest.raises(UnusableError, match=f"verifier '.*mine.py:scor': .*{message}"):
+    load(f"{tmp_path}/mine.py:scor")
 
 
 def test_rewards_may_be_any_finite_number(path):

@@ -124,8 +124,8 @@ def test_killed_processes_are_replaced(pool, which):
       "maths",
       "unknown verifier 'maths'; did you mean 'math'\\? choose from choice, .* of your own",
     ),
-    ("nowhere:reward", "'nowhere:reward' does not load: ModuleNotFoundError.* PYTHONPATH"),
-    ("user_rewards:nothing", "does not load: AttributeError"),
+    ("nowhere:reward", "'nowhere:reward': nowhere does not load: ModuleNotFoundError.* PYTHONPATH"),
+    ("user_rewards:nothing", "user_rewards has no function 'nothing'; its functions are "),
     ("user_rewards:os", "is a module, not a function"),
   ],
 )

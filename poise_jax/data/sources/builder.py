@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import math
 import pathlib
 from collections import Counter
@@ -118,9 +119,9 @@ def load(
   paths = _local(source, folder)
   published = not paths and source is SOURCES.get(source.name)
   config = source.name if published else ProblemsConfig(source, paths)
-  builder = Problems(data_dir=data_dir or None, config=config, file_format="array_record")
-  # TFDS announces a download whatever it does; where nothing is downloaded, that would mislead.
-  with contextlib.redirect_stdout(io.StringIO()) if paths else contextlib.nullcontext():
+  with _quiet():
+    builder = Problems(data_dir=data_dir or None, config=config, file_format="array_record")
+  with _quiet() if paths else contextlib.nullcontext():
     builder.download_and_prepare()
   data = builder.as_data_source(split=split)
   examples = []
@@ -134,6 +135,20 @@ def load(
       examples.append(example)
   counts = builder.info.metadata[split]
   return examples, {k: n for k, n in counts.items() if k not in ("rows", "kept")}
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Leaves out what TFDS says of a user's own files, which would mislead: that it downloads, and
+  that their config is a custom one. Its bars stay, since large files take minutes."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logger.setLevel(level)
 
 
 def find(name: str) -> Source:
@@ -317,7 +332,9 @@ def _field(source, location, row, name):
       value = value[part]
     else:
       raise UserError(
-        f"{location} has no column {column!r} for the {name}; choose from {', '.join(row)}"
+        f"{location} has no column {column!r} for the {name}; "
+        + (f"set --config.task.dataset.own.{name} to one of " if _keeps_rows(source) else "it has ")
+        + ", ".join(row)
       )
   convert = source.columns[name]
   if isinstance(value, float | Decimal) and not math.isfinite(value):

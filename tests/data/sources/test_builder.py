@@ -77,8 +77,12 @@ def test_errors_in_malformed_files_name_the_line(folder, content, file, message)
 @pytest.mark.parametrize(
   "row,message",
   [
-    ({"prompt": "q?", "answer": "1"}, "line 2 has no column 'question' for the question; choose"),
-    ({"question": "q?"}, "line 2 has no column 'answer' for the answer; choose from question"),
+    ({"prompt": "q?", "answer": "1"}, "line 2 has no column 'question' for the question; set "),
+    (
+      {"question": "q?"},
+      "line 2 has no column 'answer' for the answer; "
+      "set --config.task.dataset.own.answer to one of question$",
+    ),
     (
       {"question": 5, "answer": "1"},
       "line 2: the question in column 'question' must be text, got 5",
@@ -95,6 +99,13 @@ def test_errors_in_malformed_files_name_the_line(folder, content, file, message)
 def test_errors_in_rows_name_the_line(folder, row, message):
   with pytest.raises(ValueError, match=message):
     load(folder, [GOOD, row])
+
+
+def test_building_from_local_files_says_nothing_of_downloads_and_custom_configs(
+  folder, caplog, capsys
+):
+  load(folder, [GOOD, {**GOOD, "question": "another?"}])
+  assert not caplog.records and not capsys.readouterr().out
 
 
 def test_ids_must_be_unique(folder):
