@@ -1,5 +1,6 @@
 """What the model is asked: a prompt as the model reads it, and the verdicts on its reference."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from poise_jax.data.tasks import Example, Task
@@ -34,7 +35,10 @@ def preview(experiment: Experiment, judge: Judge) -> str:
   Raises:
     UserError: the prompt is too long.
   """
-  chosen = examples(experiment.task)
+  chosen = [  # with the check that judges, which may be that of verifier.function
+    dataclasses.replace(example, check=judge.config.check(example.check, training=False))
+    for example in examples(experiment.task)
+  ]
   answers = [(e, text) for e in chosen for text in ("", *_honest(e))]
   checks = [example.check for example, _ in answers]
   try:

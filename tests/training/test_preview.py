@@ -69,6 +69,18 @@ def test_a_reference_that_is_not_right_and_a_reward_without_work_are_warned_abou
   assert (warns in text) if warns else ("warning" not in text)
 
 
+@pytest.mark.parametrize(
+  "weight,verifier,warns", [(1.0, "user_rewards:vowels", True), (0.5, "last_integer", False)]
+)
+def test_the_verifier_that_judges_is_named(experiment, weight, verifier, warns):
+  config = dataclasses.replace(
+    experiment.verifier, function="user_rewards:vowels", function_weight=weight
+  )
+  text = text_of(dataclasses.replace(experiment, verifier=config))
+  assert f", verifier {verifier}\n" in text
+  assert (f"verifier {verifier}, domain" in text) == warns  # digits have no vowels
+
+
 def test_every_domain_is_judged(experiment):
   changed = with_example(experiment, domain="other", check=Check("exact", "1"), answer="2")
   assert "verifier exact, domain other: the reference answer '2' earns 0.00" in text_of(changed)
