@@ -16,6 +16,7 @@ from experiments import (
   train,  # noqa: F401  defines --config
 )
 from experiments.other_names import OTHER_NAMES
+from poise_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK, GYM = "configs/quickstart.py", "configs/reasoning_gym.py"
@@ -174,8 +175,42 @@ def test_the_page_for_verl_and_trl_names_fields_and_algorithms_that_exist():
     name = name.partition("=")[0].strip(".")
     if name.startswith(":"):
       assert name[1:] in common.ALGORITHMS
-    elif not name.startswith("--config"):
-      assert name in fields or ("." not in name and name in {*ends, "train", "sequence"}), name
+    elif not name.startswith("--"):
+      assert name in fields or (
+        "." not in name and name in {*ends, "train", "rollout", "sequence"}
+      ), name
+
+
+# Rows whose answer is no field, or whose name means something else elsewhere.
+WITHOUT_FIELD = {"b", "W", "a", "path", "name", "default_local_dir", "resume_mode", "output_dir"}
+WITHOUT_FIELD |= {"n_gpus_per_node", "nnodes", "adv_estimator", "fsdp_config", "enable"}
+
+
+def page_rows():
+  """(leaf of an option of verl or TRL, leaves of the fields that the page answers it with)."""
+  leaves = {field.rpartition(".")[2] for field in overrides.flat(common.default("grpo"))}
+  for row in (ROOT / "docs" / "from_verl_and_trl.md").read_text().splitlines():
+    if not row.startswith("| `"):
+      continue
+    theirs, ours = (re.findall(r"`([^`]+)`", cell) for cell in row.split(" | ")[:2])
+    ours = {re.split("[=*]", name)[0].rpartition(".")[2] for name in ours} & leaves
+    for name in theirs:
+      leaf = re.split("[ =*]", name)[0].rpartition(".")[2]
+      if ours and leaf not in WITHOUT_FIELD:
+        yield leaf, ours
+
+
+def test_an_option_of_the_page_is_answered_with_a_field_that_the_page_names():
+  config, unanswered = common.default("grpo"), {}
+  rows = list(page_rows())
+  assert len(rows) > 80
+  for leaf, ours in rows:
+    try:
+      overrides.check_field(config, f"other.{leaf}")
+    except UserError as error:
+      if not any(re.search(rf"\b{name}\b", str(error).partition("field;")[2]) for name in ours):
+        unanswered[leaf] = str(error)
+  assert not unanswered
 
 
 def test_a_field_with_the_name_of_another_codebase_keeps_its_own(config_of):
