@@ -114,7 +114,7 @@ def refuse_arguments(argv: list[str], hint: str = ""):
 
 def _read_flags(argv):
   """Reads the flags; returns the other arguments."""
-  others = flags.FLAGS(argv)
+  others = flags.FLAGS(overrides.last_of_each(argv))
   if "config" in flags.FLAGS and isinstance(flags.FLAGS["config"].value, ConfigDict):
     overrides.restore(flags.FLAGS["config"].value, sys.argv)
   return others

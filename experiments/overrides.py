@@ -75,6 +75,19 @@ def check_field(config: ConfigDict, name: str):
   )
 
 
+def last_of_each(argv: list[str]) -> list[str]:
+  """`argv` without a --config.FIELD=VALUE whose field is given again: the last one counts.
+
+  Otherwise the flags library would put the values of a tuple one behind the other.
+  """
+  last = {argument.partition("=")[0]: i for i, argument in enumerate(argv)}
+  return [
+    argument
+    for i, argument in enumerate(argv)
+    if not re.match(r"--?config\.[^=]+=", argument) or last[argument.partition("=")[0]] == i
+  ]
+
+
 def prepare(config: ConfigDict, argv: list[str]):
   """Makes `config` ready for the overrides in `argv`, which the config library then applies.
 
@@ -82,11 +95,16 @@ def prepare(config: ConfigDict, argv: list[str]):
   type, which is that of the Python literal behind the =, or else text.
 
   Raises:
-    UsageError: a field has no elements, or not so many.
+    UsageError: a field has no elements, or not so many, or is set whole as well.
   """
+  given = {name for name, _ in _given(argv)}
   for name, value in _given(argv):
     plain, bracket, index = name.partition("[")
     if bracket:
+      if plain in given:
+        raise UsageError(
+          f"--config.{plain} is given whole and as --config.{name}; give one of the two"
+        )
       _to_list(config, plain, index)
     elif is_free(name):
       _add(config, name, _read(value))

@@ -14,6 +14,8 @@ from poise_jax.own_functions import source_of
 from poise_jax.verifiers import VERIFIERS
 from poise_jax.verifiers.weighted import single_checks
 
+DATA = "data.json"
+
 
 def reward_functions(task: Task, function: str = "") -> dict[str, str]:
   """The SHA-256 of the file of every reward function of the user's own, by the function's name.
@@ -61,7 +63,7 @@ def check_fingerprint(task: Task, workdir: pathlib.Path, function: str = "") -> 
   processes.check_alike("the training or held-out data", current["sha256"])
   functions = json.dumps(current.get("reward_functions"))
   processes.check_alike("the reward functions", functions)
-  processes.on_first(_write_or_compare, workdir / "data.json", current)
+  processes.on_first(_write_or_compare, workdir / DATA, current)
   return current
 
 
@@ -71,7 +73,7 @@ def compare_fingerprint(task: Task, workdir: pathlib.Path, function: str = "") -
   Raises:
     UserError: the data or a reward function differs.
   """
-  _compare(workdir / "data.json", fingerprint(task, function), "restore it")
+  _compare(workdir / DATA, fingerprint(task, function), "restore it")
 
 
 def _write_or_compare(path, current):

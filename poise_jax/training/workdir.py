@@ -7,7 +7,9 @@ import shutil
 from ml_collections import ConfigDict
 
 from poise_jax import files
+from poise_jax.data.fingerprint import DATA
 from poise_jax.errors import UserError
+from poise_jax.models.io.run_checkpoint import steps_of
 
 CONFIG = "config.json"
 
@@ -16,6 +18,9 @@ def open_workdir(
   workdir: pathlib.Path, config: ConfigDict, allow_config_change: bool = False, overwrite: str = ""
 ) -> list[str]:
   """Creates the workdir with its config.json, or checks that it holds a run with this config.
+
+  A run that has not begun, since a mistake stopped it before its first evaluation or checkpoint,
+  may begin with another config and other data.
 
   Args:
     workdir: the folder.
@@ -40,6 +45,10 @@ def open_workdir(
     )
   if path.exists() and overwrite:
     _clear(workdir)
+  if path.exists() and not _has_begun(workdir):  # nothing would be lost by another config or data
+    path.unlink()
+    (workdir / DATA).unlink(missing_ok=True)
+    write_config(workdir, config)
   if path.exists() and allow_config_change:
     try:
       return files.differences(json.loads(path.read_text()), content)
@@ -55,6 +64,11 @@ def open_workdir(
 def write_config(workdir: pathlib.Path, config: ConfigDict):
   """Writes config.json, whole or not at all."""
   files.write_whole(workdir / CONFIG, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+def _has_begun(workdir):
+  metrics = workdir / "metrics.jsonl"
+  return bool(steps_of(workdir)) or metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _clear(workdir: pathlib.Path):

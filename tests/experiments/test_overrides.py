@@ -60,6 +60,24 @@ def test_an_element_of_a_tuple(config_of, arguments, kinds):
   assert config == smollm2_arithmetic.get_config()
 
 
+@pytest.mark.parametrize(
+  "arguments,kinds,steps",
+  [
+    (["task.arithmetic.kinds=('1+',)", "task.arithmetic.kinds=('2-','3x')"], ("2-", "3x"), 60),
+    (["steps=3", "task.arithmetic.kinds=('2-',)", "steps=4"], ("2-",), 4),
+  ],
+)
+def test_the_last_value_of_a_field_counts(config_of, arguments, kinds, steps):
+  config = config_of(*(f"--config.{argument}" for argument in arguments), file=SMOLLM2)
+  assert config.task.arithmetic.kinds == kinds and config.steps == steps
+
+
+def test_a_tuple_and_its_elements_are_not_set_together(config_of):
+  field = "--config.task.arithmetic.kinds"
+  with pytest.raises(SystemExit, match=r"kinds is given whole and as --config.*kinds\[1\]"):
+    config_of(f"{field}=('1+','2-')", f"{field}[1]=3x", file=SMOLLM2)
+
+
 def test_elements_have_the_type_of_the_tuple(config_of):
   assert config_of("--config.rollout.feature_layers[0]=0").rollout.feature_layers == (0,)
   for value in ("first", "1.5"):

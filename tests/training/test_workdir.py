@@ -37,6 +37,23 @@ def test_another_config_is_an_error_that_lists_the_differences(run):
   assert content(run) == before
 
 
+@pytest.mark.parametrize("began", ["", "metrics.jsonl", "checkpoints/0"])
+def test_a_run_that_has_not_begun_takes_another_config_and_other_data(tmp_path, began):
+  folder = tmp_path / "run"
+  open_workdir(folder, tiny())
+  for name in ("data.json", "metrics.jsonl", "provenance.jsonl"):
+    (folder / name).write_text("{}\n" if name == began or name != "metrics.jsonl" else "")
+  (folder / began).mkdir(parents=True, exist_ok=True) if "/" in began else None
+  if began:
+    with pytest.raises(ValueError, match="seed: 2 -> 1"):
+      open_workdir(folder, tiny(seed=1))
+  else:
+    assert open_workdir(folder, tiny(seed=1)) == []
+    assert json.loads((folder / "config.json").read_text())["seed"] == 1
+  assert (folder / "data.json").exists() == bool(began)
+  assert (folder / "provenance.jsonl").exists()
+
+
 def test_an_allowed_change_is_returned_and_not_written_yet(run):
   before = content(run)
   assert open_workdir(run, tiny(steps=9, seed=1), allow_config_change=True) == [
