@@ -44,6 +44,17 @@ def load(name: str) -> Callable[..., Any]:
   return loaded
 
 
+def algorithm_name(algorithm: str, estimator: str) -> str:
+  """What a run's algorithm is called: with an own estimator, its function before the preset.
+
+  Args:
+    algorithm: the preset, config.algorithm.
+    estimator: config.estimator.
+  """
+  own = estimator.rpartition(":")[2] if ":" in estimator else ""
+  return f"{own} ({algorithm})" if own else algorithm
+
+
 def source_of(name: str) -> pathlib.Path | None:
   """The file of a function, found without running it; None if it has none."""
   module = name.rpartition(":")[0]

@@ -34,6 +34,11 @@ PROBE_MEANING = (
   "last 10 steps with prompts of the domain."
 )
 CLIPPED_GAP = 0.2  # difference between fractions of clipped steps that calls for a warning
+# Fields that an algorithm's preset sets, and those that change no result.
+PRESET = ("algorithm", "estimator", "rollout.n", "train.loss.", "probe.", "critic.", "collect.")
+PRESET += ("reference_", "rollout.feature_", "reward.kl_", "seed")
+NO_RESULT = ("mesh.", "loggers", "log_samples", "checkpoint_", "profile_steps", "verifier.workers")
+NO_RESULT += ("train.microbatch_size", "train.remat", "train.logprob_chunk", "rollout.slots")
 LABEL_CHARACTERS = 60  # limit for the label of a curve
 MEANING = (
   "Held-out accuracy is that of config.eval.best_by: {best_by}. ± is one standard error of the "
@@ -116,6 +121,32 @@ def clipping_warning(groups: Groups) -> str:
     f"clipped: {shares}). A clipped step has the length that train.max_grad_norm allows, whatever "
     "its advantages are, so a part of the differences may be due to clipping. Tune "
     "train.max_grad_norm and the learning rate for each algorithm, or set train.max_grad_norm=0."
+  )
+
+
+def settings_warning(groups: Groups) -> str:
+  """A sentence if runs of different algorithms differ in more than the algorithm, else "".
+
+  A setting in the label of a group is one that is compared on purpose.
+  """
+  runs = [run for members in groups.values() for run in members]
+  fields = [
+    field
+    for field in _differing_fields(runs)
+    if not field.startswith((*PRESET, *NO_RESULT))
+    and not any(f" {field}=" in label for label in groups)
+  ]
+  if not fields:
+    return ""
+  configs = [_flat(run.config) for run in runs]
+  texts = (
+    f"{field} ({', '.join(dict.fromkeys(str(config.get(field)) for config in configs))})"
+    for field in fields[:8]
+  )
+  more = f" and {len(fields) - 8} more" if len(fields) > 8 else ""
+  return (
+    f"Warning: these runs differ in more than the algorithm: {', '.join(texts)}{more}. Differences "
+    "between their results may be due to that."
   )
 
 
@@ -243,7 +274,7 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
     problems: held-out problems per run whose answers are shown, before and after training.
 
   Returns:
-    The tables in Markdown, and the warning of `clipping_warning` if there is one.
+    The tables in Markdown, and the warnings of `settings_warning` and `clipping_warning`.
 
   Raises:
     UserError: a path holds no run or one without an evaluation, or two runs have the same
@@ -272,7 +303,8 @@ def report(paths: Sequence[pathlib.Path], out: pathlib.Path, problems: int = 0) 
   starts = [start for run in all_runs for start in run.starts]
   shown = tables(groups)
   text = as_text(shown)
-  meaning, warning = MEANING.format(best_by=best_by), clipping_warning(groups)
+  meaning = MEANING.format(best_by=best_by)
+  warning = " ".join(filter(None, (settings_warning(groups), clipping_warning(groups))))
   probes = comparison_tables.probes(runs)
   files.write_whole(
     out / "README.md", _readme(out.name, text, meaning, warning, probes, answers, starts)

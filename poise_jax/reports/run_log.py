@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from poise_jax import own_functions
 from poise_jax.errors import UserError
 
 AXES = {  # what a metric can be plotted against -> label of the axis
@@ -33,8 +34,8 @@ class Run:
 
   @property
   def algorithm(self) -> str:
-    """The name after the colon of --config."""
-    return self.config["algorithm"]
+    """The name after the colon of --config, behind that of an own estimator."""
+    return own_functions.algorithm_name(self.config["algorithm"], self.config.get("estimator", ""))
 
   @property
   def seed(self) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from poise_jax import estimators, models
+from poise_jax import estimators, models, own_functions
 from poise_jax.data import tasks, templates
 from poise_jax.data.prompts import PromptEncoder, limit_lengths, mark_thoughts
 from poise_jax.distributed import sharding
@@ -86,9 +86,10 @@ class Experiment(StepConfig):
     updates = train.epochs * rollouts // train.minibatch_size
     times = "optimizer step" if updates == 1 else "optimizer steps"
     passes = f" in {train.epochs} passes" if train.epochs > 1 else ""
+    algorithm = own_functions.algorithm_name(self.config.algorithm, self.config.estimator)
     prompts = "prompt" if self.groups == 1 else "prompts"
     return (
-      f"{self.config.algorithm}: {size:,} parameters, {self.config.steps} steps, on {devices}\n"
+      f"{algorithm}: {size:,} parameters, {self.config.steps} steps, on {devices}\n"
       f"a step: {self.groups:,} {prompts} x {self.rollout.n} = {rollouts:,} rollouts, {updates} "
       f"{times} of {train.minibatch_size:,} sequences{passes}, in micro-batches of "
       f"{train.microbatch_size:,}"

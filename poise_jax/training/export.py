@@ -6,7 +6,7 @@ from typing import Any
 
 import huggingface_hub
 
-from poise_jax import models, provenance
+from poise_jax import models, own_functions, provenance
 from poise_jax.errors import UserError
 from poise_jax.models.io import run_checkpoint
 from poise_jax.models.io.sources import hub_id
@@ -102,7 +102,8 @@ def _card(workdir: pathlib.Path, about: dict[str, Any], name: str) -> str:
     metadata=metadata.to_yaml(),
     config=json.dumps(config, indent=2),
     n=config["rollout"]["n"],
-    **{key: config[key] for key in ("algorithm", "steps", "rollouts", "seed")},
+    algorithm=own_functions.algorithm_name(config["algorithm"], config["estimator"]),
+    **{key: config[key] for key in ("steps", "rollouts", "seed")},
   )
 
 

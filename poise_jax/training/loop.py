@@ -95,7 +95,8 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, o
         log.console.print(f"{experiment.summary()}\n{experiment.task.summary()}")
         log.console.print(preview(experiment, judge), markup=False)
         if resumes:
-          log.console.print(f"resuming {workdir} after step {saved['step']}")
+          changed = f" with {'; '.join(changes)}" if changes else ""
+          log.console.print(f"resuming {workdir} after step {saved['step']}{changed}", markup=False)
           best = saved["best"]
         else:
           state, best = _begin(run, params)

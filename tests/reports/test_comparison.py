@@ -1,5 +1,6 @@
 """Comparisons of synthetic runs: every number of the table by hand."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -10,6 +11,7 @@ import xml.etree.ElementTree
 
 import pytest
 
+from configs import algorithms
 from poise_jax.reports import comparison, run_log, svg
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -55,6 +57,54 @@ def table(text, heading):
   lines = text[text.index(f"## {heading}") :].splitlines()[4:]
   rows = [line for line in lines[: lines.index("") if "" in lines else None]]
   return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+@pytest.mark.parametrize(
+  "first,second,message",
+  [
+    ({}, {}, ""),
+    ({"rollout": {"n": 2}}, {"rollout": {"n": 8}}, ""),  # of the presets
+    ({"train": {"loss": {"clip_high": 0.2}}}, {"train": {"loss": {"clip_high": 0.28}}}, ""),
+    ({"loggers": ["wandb"]}, {"loggers": []}, ""),
+    ({"train": {"learning_rate": 1e-5}}, {"train": {"learning_rate": 3e-5}}, "1e-05, 3e-05"),
+    ({"task": {"name": "sums"}}, {"task": {"name": "words"}}, "task.name (sums, words)"),
+    (
+      {"eval_every": 9, "model": {"source": "a"}},
+      {"eval_every": 8, "model": {"source": "b"}},
+      "eval_every (9, 8), model.source (a, b)",
+    ),
+  ],
+)
+def test_runs_that_differ_in_more_than_the_algorithm_are_warned_about(
+  tmp_path, first, second, message
+):
+  runs = [write(tmp_path / "a", "poise", **first), write(tmp_path / "b", "rloo", **second)]
+  text = comparison.report(runs, tmp_path / "out")
+  assert ("differ in more than the algorithm" in text) == bool(message) and message in text
+  assert message in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_settings_in_labels_are_compared_on_purpose(tmp_path):
+  rates = [{"train": {"learning_rate": rate}} for rate in (1e-5, 3e-5)]
+  runs = [write(tmp_path / str(i), "poise", **rate) for i, rate in enumerate(rates)]
+  assert "differ in more" not in comparison.report(runs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "lab", "smollm2_arithmetic", "own_data"])
+def test_presets_of_a_shipped_config_differ_in_the_algorithm_alone(name):
+  module = importlib.import_module(f"configs.{name}")
+  configs = [module.get_config(algorithm) for algorithm in algorithms.ALGORITHMS]
+  runs = [run_log.Run(pathlib.Path(), json.loads(config.to_json()), [], []) for config in configs]
+  assert not comparison.settings_warning({str(i): [run] for i, run in enumerate(runs)})
+
+
+def test_an_own_estimator_is_named(tmp_path):
+  runs = [
+    write(tmp_path / name, "rloo", estimator=estimator)
+    for name, estimator in (("a", "rloo"), ("b", "lab.estimators:median"), ("c", "x/y.py:mean"))
+  ]
+  text = comparison.report(runs, tmp_path / "out")
+  assert [row[0] for row in table(text, "Runs")] == ["rloo", "median (rloo)", "mean (rloo)"]
 
 
 def test_means_and_runs_by_hand(tmp_path):
