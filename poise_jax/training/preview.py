@@ -50,6 +50,9 @@ def preview(experiment: Experiment, judge: Judge) -> str:
   for i, example in enumerate(chosen):
     empty, *honest = [verdict for owner, verdict in pairs if owner == id(example)]
     best = max(honest, key=lambda verdict: verdict.score, default=None)
+    # Teachers of generated tasks err on purpose; a solution in a data set is meant to be right.
+    if experiment.config.task.name == "dataset" and example.worked not in ("", example.answer):
+      warnings += _worked_warning(example, honest[0])
     if not i:
       lines = _shown(experiment, example, empty, best)
     warnings += _verdict_warnings(example, empty, best)
@@ -98,6 +101,14 @@ def _verdict_warnings(example, empty, best):
     yield (
       f"{where}: an empty answer earns {empty.score:.2f}, so there is a reward without work; "
       "python -m experiments.audit_reward shows what else is paid"
+    )
+
+
+def _worked_warning(example, verdict):
+  if verdict.score < 1:
+    yield (
+      f"the solution {example.worked[-60:]!r} of a training example earns {_verdict(verdict)} with "
+      f"its reference {example.answer[:60]!r}: check both columns"
     )
 
 

@@ -100,6 +100,7 @@ def test_a_finished_run_returns_at_once_and_continues_with_more_steps(
   assert before == {path: path.read_bytes() for path in finished_run.rglob("*.json*")}
 
   loop.train(tiny(steps=4), str(run_copy), allow_config_change=True)
+  assert "after step 3 with steps: 3 -> 4" in " ".join(capsys.readouterr().out.split())
   rows = lines(run_copy / "metrics.jsonl")
   assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
   assert rows[:4] == lines(finished_run / "metrics.jsonl")

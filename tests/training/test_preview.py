@@ -81,6 +81,23 @@ def test_the_verifier_that_judges_is_named(experiment, weight, verifier, warns):
   assert (f"verifier {verifier}, domain" in text) == warns  # digits have no vowels
 
 
+@pytest.mark.parametrize(
+  "task,worked,warns",
+  [
+    ("dataset", "3 + 4 is 7", False),
+    ("dataset", "3 + 4 is 8", True),
+    ("dataset", "7", False),
+    ("arithmetic", "3 + 4 is 8", False),  # its teacher errs on purpose
+  ],
+)
+def test_a_solution_that_contradicts_its_reference(experiment, task, worked, warns):
+  config = experiment.config.copy_and_resolve_references()
+  config.task.name = task
+  changed = dataclasses.replace(experiment, config=config)
+  changed = with_example(changed, check=Check("last_integer", "7"), answer="7", worked=worked)
+  assert ("of a training example earns 0.00 with its reference '7'" in text_of(changed)) == warns
+
+
 def test_every_domain_is_judged(experiment):
   changed = with_example(experiment, domain="other", check=Check("exact", "1"), answer="2")
   assert "verifier exact, domain other: the reference answer '2' earns 0.00" in text_of(changed)
