@@ -52,12 +52,14 @@ def sample(
     rollout: sampling options.
 
   Raises:
-    UserError: a feature layer does not exist, there are no prompts, or one is padded on the right.
+    UserError: a feature layer does not exist, there are no prompts, one is padded on the right or
+      has a token that the model does not know, or `key` is not a typed key of these shapes.
   """
   check_layers(config, rollout)
   if not prompts.tokens.size:
     raise UserError(f"no prompts to sample from: tokens have shape {prompts.tokens.shape}")
-  _check_padding(prompts.mask)
+  _check_key(key, len(prompts.tokens))
+  _check_prompts(config, prompts)
   if not rollout.eos_ids:
     warnings.warn(
       f"rollout.eos_ids is empty, so each response has max_new_tokens={rollout.max_new_tokens} "
@@ -67,16 +69,41 @@ def sample(
   return _sample(config, params, prompts, key, rollout)
 
 
-def _check_padding(mask):
-  """Raises UserError for prompts that do not end at the last position, if that can be read."""
-  if isinstance(mask, jax.core.Tracer) or not getattr(mask, "is_fully_addressable", True):
+def _check_key(key, prompts):
+  typed = jax.dtypes.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key)
+  if not typed:
+    raise UserError(
+      f"key must be a typed key, as jax.random.key(seed), got {np.asarray(key).dtype} of shape "
+      f"{np.shape(key)}; jax.random.wrap_key_data(key) makes one of a jax.random.PRNGKey"
+    )
+  if key.shape not in ((), (prompts,)):
+    raise UserError(f"key must be one key, or one for each of {prompts} prompts, got {key.shape}")
+
+
+def _check_prompts(config, prompts):
+  """Raises UserError for prompts that do not end at the last position and for tokens that the model
+  does not know, which would be read as others, if they can be read here."""
+  arrays = (prompts.tokens, prompts.mask)
+  if any(isinstance(x, jax.core.Tracer) or not _is_here(x) for x in arrays):
     return
-  padded = np.flatnonzero((np.diff(np.asarray(mask).astype(np.int8), axis=1) < 0).any(1))
+  tokens, mask = (np.asarray(x) for x in arrays)
+  padded = np.flatnonzero((np.diff(mask.astype(np.int8), axis=1) < 0).any(1))
   if len(padded):
     raise UserError(
       f"prompts are padded on the left, so that all end at the last position, but prompt "
       f"{padded[0]} has padding behind a token; move its tokens and mask to the right"
     )
+  unknown = np.argwhere(mask.astype(bool) & ((tokens < 0) | (tokens >= config.vocab_size)))
+  if len(unknown):
+    p, position = unknown[0]
+    raise UserError(
+      f"prompt {p} has the token {tokens[p, position]}, but the model has {config.vocab_size} "
+      "tokens, from 0 on; is the tokenizer that of the model?"
+    )
+
+
+def _is_here(x):
+  return getattr(x, "is_fully_addressable", True)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

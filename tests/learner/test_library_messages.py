@@ -6,6 +6,7 @@ The functions are called as a user has them, without the checks of annotations i
 import inspect
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,11 +90,39 @@ def sample(monkeypatch):
   return inspect.unwrap(rollout.sample)
 
 
-def call(sample, mask, eos_ids=(1,)):
+def call(sample, mask, eos_ids=(1,), key=None, token=0):
   mask = np.array(mask, bool)
-  prompts = Prompts(np.zeros(mask.shape, np.int32), mask)
+  prompts = Prompts(np.full(mask.shape, token, np.int32), mask)
   options = rollout.RolloutConfig(n=1, max_new_tokens=7, eos_ids=eos_ids)
-  return sample(MODEL, {}, prompts, None, options)
+  key = jax.random.key(0) if key is None else key
+  return sample(MODEL, {}, prompts, key, options)
+
+
+@pytest.mark.parametrize(
+  "key,message",
+  [
+    (5, r"got int64 of shape \(\)"),
+    (jax.random.PRNGKey(3), r"got uint32 of shape \(2,\); jax.random.wrap_key_data\(key\)"),
+    (jax.random.split(jax.random.key(0), 3), r"one for each of 2 prompts, got \(3,\)"),
+  ],
+)
+def test_keys_that_are_none_are_named(sample, key, message):
+  with pytest.raises(UserError, match=message):
+    call(sample, [[1, 1], [1, 1]], key=key)
+
+
+@pytest.mark.parametrize(
+  "key", [jax.random.wrap_key_data(jax.random.PRNGKey(3)), jax.random.split(jax.random.key(0))]
+)
+def test_a_key_or_one_a_prompt_is_taken(sample, key):
+  assert call(sample, [[1, 1], [1, 1]], key=key) == "sampled"
+
+
+@pytest.mark.parametrize("token", [-1, 11, 40_000])
+def test_tokens_that_the_model_does_not_know_are_named(sample, token):
+  with pytest.raises(UserError, match=f"prompt 1 has the token {token}, .* has 11 tokens"):
+    call(sample, [[0, 0], [0, 1]], token=token)
+  assert call(sample, [[0, 0]], token=token) == "sampled"  # padding may be anything
 
 
 @pytest.mark.parametrize("mask", [[[1, 1, 0]], [[0, 1, 1], [0, 1, 0]], [[1, 0, 1]]])
