@@ -52,6 +52,15 @@ def test_the_estimator_of_the_docs_is_the_mean_of_the_batch(tmp_path, monkeypatc
   np.testing.assert_allclose(estimate.advantages, rewards - 0.75)
 
 
+def test_the_step_by_hand_changes_the_policy():
+  names = {}
+  exec(compile(python_of(ROOT / "docs/architecture.md"), "architecture.md", "exec"), names)
+  assert int(names["policy"].step) == 2 and float(names["metrics"]["policy/skipped_updates"]) == 0
+  rewards = names["experience"].rewards
+  np.testing.assert_allclose(rewards, names["scores"], atol=1e-6)
+  np.testing.assert_allclose(names["estimate"].advantages, rewards - rewards[:, ::-1], atol=1e-6)
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_links_and_commands_exist(path):
   text = path.read_text()
