@@ -101,8 +101,13 @@ def _way_out(sizes: dict[str, int], count: int) -> str:
   if -1 not in sizes.values():
     fitting["fsdp"] = count
   options = " ".join(f"--config.mesh.{axis}={size}" for axis, size in fitting.items())
-  plan = "python -m experiments.compile_topology for devices that this machine lacks"
-  return f"set {options}, or use {plan}"
+  product = math.prod(size for size in sizes.values() if size > 1)
+  several = "a multiple of " if -1 in sizes.values() else ""
+  plan = (
+    f"a --topology of {several}{product} device{'s' * (product > 1)} in python -m "
+    "experiments.compile_topology"
+  )
+  return f"set {options}, or plan with {plan}"
 
 
 def platform() -> str:

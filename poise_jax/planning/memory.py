@@ -77,8 +77,8 @@ class MemoryReport:
       advice = "train a smaller model, or shard it over more devices (mesh.fsdp)"
     elif sum(self.sampling.values()) > sum(self.updating.values()):
       advice = (
-        "lower rollout.slots, rollouts or rollout.max_new_tokens, set model.dtype=bfloat16 or "
-        "rollout.cache_dtype=int8, or raise mesh.tensor"
+        "set a smaller rollout.slots, lower rollouts or rollout.max_new_tokens, choose a smaller "
+        "model.dtype or rollout.cache_dtype=int8, or raise mesh.tensor"
       )
     else:
       advice = "lower train.microbatch_size, set train.remat=full, or raise mesh.tensor"

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import math
 import re
 import subprocess
 import sys
@@ -412,6 +413,8 @@ def test_a_mesh_that_does_not_fit_says_what_it_needs_and_what_fits(sizes, device
     sharding.make_mesh(*sizes, devices=devices)
   message = str(error.value)
   assert message.startswith(need) and "experiments.compile_topology" in message
+  product = math.prod(size for size in sizes if size > 1)
+  assert re.search(rf"a --topology of (a multiple of )?{product} device", message)
   options = dict(re.findall(r"--config\.mesh\.(\w+)=(\d+)", message))
   asked = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
   sharding.make_mesh(**asked | {k: int(v) for k, v in options.items()}, devices=devices)

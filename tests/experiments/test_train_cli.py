@@ -406,7 +406,7 @@ def test_a_report_that_does_not_fit_has_advice():
   assert dataclasses.replace(tight, sampling={"caches": 6}).peak == 11
   for change, advice in (
     (dict(limit=9), "lower train.microbatch_size"),
-    (dict(limit=9, sampling={"caches": 6}), "lower rollout.slots, rollouts or"),
+    (dict(limit=9, sampling={"caches": 6}), "set a smaller rollout.slots, lower rollouts or"),
     (dict(limit=4), "train a smaller model"),
   ):
     report = dataclasses.replace(tight, **change)
