@@ -4,9 +4,9 @@ fake CPU devices and prints JSON; under pytest it starts that script and checks 
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
-import math
 import re
 import subprocess
 import sys
