@@ -185,9 +185,10 @@ def limit_lengths(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
     short_enough = Counter(example.domain for example in sets[split])
     for domain, count in sorted(Counter(example.domain for example in examples).items()):
       if not short_enough[domain]:
+        shortest = min(len(encoder.ids(e)) for e in examples if e.domain == domain)
         raise UserError(
           f"every {split} prompt of domain {domain} is longer than "
-          f"task.max_prompt_length={encoder.max_length}"
+          f"task.max_prompt_length={encoder.max_length}: raise it, the shortest has {shortest} tokens"
         )
       if short_enough[domain] < count:
         reason = f"{domain}, {split}: longer than {encoder.max_length} tokens"

@@ -47,7 +47,7 @@ def check_layers(config: ModelConfig, rollout: RolloutConfig) -> None:
     if not 0 <= layer < config.num_hidden_layers:
       raise UserError(
         f"rollout.feature_layers has {layer}, but the model has layers 0 to "
-        f"{config.num_hidden_layers - 1}"
+        f"{config.num_hidden_layers - 1}; set --config.rollout.feature_layers"
       )
 
 

@@ -119,8 +119,11 @@ def test_long_prompts_are_an_error_without_drop_long():
 
 
 def test_a_domain_with_long_prompts_only_is_an_error():
-  task = Task([example("a"), example("b", "x")], [example("a"), example("abcde", "x")])
-  message = "every test prompt of domain x is longer than task.max_prompt_length=4"
+  task = Task(
+    [example("a"), example("b", "x")],
+    [example("a"), example("abcdefg", "x"), example("abcde", "x")],
+  )
+  message = "every test prompt of domain x is longer than task.max_prompt_length=4: .* has 5 tokens"
   with pytest.raises(ValueError, match=message):
     limit_lengths(task, encoder(max_length=4), drop_long=True)
 
