@@ -188,7 +188,8 @@ def limit_lengths(task: Task, encoder: PromptEncoder, drop_long: bool) -> Task:
         shortest = min(len(encoder.ids(e)) for e in examples if e.domain == domain)
         raise UserError(
           f"every {split} prompt of domain {domain} is longer than "
-          f"task.max_prompt_length={encoder.max_length}: raise it, the shortest has {shortest} tokens"
+          f"task.max_prompt_length={encoder.max_length}: raise it, the shortest has {shortest} "
+          "tokens"
         )
       if short_enough[domain] < count:
         reason = f"{domain}, {split}: longer than {encoder.max_length} tokens"
