@@ -15,6 +15,12 @@ from poise_jax.errors import UserError
 FORMS = "'path/to/file.py:function' or 'package.module:function'"
 
 
+def is_own(name: str) -> bool:
+  """Whether a name has the form of an own function's: something on both sides of a colon."""
+  module, _, function = name.rpartition(":")
+  return bool(module and function)
+
+
 @functools.cache
 def load(name: str) -> Callable[..., Any]:
   """The function of that name; a relative path starts from the working directory.
@@ -51,8 +57,8 @@ def algorithm_name(algorithm: str, estimator: str) -> str:
     algorithm: the preset, config.algorithm.
     estimator: config.estimator.
   """
-  own = estimator.rpartition(":")[2] if ":" in estimator else ""
-  return f"{own} ({algorithm})" if own else algorithm
+  own = estimator.rpartition(":")[2]
+  return f"{own} ({algorithm})" if is_own(estimator) else algorithm
 
 
 def source_of(name: str) -> pathlib.Path | None:

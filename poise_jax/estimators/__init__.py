@@ -48,7 +48,7 @@ def make(name: str, context: EstimatorContext) -> Estimator:
   """
   if name in ESTIMATORS:
     return ESTIMATORS[name](context)._replace(reads_features=name in READERS)
-  if ":" not in name:
+  if not own_functions.is_own(name):
     raise UserError(
       f"{unknown_name('estimator', name, ESTIMATORS)}, or name a function of your own as "
       f"{own_functions.FORMS}"

@@ -42,7 +42,7 @@ def load(name: str) -> Callable[..., Verdict | float]:
     UnusableError: the name is unknown, its module fails to import, or it is not a function.
   """
   path = VERIFIERS.get(name, name)
-  if ":" not in path:
+  if not own_functions.is_own(path):
     raise UnusableError(
       f"{unknown_name('verifier', name, VERIFIERS)}, or name a function of your own as "
       f"{own_functions.FORMS}"

@@ -40,7 +40,9 @@ class ProblemsConfig(tfds.core.BuilderConfig):
 
   def __init__(self, source: Source, paths: dict[str, pathlib.Path] | None = None):
     self.source, self.paths = source, paths
-    self.checksums = {name: _checksum(source, name, path) for name, path in (paths or {}).items()}
+    self.checksums = {
+      name: readers.checksum(path, source.sha256.get(name)) for name, path in (paths or {}).items()
+    }
     name = source.name
     if paths:
       columns = {k: c if isinstance(c, str) else c[0] for k, c in source.columns.items()}
@@ -75,7 +77,7 @@ class Problems(tfds.core.GeneratorBasedBuilder):
       paths = {name: pathlib.Path(path) for name, path in _downloaded(source, manager).items()}
     checksums = self.builder_config.checksums
     self.counts["sha256"] = checksums or {
-      name: _checksum(source, name, path) for name, path in paths.items()
+      name: readers.checksum(path, source.sha256.get(name)) for name, path in paths.items()
     }
     return {
       split: self._generate_examples(split, [(pathlib.Path(n).suffix, paths[n]) for n in names])
@@ -383,24 +385,3 @@ def _downloaded(source, manager):
       f"cannot download dataset {source.name} from {source.home} ({reason:.200}); put its files "
       f"into FOLDER/{source.name}/ and set task.dataset.folder=FOLDER: {', '.join(names)}"
     ) from error
-
-
-def _checksum(source, name, path):
-  """The SHA-256 checksum of a file.
-
-  Raises:
-    UserError: it differs from the checksum in the source, or in a SHA256SUMS beside the file.
-  """
-  actual, expected, origin = readers.sha256(path), source.sha256.get(name), "its definition"
-  sums = path.with_name("SHA256SUMS")
-  if sums.is_file():
-    lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip()]
-    listed = {line[-1].strip().lstrip("*"): line[0] for line in lines}
-    if path.name in listed:
-      expected, origin = listed[path.name], str(sums)
-  if expected and actual != expected.lower():
-    raise UserError(
-      f"{path} has the SHA-256 checksum {actual}, but {origin} says {expected}; it is damaged or "
-      "another version, download it again"
-    )
-  return actual

@@ -155,3 +155,29 @@ def _shortest(value, kind):
   if isinstance(value, list) and pyarrow.types.is_map(kind):
     return [(_shortest(k, kind.key_type), _shortest(x, kind.item_type)) for k, x in value]
   return [_shortest(x, kind.value_type) for x in value] if isinstance(value, list) else value
+
+
+def checksum(path: pathlib.Path, expected: str | None = None) -> str:
+  """The SHA-256 checksum of a file.
+
+  Args:
+    path: the file; a SHA256SUMS beside it, in the format of sha256sum, may list it.
+    expected: the checksum in the dataset's definition, for which SHA256SUMS counts where it lists
+      the file.
+
+  Raises:
+    UserError: it differs from the expected one.
+  """
+  actual, origin = sha256(path), "its definition"
+  sums = path.with_name("SHA256SUMS")
+  if sums.is_file():
+    lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip()]
+    listed = {line[-1].strip().lstrip("*"): line[0] for line in lines}
+    if path.name in listed:
+      expected, origin = listed[path.name], str(sums)
+  if expected and actual != expected.lower():
+    raise UserError(
+      f"{path} has the SHA-256 checksum {actual}, but {origin} says {expected}; it is damaged or "
+      "another version, download it again"
+    )
+  return actual
