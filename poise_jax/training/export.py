@@ -102,7 +102,7 @@ def _card(workdir: pathlib.Path, about: dict[str, Any], name: str) -> str:
     metadata=metadata.to_yaml(),
     config=json.dumps(config, indent=2),
     n=config["rollout"]["n"],
-    algorithm=own_functions.algorithm_name(config["algorithm"], config["estimator"]),
+    algorithm=own_functions.algorithm_name(config["algorithm"], config.get("estimator", "")),
     **{key: config[key] for key in ("steps", "rollouts", "seed")},
   )
 
