@@ -157,7 +157,7 @@ ALGORITHMS = {
     differs="no KL unless `reward.kl_coef` is set",
   ),
   "ppo": Algorithm(
-    source="arXiv 1707.06347, as in verl",
+    source="arXiv 1707.06347, as in verl, where lambda is 1",
     meaning="a critic as large as the policy, GAE with lambda 0.95, whitened",
     fields={"estimator": "ppo", "rollout.n": 1, **SEQUENCE_MEAN},
     differs="one pass per batch unless `train.epochs` is set; as in verl the critic's learning "
