@@ -1,13 +1,15 @@
 """Answers of a config's policy to its training prompts, judged, for commands that study them."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from poise_jax.errors import UserError
+from poise_jax.estimators import ProbeConfig, probe
 from poise_jax.training import build
 from poise_jax.training.build import Experiment
 from poise_jax.types import Experience
@@ -61,6 +63,29 @@ def sampled(
     for number, start in enumerate(track(range(0, prompts, size), description="sampling")):
       sampling = step.Sampling(experiment, judge, decoding, params, (), key, number, step.Clock())
       yield sampling(np.arange(start, start + size) % count, 0)
+
+
+def write(path: pathlib.Path, **arrays: Array):
+  """Writes an .npz file whole, so that an interrupted command leaves none."""
+  partial = path.with_suffix(".partial.npz")
+  np.savez(partial, **arrays)
+  partial.rename(path)
+
+
+def of_siblings(values: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+  """For each answer the value of the answer that it is paired with."""
+  return values.reshape(-1, 2)[:, ::-1].reshape(values.shape)
+
+
+def fit_probe(
+  rewards: Float[np.ndarray, "P n"],
+  features: Float[np.ndarray, "P n F"],
+  config: ProbeConfig,
+  rows: int | None = None,
+) -> probe.ProbeState:
+  """A probe that predicts the reward of each answer's sibling from the first `rows` answers."""
+  siblings = of_siblings(rewards).ravel()
+  return probe.fit(features.reshape(-1, features.shape[-1])[:rows], siblings[:rows], config)
 
 
 def params_of(experiment: Experiment) -> PyTree[Array]:

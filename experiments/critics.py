@@ -86,16 +86,16 @@ def learn(
   """
   half = len(arrays["rewards"]) // 2
   ids = np.arange(half)
-  kept = ids % HELD_OUT == HELD_OUT - 1 if half >= HELD_OUT else ids == half - 1
+  held_out = ids % HELD_OUT == HELD_OUT - 1 if half >= HELD_OUT else ids == half - 1
   best, spent = (np.inf, None), {}
   for factor in RATES:
     learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
     state = learner.estimator.init(params)
     for _ in range(PASSES[name]):
       begin = time.perf_counter()
-      state = learner.epoch(state, ids[~kept], params)
+      state = learner.epoch(state, ids[~held_out], params)
       spent["seconds"] = min(time.perf_counter() - begin, spent.get("seconds", np.inf))
-      error = arrays["rewards"][ids[kept]] - learner.predict(state, ids[kept])
+      error = arrays["rewards"][ids[held_out]] - learner.predict(state, ids[held_out])
       score = float((error**2).mean())
       if score < best[0]:
         best = score, learner.predict(state, np.arange(half, len(arrays["rewards"])))

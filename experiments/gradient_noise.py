@@ -142,22 +142,23 @@ def under_baseline(
   """
   p, n, s = scores.shape
   groups = (advantages[..., None] * scores).reshape(p, n // m, m, s).mean(2)
-  kept = np.ones(groups.shape[:2], bool)
+  used = np.ones(groups.shape[:2], bool)
   if rewards is not None:
-    kept = statistics.mixed(rewards.reshape(-1, m)).reshape(kept.shape)
-  weights = kept / max(kept.mean(), 1e-12)  # the mean over kept groups
-  if kept.sum() < 2:
-    return {"variance": np.nan, "per sampled": np.nan, "adam": np.nan, "kept": float(kept.mean())}
+    used = statistics.mixed(rewards.reshape(-1, m)).reshape(used.shape)
+  share_used = float(used.mean())
+  if used.sum() < 2:
+    return {"variance": np.nan, "per sampled": np.nan, "adam": np.nan, "kept": share_used}
+  weights = used / share_used  # for the mean over the groups in use
   means = (groups * weights[..., None]).mean(1)
   scale = share(product(gradient, means), product(means, means))
-  chosen = groups[kept]
+  chosen = groups[used]
   variance = float(chosen.var(0, ddof=1, dtype=np.float64).sum()) * scale**2 * m
   count = max(batch // m, 1)
   order = np.random.default_rng(0).permutation(len(chosen))
   batches = batch_means(chosen[:, None], min(count, len(chosen)), order)[0]
   return {
     "variance": variance,
-    "per sampled": variance / float(kept.mean()),
+    "per sampled": variance / share_used,
     "adam": adam_proxy(batches) * scale**2 * batch,
-    "kept": float(kept.mean()),
+    "kept": share_used,
   }

@@ -30,6 +30,7 @@ from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, group, probe
 from poise_jax.learner.logprobs import token_logprobs
 from poise_jax.models import Rows, hidden_states, unembedding
+from poise_jax.rollout.features import ENTROPIES
 
 PROMPTS = flags.DEFINE_integer("prompts", 512, "training prompts")
 SAMPLES = flags.DEFINE_integer("samples", 8, "answers per prompt whose gradients are computed")
@@ -96,9 +97,7 @@ def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
     arrays = experience.rewards, rollouts.features, jnp.stack(made)
     parts.append([np.asarray(x) for x in arrays])
   rewards, features, sketches = (np.concatenate(x)[:prompts] for x in zip(*parts, strict=True))
-  partial = path.with_suffix(".partial.npz")
-  np.savez(partial, rewards=rewards, features=features, scores=sketches)
-  partial.rename(path)
+  answers.write(path, rewards=rewards, features=features, scores=sketches)
 
 
 def predictions(
@@ -106,11 +105,9 @@ def predictions(
 ) -> Float[np.ndarray, "P n"]:
   """A probe's prediction from each answer, fitted on the other half of the prompts."""
   half, made = len(rewards) // 2, []
-  siblings = rewards.reshape(-1, 2)[:, ::-1].reshape(rewards.shape)
   parts = slice(0, half), slice(half, None)
   for tested, fitted_on in zip(parts, parts[::-1], strict=True):
-    rows = features[fitted_on].reshape(-1, features.shape[-1])
-    fitted = probe.fit(rows, siblings[fitted_on].ravel(), config)
+    fitted = answers.fit_probe(rewards[fitted_on], features[fitted_on], config)
     made.append(np.asarray(probe.predict(fitted, features[tested])))
   return np.concatenate(made)
 
@@ -128,18 +125,17 @@ def analyse(
   features = features[:, n:]
   advantages = rewards - fixed
   gradient = gradient_noise.of_prompts(sketches, advantages)
-  width = (features.shape[-1] - 3) // 2
+  width = (features.shape[-1] - ENTROPIES) // 2
   prompt_only = features * (np.arange(features.shape[-1]) < width)
   own = predictions(rewards, features, config)
   prompt = predictions(rewards, prompt_only, config)
-  swapped = own.reshape(-1, 2)[:, ::-1].reshape(own.shape)
-  sibling = rewards.reshape(-1, 2)[:, ::-1].reshape(own.shape)
+  crossed, sibling = answers.of_siblings(own), answers.of_siblings(rewards)
   with_reward = np.concatenate([features, rewards[..., None]], -1).astype(np.float32)
-  both = predictions(rewards, with_reward, dataclasses.replace(config, scalars=config.scalars + 1))
-  both = both.reshape(-1, 2)[:, ::-1].reshape(own.shape)
+  reads_reward = dataclasses.replace(config, scalars=config.scalars + 1)
+  both = answers.of_siblings(predictions(rewards, with_reward, reads_reward))
   baselines = {
     "own rollout": own,
-    "poise": swapped,
+    "poise": crossed,
     "prompt only": prompt,
     "poise_sibling": both,
     "rloo": sibling,
@@ -151,7 +147,7 @@ def analyse(
     "fixed": (advantages, 1, None),
     "prompt only": (rewards - prompt, 1, None),
     "rloo, n = 2": (rewards - sibling, 2, None),
-    "poise, n = 2": (rewards - swapped, 2, None),
+    "poise, n = 2": (rewards - crossed, 2, None),
     "poise_sibling, n = 2": (rewards - both, 2, None),
     f"rloo, n = {n}": (np.asarray(group.rloo(rewards)), n, None),
     f"dapo, n = {n}": (np.asarray(group.grpo(rewards)), n, rewards),

@@ -24,17 +24,18 @@ from ml_collections import ConfigDict
 
 from experiments import answers, cli, critics
 from experiments import train as command
+from poise_jax import files
 from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, probe
 from poise_jax.estimators.statistics import noise_ceiling
 from poise_jax.reports import markdown
+from poise_jax.rollout.features import ENTROPIES
 
 PROMPTS = flags.DEFINE_integer("prompts", 512, "training prompts, half of them for testing")
 SAMPLES = flags.DEFINE_integer("samples", 8, "answers per prompt, an even number")
 LAYERS = flags.DEFINE_list("layers", [], "layers to read besides the config's first one")
 CRITICS = flags.DEFINE_bool("critics", False, "also train critics on the same prompts")
 HEADER = ("baseline of one answer, from its sibling", "MAE", "r", "1 - Var(A) / Var(R)")
-SCALARS = 3  # entropies at the end of a feature row
 POISE = "POISE: states and entropies of the sibling"
 ALPHAS = (0.01, 1.0, 100.0, 10000.0)
 WIDTHS = ((64,), (512,), (512, 512, 512))
@@ -54,15 +55,15 @@ class Data:
   @property
   def width(self) -> int:
     """Width of a layer."""
-    return (self.features.shape[-1] - SCALARS) // 2 // len(self.layers)
+    return (self.features.shape[-1] - ENTROPIES) // 2 // len(self.layers)
 
   def layer(self, layer: int) -> Float[np.ndarray, "P n F1"]:
     """Features of one layer: prompt block, response block, entropies."""
-    states = self.features[..., :-SCALARS].reshape(
+    states = self.features[..., :-ENTROPIES].reshape(
       *self.rewards.shape, 2, len(self.layers), self.width
     )
     states = states[..., self.layers.index(layer), :]
-    entropies = self.features[..., -SCALARS:]
+    entropies = self.features[..., -ENTROPIES:]
     return np.concatenate([states[..., 0, :], states[..., 1, :], entropies], -1)
 
 
@@ -92,9 +93,7 @@ def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
       }
     )
   arrays = {name: np.concatenate([part[name] for part in parts])[:prompts] for name in parts[0]}
-  partial = path.with_suffix(".partial.npz")
-  np.savez(partial, **arrays)
-  partial.rename(path)
+  answers.write(path, **arrays)
 
 
 def predictions(
@@ -112,14 +111,14 @@ def predictions(
   features, raw = data.layer(layer), dict(pca_prompt=0, pca_response=0)
   with_reward = np.concatenate([features, rewards[..., None]], -1)
   lengths = data.lengths[..., None].astype(np.float32)
-  sizes = (data.width, data.width, SCALARS)
+  sizes = (data.width, data.width, ENTROPIES)
   probed = functools.partial(_predictions, rewards)
   mean = np.full_like(rewards[half:], rewards[:half].mean())
   rows = {
     "a constant: the other half's mean": mean,
     "the sibling's reward (RLOO, n = 2)": rewards[half:],
     POISE: probed(features, config),
-    "poise_sibling: also its reward": probed(with_reward, config, scalars=SCALARS + 1),
+    "poise_sibling: also its reward": probed(with_reward, config, scalars=ENTROPIES + 1),
   }
   for part in probe.PARTS:
     mask = np.repeat([part == p for p in probe.PARTS], sizes)
@@ -155,8 +154,8 @@ def results(
     for name, predicted in rows.items():
       if where.sum() > 1:
         numbers = {**quality(predicted[where], rewards[where]), "ceiling": ceiling}
-        numbers = {k: x if np.isfinite(x) else None for k, x in numbers.items()}
-        made.append({"name": name, "domain": domain, "prompts": int(where.sum()), **numbers})
+        about = {"name": name, "domain": domain, "prompts": int(where.sum())}
+        made.append({**about, **files.known(numbers)})
   return made
 
 
@@ -180,19 +179,9 @@ def _predictions(
   """A probe with changed options, fitted on the first half of the prompts, or on the first `rows`
   answers to them, on the second half."""
   half = len(rewards) // 2
-  fitted = fit(rewards[:half], features[:half], dataclasses.replace(config, **changes), rows)
+  config = dataclasses.replace(config, **changes)
+  fitted = answers.fit_probe(rewards[:half], features[:half], config, rows)
   return np.asarray(probe.predict(fitted, features[half:]))
-
-
-def fit(
-  rewards: Float[np.ndarray, "P n"],
-  features: Float[np.ndarray, "P n F"],
-  config: ProbeConfig,
-  rows: int | None = None,
-) -> probe.ProbeState:
-  """A probe that predicts the reward of each answer's sibling from the first `rows` answers."""
-  siblings = rewards.reshape(-1, 2)[:, ::-1].ravel()
-  return probe.fit(features.reshape(-1, features.shape[-1])[:rows], siblings[:rows], config)
 
 
 def quality(
@@ -204,8 +193,8 @@ def quality(
   target = (rewards.sum(1, keepdims=True) - rewards) / (n - 1)
   constant = np.ptp(predictions) == 0 or np.ptp(target) == 0  # exactly: a deviation gets rounded
   r = 0.0 if constant else np.corrcoef(predictions.ravel(), target.ravel())[0, 1]
-  baselines = predictions.reshape(-1, 2)[:, ::-1].reshape(rewards.shape)
-  reduction = 1 - (rewards - baselines).var() / rewards.var() if rewards.std() else 0.0
+  left = (rewards - answers.of_siblings(predictions)).var()
+  reduction = 1 - left / rewards.var() if rewards.std() else 0.0
   error = np.abs(predictions - target).mean()
   return {"MAE": float(error), "r": float(r), "variance reduction": float(reduction)}
 
@@ -267,7 +256,8 @@ def _critics(experiment, arrays, features, config):
   """Predictions of the critics by name, and the costs of the critics and the probe."""
   rewards = arrays["rewards"]
   half = len(rewards) // 2
-  costs = {"probe": critics.cost(lambda: fit(rewards[:half], features[:half], config))}
+  learned_from = rewards[:half], features[:half]
+  costs = {"probe": critics.cost(lambda: answers.fit_probe(*learned_from, config))}
   costs["probe"]["bytes"] += features[:half].nbytes  # the buffer
   rows, params = {}, answers.params_of(experiment)
   for name in critics.PASSES:

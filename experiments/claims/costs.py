@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from poise_jax.planning import flops
 from poise_jax.reports.run_log import Run
+from poise_jax.rollout.features import ENTROPIES
 
 
 def cumulative(run: Run) -> Float[np.ndarray, " rows"]:
@@ -65,7 +66,7 @@ def probe_fit(probe: dict, width: int) -> float:
     probe: config.probe.
     width: of a block of the features, one layer's states.
   """
-  rows, features, total = probe["buffer_rows"], 3, 0.0
+  rows, features, total = probe["buffer_rows"], ENTROPIES, 0.0
   for components in (probe["pca_prompt"], probe["pca_response"]):
     if components:
       total += 2.0 * rows * width * (width + components)

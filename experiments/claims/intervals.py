@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
+from poise_jax import files
+
 CONFIDENCE = 0.95
 RESAMPLES = 10_000  # fewer where these are all that exist
 
@@ -34,6 +36,11 @@ class Interval:
       return f"{self.value:.3f}"
     return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+  @property
+  def half_width(self) -> float:
+    """Half of the interval's width, for error bars; 0 for a single seed."""
+    return 0.0 if self.seeds < 2 else (self.high - self.low) / 2
+
   def above(self, threshold: float) -> bool | None:
     """Whether the number is above a threshold; None if the interval contains the threshold or has
     no ends."""
@@ -49,8 +56,7 @@ class Interval:
 
   def to_json(self) -> dict[str, float | int | None]:
     """{"value", "low", "high", "seeds"}; None for numbers that are not finite."""
-    fields = dataclasses.asdict(self)
-    return {name: x if np.isfinite(x) else None for name, x in fields.items()}
+    return files.known(dataclasses.asdict(self))
 
 
 @functools.cache

@@ -49,11 +49,11 @@ def write(
   folder = page.parent / "results"
   folder.mkdir(parents=True, exist_ok=True)
   done, planned = _planned(about), len(about["planned"])
-  told = verdict(outcome.checks, done, planned)
+  conclusion = verdict(outcome.checks, done, planned)
   content = {
     "claim": claim.title,
     "source": claim.source,
-    "verdict": told,
+    "verdict": conclusion,
     "note": note,
     "checks": [
       {
@@ -76,7 +76,7 @@ def write(
   files.write_whole(folder / "table.md", f"{tables}\n\n{origin}\n")
   sections = [
     *([note] if note else []),
-    f"**{told}**, {_seeds(content)}.",
+    f"**{conclusion}**, {_seeds(content)}.",
     _checks(content),
     tables,
     "![figure](results/figure.svg)",
@@ -134,11 +134,11 @@ def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
     content = json.loads(path.read_text())
     if content["note"]:
       notes[content["note"]] = None
-    told = content["verdict"]
+    conclusion = content["verdict"]
     headline = content["checks"][0]
     ours = f"{headline['hypothesis']}: {headline['ours']}"
-    rows.append([name, claim.source, ours, _seeds(content), told])
-    sections += [f"## {claim.title}", f"**{told}**, {_seeds(content)}.", _checks(content)]
+    rows.append([name, claim.source, ours, _seeds(content), conclusion])
+    sections += [f"## {claim.title}", f"**{conclusion}**, {_seeds(content)}.", _checks(content)]
     sections.append(f"![{claim.title}]({link}/{claim.name}/results/figure.svg)")
   header = ("claim", "source", "ours, 95 % interval", "seeds", "verdict")
   about = " ".join(ABOUT.split())

@@ -68,9 +68,9 @@ class Marks:
     self.folder = workdir / "units"
     self.known: dict[str, dict] = {}
 
-  def log(self, unit: Unit) -> pathlib.Path:
+  def log(self, name: str) -> pathlib.Path:
     """The file with a unit's output."""
-    return self.folder / f"{unit.name}.log"
+    return self.folder / f"{name}.log"
 
   def read(self, unit: Unit) -> dict:
     """{"command", "seconds", "finished", "commit" of the newest attempt}, or {}."""
@@ -251,8 +251,7 @@ class Run:
       finally:
         self._stop()
     if self.failed:
-      logs = ((name, self.marks.folder / f"{name}.log") for name in self.failed)
-      lines = [f"{name} ({log}): {self.failed[name]}" for name, log in logs]
+      lines = [f"{name} ({self.marks.log(name)}): {end}" for name, end in self.failed.items()]
       waiting = len(self.units) - len(self.done) - len(self.failed)
       more = f"; {waiting} runs that need them were not started" if waiting else ""
       raise UserError(
@@ -280,7 +279,7 @@ class Run:
 
   def _process(self, unit, cores) -> Running:
     command = unit.arguments()
-    log = self.marks.log(unit)
+    log = self.marks.log(unit.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **{name: str(len(cores)) for name in THREADS}}
     with log.open("a") as output, _on(cores):
@@ -308,7 +307,7 @@ class Run:
         self.done.add(unit.name)
         yield f"{unit.name}: {duration(seconds)}"
       else:
-        text = self.marks.log(unit).read_text(errors="replace")
+        text = self.marks.log(unit.name).read_text(errors="replace")
         end = " | ".join(text.strip().splitlines()[-TAIL:]) or f"exit code {code}"
         self.failed[unit.name] = end
         yield f"{unit.name} failed after {duration(seconds)}: {end}"

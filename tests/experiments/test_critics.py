@@ -64,9 +64,9 @@ def test_rewards_are_on_the_last_token_and_batches_cover_all_prompts(experiment)
     found = np.asarray(batch.token_rewards).argmax(-1)
     np.testing.assert_array_equal(found, last)
     ids = np.arange(1, 12)
-    seen = [np.asarray(b.prompt_ids) for b in learner.batches(ids)]
-  assert len({len(x) for x in seen}) == 1
-  np.testing.assert_array_equal(np.concatenate(seen)[: len(ids)], ids)
+    batches = [np.asarray(b.prompt_ids) for b in learner.batches(ids)]
+  assert len({len(x) for x in batches}) == 1
+  np.testing.assert_array_equal(np.concatenate(batches)[: len(ids)], ids)
 
 
 def test_the_cost_of_a_fit_is_described():

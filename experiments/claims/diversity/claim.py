@@ -130,7 +130,7 @@ def figure(results: Results, sizes: Sequence[str]) -> str:
       means = [intervals.mean(over_single(found, part, m)) for m in sizes]
       spread = None
       if len(found) > 1 and part == "measured":
-        spread = np.array([(mean.high - mean.low) / 2 for mean in means])
+        spread = np.array([mean.half_width for mean in means])
       lines.append(Line(part, x, np.nan_to_num([mean.value for mean in means]), spread))
     panels.append((title, svg.curves(lines, "answers a prompt")))
   return svg.picture(panels, ["measured", "Proposition 1"], 2)

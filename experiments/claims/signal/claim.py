@@ -90,15 +90,11 @@ def outcome(results: Sequence[Mapping], windows: Windows) -> Outcome:
     },
     figure=figure(r),
     numbers={
-      "r by seed": {name: _known(x) for name, x in r.items()},
-      "MAE by seed": {name: _known(x) for name, x in mae.items()},
-      "r by seed and window": {str(window): _known(x) for window, x in other.items()},
+      "r by seed": r,
+      "MAE by seed": mae,
+      "r by seed and window": {str(window): x for window, x in other.items()},
     },
   )
-
-
-def _known(numbers):
-  return [float(x) if np.isfinite(x) else None for x in numbers]
 
 
 def _short(name):
@@ -119,7 +115,7 @@ def flat(what: str, source: str, r: Sequence[Sequence[float]]) -> Check:
 def figure(r: Mapping[str, Sequence[float]]) -> str:
   """r of every probe."""
   found = {name: intervals.mean(np.nan_to_num(x)) for name, x in r.items()}
-  errors = [0.0 if x.seeds < 2 else (x.high - x.low) / 2 for x in found.values()]
+  errors = [x.half_width for x in found.values()]
   colors = [svg.color_of(name in TABLE_3) for name in found]
   means = [x.value for x in found.values()]
   bars = svg.bars(list(found), means, errors, colors, "Pearson's r")

@@ -132,10 +132,7 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
     },
     figure=figure(runs),
     numbers={
-      f"{metric} by seed": {
-        name: [x if np.isfinite(x) else None for x in found[name, metric]] for name in names
-      }
-      for metric in METRICS
+      f"{metric} by seed": {name: found[name, metric] for name in names} for metric in METRICS
     },
   )
 

@@ -98,16 +98,14 @@ def _refitted(before, state, first, interval):
 @jax.jit
 def _quality(predicted, rewards: Float[Array, "P n"]):
   """Metrics of predictions [P, n] by name, over the prompts that have one."""
-  metrics = {}
+  metrics, targets = {}, leave_one_out_targets(rewards)
   for name, values in predicted.items():
     known = jnp.isfinite(values)
     values = jnp.where(known, values, 0.0)
     baselines = leave_one_out_targets(values)
     metrics |= {
-      f"shadow/{slug(name)}/mae": jnp.mean(
-        jnp.abs(values - leave_one_out_targets(rewards)), where=known
-      ),
-      f"shadow/{slug(name)}/pearson": pearson(values, leave_one_out_targets(rewards), known),
+      f"shadow/{slug(name)}/mae": jnp.mean(jnp.abs(values - targets), where=known),
+      f"shadow/{slug(name)}/pearson": pearson(values, targets, known),
       f"shadow/{slug(name)}/variance_reduction": jnp.where(
         known.any(), explained_variance(baselines, rewards, known), jnp.nan
       ),

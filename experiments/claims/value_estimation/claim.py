@@ -158,7 +158,7 @@ def figure(results: Sequence[Mapping], families: Sequence[str | None]) -> str:
         found = intervals.mean(np.nan_to_num(values(results, name, family, metric)))
         labels.append(f"{family or 'all'}" if i == 0 else "")
         means.append(found.value)
-        errors.append(0.0 if found.seeds < 2 else (found.high - found.low) / 2)
+        errors.append(found.half_width)
         colors.append(svg.color_of(i))
     panels.append((f"{metric} against avg@k", svg.bars(labels, means, errors, colors, metric)))
   return svg.picture(panels, list(PREDICTORS), 2)
