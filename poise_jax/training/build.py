@@ -307,6 +307,9 @@ def build_step(
     reference_n=config.reference_n,
   )
   estimator = estimators.make(config.estimator, context)
+  # The policy's schedule does not count steps that train the critic alone; the critic's does.
+  policy_steps = max(1, config.steps) - estimator.pretrain_steps
+  update = dataclasses.replace(update, optimizer_steps=ends * policy_steps * per_step)
   if estimator.reads_features:
     check_layers(model, rollout)
   else:  # nothing else reads them either, so no hidden state is kept

@@ -186,6 +186,16 @@ def test_a_schedule_ends_with_the_run(schedule, warmup, expected):
   assert build.build(config).update.optimizer_steps == expected
 
 
+def test_a_schedule_of_the_policy_leaves_out_the_critics_steps():
+  config = tiny("ppo", rollout__n=2, train__schedule="linear", critic__pretrain_steps=1, steps=4)
+  experiment = build.build(config)
+  assert experiment.estimator.pretrain_steps == 1
+  assert experiment.update.optimizer_steps == 3 * 2
+  config.steps = 1  # all of them
+  with pytest.raises(UserError, match="falls from the warm-up to the run's end"):
+    build.build(config)
+
+
 def test_a_feature_layer_by_depth_and_none_without_a_probe():
   """Of two layers, 0.4 is the first one and 0.6 the second one."""
   for depth, layers in ((0.4, (0,)), (0.6, (1,))):
