@@ -24,16 +24,31 @@ class Check:
   source: str  # the source's number
   ours: str
   holds: bool | None  # None: the interval contains the threshold
+  control: bool = False  # tests the measurement, or is nearly certain: no part of the verdict
 
   @classmethod
-  def above(cls, hypothesis: str, source: str, ours: Interval, threshold: float = 0.0) -> "Check":
+  def above(
+    cls,
+    hypothesis: str,
+    source: str,
+    ours: Interval,
+    threshold: float = 0.0,
+    control: bool = False,
+  ) -> "Check":
     """That a number is above a threshold."""
-    return cls(hypothesis, source, str(ours), ours.above(threshold))
+    return cls(hypothesis, source, str(ours), ours.above(threshold), control)
 
   @classmethod
-  def below(cls, hypothesis: str, source: str, ours: Interval, threshold: float = 0.0) -> "Check":
+  def below(
+    cls,
+    hypothesis: str,
+    source: str,
+    ours: Interval,
+    threshold: float = 0.0,
+    control: bool = False,
+  ) -> "Check":
     """That a number is below a threshold."""
-    return cls(hypothesis, source, str(ours), ours.below(threshold))
+    return cls(hypothesis, source, str(ours), ours.below(threshold), control)
 
   @property
   def outcome(self) -> str:
@@ -75,13 +90,13 @@ def verdict(checks: Sequence[Check], finished: int, planned: int) -> str:
   to leave a threshold would find differences where there are none.
 
   Args:
-    checks: of all hypotheses.
+    checks: of all hypotheses; controls do not count.
     finished: planned seeds whose runs are all finished.
     planned: seeds that were fixed before the runs.
   """
   if finished < planned:
     return UNKNOWN
-  outcomes = [check.holds for check in checks]
+  outcomes = [check.holds for check in checks if not check.control]
   if all(outcome is True for outcome in outcomes):
     return HOLDS
   if any(outcome is True for outcome in outcomes):

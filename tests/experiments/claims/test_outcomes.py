@@ -1,5 +1,6 @@
 """Each claim's analysis on synthetic results: it finds a difference that is there, and no other."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -241,6 +242,8 @@ def check(holds):
 )
 def test_verdicts(holds, finished, expected):
   assert claims.verdict([check(x) for x in holds], finished, 5) == expected
+  certain = dataclasses.replace(check(True), control=True)
+  assert claims.verdict([certain, *(check(x) for x in holds)], finished, 5) == expected
 
 
 @pytest.fixture
