@@ -50,7 +50,7 @@ def default(algorithm: str) -> ConfigDict:
   if algorithm not in ALGORITHMS:
     raise unknown_name("algorithm", algorithm, ALGORITHMS)
   config = ConfigDict()
-  config.algorithm = algorithm  # name behind --config=FILE.py:, whose preset these values are
+  config.algorithm = algorithm  # name after --config=FILE.py:, whose preset these values are
   # source of advantages: a name in estimators.ESTIMATORS, or your own as path/to/file.py:function
   # or package.module:function
   config.estimator = "poise"

@@ -107,7 +107,7 @@ def parse(argv: list[str], passed_on: str = "") -> list[str]:
 
 
 def refuse_arguments(argv: list[str], hint: str = ""):
-  """Raises UsageError if main gets an argument that is not a flag; `hint` names the way out."""
+  """Raises UsageError if main gets an argument that is not a flag; `hint` says how to fix it."""
   if len(argv) > 1:
     raise UsageError(f"unexpected argument {argv[1]!r}{hint and '; '}{hint}")
 
@@ -368,7 +368,7 @@ def _project_flags() -> Iterable[tuple[str, flags.Flag]]:
 
 
 def _written(value: object) -> str:
-  """A value as typed behind --config.FIELD=."""
+  """A value as typed after --config.FIELD=."""
   return value if isinstance(value, str) and value else repr(value)
 
 

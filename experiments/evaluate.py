@@ -5,7 +5,7 @@ python -m experiments.evaluate --config=FILE.py[:ALGORITHM] --checkpoint=PATH --
 
 config.eval sets how answers are sampled, config.task (or config.eval.tasks, by name) the problems.
 DIR gets every answer with its verdict (answers.jsonl), the protocol, README.md, scores.svg and
-results.json. After an interruption the same command continues behind the last complete batch.
+results.json. After an interruption the same command continues after its last complete batch.
 """
 
 from absl import flags

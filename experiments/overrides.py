@@ -78,7 +78,7 @@ def check_field(config: ConfigDict, name: str):
 def last_of_each(argv: list[str]) -> list[str]:
   """`argv` without a --config.FIELD=VALUE whose field is given again: the last one counts.
 
-  Otherwise the flags library would put the values of a tuple one behind the other.
+  Otherwise the flags library would put the values of a tuple one after the other.
   """
   last = {argument.partition("=")[0]: i for i, argument in enumerate(argv)}
   return [
@@ -92,7 +92,7 @@ def prepare(config: ConfigDict, argv: list[str]):
   """Makes `config` ready for the overrides in `argv`, which the config library then applies.
 
   Tuples whose elements are set become lists until `restore`; new keys get a value of the right
-  type, which is that of the Python literal behind the =, or else text.
+  type, which is that of the Python literal after the =, or else text.
 
   Raises:
     UsageError: a field has no elements, or not so many, or is set whole as well.

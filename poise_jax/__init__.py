@@ -9,7 +9,7 @@ What a program of your own imports; each name has a docstring with shapes and er
 - `poise_jax.learner.update`: `init`, `step`; `poise_jax.learner.losses`: `policy_loss`.
 - `poise_jax.verifiers`: `verify`, `score`, `Check`, `Verdict`; `poise_jax.verifiers.pool`: `Pool`.
 - `poise_jax.training.loop`: `train`, a whole run from a config.
-- `poise_jax.errors`: `UserError`, a mistake with the way out.
+- `poise_jax.errors`: `UserError`, a mistake and how to fix it.
 
 Modules load when they are imported: `from poise_jax import models, rollout`.
 """

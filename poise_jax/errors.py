@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can fix."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-  """A mistake in a command, a config or a file: one sentence with the bad value and the way out.
+  """A mistake in a command, a config or a file: one sentence with the bad value and how to fix it.
 
   The command line prints the sentence. Every other exception is a bug or a failure of the system.
   """

@@ -24,7 +24,7 @@ def write_whole(path: pathlib.Path, text: str):
 
 @contextlib.contextmanager
 def disk_explained(workdir: pathlib.Path) -> Iterator[None]:
-  """Adds the way out to an OSError that was raised because `workdir` could not be written."""
+  """Adds how to fix it to an OSError that was raised because `workdir` could not be written."""
   try:
     yield
   except OSError as error:

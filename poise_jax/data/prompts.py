@@ -98,7 +98,7 @@ class PromptEncoder:
 
   @functools.cached_property
   def _chat_end(self):
-    """The end of every prompt of a chat, behind the user's turn."""
+    """The end of every prompt of a chat, after the user's turn."""
     return self.response(self._chat_ids("?")[-64:])
 
   def think_end(self, example: Example) -> str:

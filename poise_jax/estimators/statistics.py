@@ -1,4 +1,4 @@
-"""Statistics that several estimators need; what rounding alone makes of equal numbers is 0 in all.
+"""Statistics that several estimators need. Differences due to rounding alone count as 0 in all.
 
 Equal float32 numbers have a mean that differs from them by rounding, and equal rewards that are
 computed in different ways differ by rounding themselves (0.1 + 0.2 and 0.3). Divided by a standard

@@ -1,6 +1,6 @@
 """Where the sequences of a mini-batch stand in the rows of one teacher-forced pass.
 
-A row holds several sequences one behind the other, which attention keeps apart (segments), or one
+A row holds several sequences one after the other, which attention keeps apart (segments), or one
 prompt with the responses that share it (models/rows.py). Letters: B sequences of a mini-batch, R
 rows of W positions, T response and Tp prompt positions.
 """
@@ -77,14 +77,14 @@ class MicroBatch:
     return states[:, self._first :]
 
   def targets(self, rows: Rows) -> Int[Array, "R S"]:
-    """The tokens behind the positions of `before_tokens`; 0 behind the last one."""
+    """The tokens after the positions of `before_tokens`; 0 after the last one."""
     tokens = rows.split(rows.tokens)
     return jnp.pad(tokens[:, self._first + 1 :], ((0, 0), (0, 1)))
 
   def read(self, values: Shaped[Array, "R S"], length: int) -> Shaped[Array, "B {length}"]:
     """Values at the positions of `before_tokens` -> one for each token of a response.
 
-    0 for the sequences of other micro-batches, and arbitrary behind a response's end.
+    0 for the sequences of other micro-batches, and arbitrary after a response's end.
     """
     values = constrain(jnp.pad(values, ((0, 0), (0, length))), None, None)
     values = _windows(values, self.row, self.start - self._first, length)

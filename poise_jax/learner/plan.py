@@ -84,7 +84,7 @@ def plan(lengths: Lengths, microbatch_size: int, shards: int) -> Plan:
 
 
 def packed(lengths: Lengths, budget: int, shards: int) -> Plan:
-  """Sequences one behind the other, each with a copy of its prompt.
+  """Sequences one after the other, each with a copy of its prompt.
 
   Args:
     lengths: of the mini-batch's sequences.

@@ -59,7 +59,7 @@ def attention(
     q: queries; they attend to the keys of their segment up to their own position.
     k: keys.
     v: values.
-    segments: numbers of the sequences that a row holds one behind the other, 0 on padding; or, for
+    segments: numbers of the sequences that a row holds one after the other, 0 on padding; or, for
       one sequence a row, False on padding, which is before or after its tokens, not between them.
       The result on padding is finite but meaningless; without a cotangent it has no gradient.
     implementation: a key of IMPLEMENTATIONS, or "auto": the best one for the devices in use.

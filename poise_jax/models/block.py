@@ -69,7 +69,7 @@ class Attention(nn.Module):
     """Declares the projections."""
     c = self.config
     ratio = c.num_attention_heads // c.num_key_value_heads
-    if self.sampling:  # a key head with its query heads in front and its value head behind
+    if self.sampling:  # a key head with its query heads in front and its value head after
       fused = (c.num_key_value_heads, ratio + 2, c.head_dim)
       self.qkv_proj = SamplingDense(fused, c.qkv_bias, self.dtype)
       self.o_proj = SamplingDense((c.hidden_size,), c.out_bias, self.dtype)
@@ -140,7 +140,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
   """A decoder layer: attention and MLP, each added to the residual stream.
 
-  The norms of config.family stand before or behind them.
+  The norms of config.family stand before or after them.
   """
 
   config: ModelConfig

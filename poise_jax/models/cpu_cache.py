@@ -73,7 +73,7 @@ class CpuCache:
   def append(
     self, k: Float[Array, "R G K"], v: Float[Array, "R G K"], lengths: Int[Array, " R"]
   ) -> "CpuCache":
-    """Writes a row's new token behind its `lengths` tokens, and nothing to a full row."""
+    """Writes a row's new token after its `lengths` tokens, and nothing to a full row."""
     dtype, rows = self.segments[0].keys.dtype, jnp.arange(len(k))
     (k, k_scales), (v, v_scales) = (numbers(x, dtype) for x in (k, v))
     segments = []

@@ -49,7 +49,7 @@ class KVCache:
   def append(
     self, k: Float[Array, "R G K"], v: Float[Array, "R G K"], lengths: Int[Array, " R"]
   ) -> "KVCache":
-    """Writes a row's new token behind its `lengths` tokens; a full row's last one is replaced.
+    """Writes a row's new token after its `lengths` tokens; a full row's last one is replaced.
 
     Works on one device's heads. Vectors are written to a flat array: along other axes XLA for TPUs
     would choose another layout for the scatter, and copy the cache twice for every token.

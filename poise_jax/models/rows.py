@@ -1,9 +1,9 @@
 """Rows of a teacher-forced pass, in which no position is computed twice.
 
-A row holds sequences one behind the other, told apart by their segments, or a prompt followed by
+A row holds sequences one after the other, told apart by their segments, or a prompt followed by
 the responses that share it. Matrix products and norms work on single positions, and a prompt's
 positions attend to the prompt only, so their states are the same for all of its responses.
-Attention alone needs each response behind its prompt. Letters: R rows, S positions in a row, m
+Attention alone needs each response after its prompt. Letters: R rows, S positions in a row, m
 responses in a row, Tp prompt and T response positions; S = Tp + m T where a prompt is shared.
 """
 
@@ -29,7 +29,7 @@ class Rows:
     return self.merge(positions_of(self.split(self.segments)))
 
   def split(self, x: Shaped[Array, "R S ..."]) -> Shaped[Array, "B L ..."]:
-    """[R, Tp + m T, ...] -> [R m, Tp + T, ...]: a row per response, each behind its prompt."""
+    """[R, Tp + m T, ...] -> [R m, Tp + T, ...]: a row per response, each after its prompt."""
     if self.responses == 1:
       return x
     prompts = jnp.repeat(x[:, : self.prompt], self.responses, axis=0)

@@ -34,7 +34,7 @@ class Run:
 
   @property
   def algorithm(self) -> str:
-    """The name after the colon of --config, behind that of an own estimator."""
+    """The name after the colon of --config, after that of an own estimator."""
     return own_functions.algorithm_name(self.config["algorithm"], self.config.get("estimator", ""))
 
   @property

@@ -117,7 +117,7 @@ def _failed(seen):
   now, _ = shares
   return (
     f"the verifier timed out or crashed on {now:.0%} of the responses, which earn 0; raise "
-    "verifier.time_limit, lower verifier.workers, or mend the reward function"
+    "verifier.time_limit, lower verifier.workers, or fix the reward function"
   )
 
 

@@ -60,7 +60,7 @@ def prefill(
     config: the decoder's shape.
     params: parameters in the sampling layout. The computation runs in their dtype.
     tokens: B prompts, padded on the right.
-    lengths: their numbers of tokens. What the caches hold behind them is meaningless.
+    lengths: their numbers of tokens. What the caches hold after them is meaningless.
     rollout: sampling options.
   """
   width = tokens.shape[1]

@@ -91,7 +91,7 @@ def _check_prompts(config, prompts):
   if len(padded):
     raise UserError(
       f"prompts are padded on the left, so that all end at the last position, but prompt "
-      f"{padded[0]} has padding behind a token; move its tokens and mask to the right"
+      f"{padded[0]} has padding after a token; move its tokens and mask to the right"
     )
   unknown = np.argwhere(mask.astype(bool) & ((tokens < 0) | (tokens >= config.vocab_size)))
   if len(unknown):

@@ -113,7 +113,7 @@ def build(config: ConfigDict) -> Experiment:
     config: see configs/common.py.
 
   Raises:
-    UserError, OSError: a value cannot work; the message names it and the way out.
+    UserError, OSError: a value cannot work; the message names it and says how to fix it.
   """
   for name in ("seed", "log_samples", "checkpoint_every", "reference_every"):
     if config[name] < 0:
@@ -274,7 +274,7 @@ def build_step(
     prompts: size of the training set.
 
   Raises:
-    UserError: a value cannot work; the message names it and the way out.
+    UserError: a value cannot work; the message names it and says how to fix it.
   """
   checks.sizes(config, mesh)
   # Nothing is compiled for an abstract mesh, so any kernel will do.

@@ -1,4 +1,4 @@
-"""Answers that earn without the usual form: a first sign that a reward is had without the work.
+"""Answers that score well but look unusual: a first sign of reward hacking.
 
 Short: an answer that earns with less than a quarter of the tokens that answers of its difficulty
 usually need to earn. Repeated: the same response, word for word, earns on prompts that ask for

@@ -97,7 +97,7 @@ def _batches(experiment: Experiment, state: LoopState, judge: Judge, n: int, tra
   )
   for test, ids, examples, rollouts in track(batches, total):
     encoding = dataclasses.replace(experiment, encoder=test.encoder)
-    count = len(ids)  # the rows behind repeat the last prompt
+    count = len(ids)  # the rows after repeat the last prompt
     tokens, mask = sharding.fetch((rollouts.tokens, rollouts.mask))
     real = rollouts.replace(tokens=tokens[:count], mask=mask[:count])
     scores = np.zeros((size, n), np.float32)

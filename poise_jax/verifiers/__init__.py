@@ -56,7 +56,7 @@ def load(name: str) -> Callable[..., Verdict | float]:
 def verify(check: Check, response: str) -> Verdict:
   """Judges one response in this process, without a time limit. `Pool` judges many safely.
 
-  What is judged is the part of the response behind its thought (see thought.py); only a user's
+  What is judged is the part of the response after its thought (see thought.py); only a user's
   function and the constraint "matches", which describes a format, see the whole response.
 
   The answer of an "ok" verdict that has none is what stands in a box, an answer line or a tag (see

@@ -17,7 +17,7 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
 # LaTeX only: math-verify's other extractor takes any number for the answer of a text that it cannot
-# read. Units stay: it would drop letters and whole \text{...} behind a value.
+# read. Units stay: it would drop letters and whole \text{...} after a value.
 _LATEX = math_verify.LatexExtractionConfig(
   normalization_config=NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"

@@ -83,7 +83,7 @@ def find_program(response: str) -> str | None:
   """The program in a response, None if there is none.
 
   Of the fenced blocks in Python, or in no named language, it is the last one that defines a
-  function or class or reads input: the blocks behind a program often show how to call it and what
+  function or class or reads input: the blocks after a program often show how to call it and what
   it prints. Without such a block, it is the last one in Python, else the last one in no named
   language.
   """

@@ -109,7 +109,7 @@ def _plain(number, value):
 
 
 def _json_values(text, what):
-  """The values of a text of JSON values, one behind the other."""
+  """The values of a text of JSON values, one after the other."""
   values, decoder, rest = [], json.JSONDecoder(), text.strip()
   while rest:
     try:

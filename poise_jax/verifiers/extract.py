@@ -47,7 +47,7 @@ def last_box(text: str) -> tuple[int, str] | None:
 def last_line(text: str) -> tuple[int, str] | None:
   """Start of the last line "Answer: ...", and what it gives as the answer.
 
-  The answer stands behind the colon or in the next line, also if "Answer" is a heading there.
+  The answer stands after the colon or in the next line, also if "Answer" is a heading there.
   """
   return max(last_values(_LINE, text) + last_values(_HEADING, text), default=None)
 

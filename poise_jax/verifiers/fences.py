@@ -15,7 +15,7 @@ _LANGUAGE = re.compile(r"[\s{.]*([\w+#-]*)")
 class Block:
   """A fenced block."""
 
-  language: str  # first word behind the opening fence, in lower case; "" if there is none
+  language: str  # first word after the opening fence, in lower case; "" if there is none
   text: str  # lines between the fences, without the indentation of the opening fence
 
 

@@ -224,7 +224,7 @@ def _equal_numbers(gold, answer):
 
 
 def _without_unit(text):
-  r"""An expression without the unit behind it, and that unit: "2\pi" of "2\pi\text{ cm}"."""
+  r"""An expression without the unit after it, and that unit: "2\pi" of "2\pi\text{ cm}"."""
   if m := _UNIT_BEHIND.fullmatch(text):
     unit = parse_unit(m[2])
     if unit and not ("circ" in m[2] and algebra.TRIGONOMETRY.search(text)):  # cos 20°

@@ -35,7 +35,7 @@ _MULTIPLE = re.compile(rf"({'|'.join(_MULTIPLES)})(?![a-zA-Z])\s*(.*)", re.IGNOR
 _PART = re.compile(
   r"(?<=[a-zA-Z}])\.?\s*,?\s*(?:and\s+)?(?=\d)"
 )  # between "3 hours" and "20 minutes"
-# Words that make something else than a count of things of the words behind a number.
+# Words that make something else than a count of things of the words after a number.
 _NO_NOUN = frozenset(
   "a all am an and any are as at but by can cannot cos does double else equals except fails false "
   "for from half half-life has have if incorrect invalid is isn't less log max maybe min minus "

@@ -14,7 +14,7 @@ START, END = "<think>", "</think>"
 
 
 def after_thought(response: str, think_end: str = "") -> str | None:
-  """The part of a response behind its thought, None if the thought does not end.
+  """The part of a response after its thought, None if the thought does not end.
 
   Args:
     response: text of a response.

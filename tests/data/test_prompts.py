@@ -132,7 +132,7 @@ def test_a_domain_with_long_prompts_only_is_an_error():
 
 
 def chat_tokenizer(end, special=()):
-  """One token a character and one a special token; a chat template with `end` behind the turns."""
+  """One token a character and one a special token; a chat template with `end` after the turns."""
 
   def encode(text):
     ids = []

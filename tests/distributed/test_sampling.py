@@ -120,7 +120,7 @@ def test_two_processes_sample_what_one_does(by_one, by_two, cache_dtype, slots):
 
 
 def test_the_case_says_something(by_one):
-  """Responses of many lengths, some with a marker and text behind it; none is a copy."""
+  """Responses of many lengths, some with a marker and text after it; none is a copy."""
   tokens, mask = by_one["tokens"], by_one["mask"]
   assert mask.sum(-1).min() <= 3 and mask.sum(-1).max() == T
   assert 0.1 < by_one["truncated"].mean() < 0.9

@@ -220,7 +220,7 @@ def layouts(params):
 
     @jax.jit
     def decode(q, k, v):
-      """The last token of each row, behind a prompt of the other 8."""
+      """The last token of each row, after a prompt of the other 8."""
       cache = kv_cache.KVCache.empty(MODEL, batch, 16, jnp.int8)
       prompts = kv_cache.store(k[:, :-1], v[:, :-1], jnp.int8)
       cache = cache.insert(prompts, jnp.arange(batch), jnp.ones(batch, bool))

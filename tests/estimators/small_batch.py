@@ -42,7 +42,7 @@ def experience_of(rewards, lengths, vocabulary=8, features=0, seed=0) -> Experie
 
 
 def padded(experience, groups):
-  """The experience with groups of zeros behind it, as dynamic sampling pads a step."""
+  """The experience with groups of zeros after it, as dynamic sampling pads a step."""
 
   def pad(x):
     return jnp.concatenate([x, jnp.zeros((groups - len(x), *x.shape[1:]), x.dtype)])

@@ -76,7 +76,7 @@ SLOW = ("poise_sibling", "ppo", "sppo")  # they compile for long; ppo and sppo r
 )
 def test_padding_changes_nothing(name):
   """Advantages and metrics of four groups, and the state after a step, with and without empty
-  groups behind them."""
+  groups after them."""
   context = context_of(name)
   n, width = context.rollout.n, feature_size(MODEL, context.rollout)
   context = dataclasses.replace(

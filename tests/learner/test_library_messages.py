@@ -127,7 +127,7 @@ def test_tokens_that_the_model_does_not_know_are_named(sample, token):
 
 @pytest.mark.parametrize("mask", [[[1, 1, 0]], [[0, 1, 1], [0, 1, 0]], [[1, 0, 1]]])
 def test_prompts_padded_on_the_right_are_named(sample, mask):
-  with pytest.raises(UserError, match=f"prompt {len(mask) - 1} has padding behind a token"):
+  with pytest.raises(UserError, match=f"prompt {len(mask) - 1} has padding after a token"):
     call(sample, mask)
 
 

@@ -47,7 +47,7 @@ def test_a_row_is_a_prompt_and_its_responses(sequences):
 
 
 def packed(tokens, mask):
-  """The six sequences in two rows, with padding between, before and behind them; and where: the
+  """The six sequences in two rows, with padding between, before and after them; and where: the
   row and column of each token [6, 9]."""
   row = np.array([0, 1, 0, 1, 1, 0])
   lengths = np.asarray(mask).sum(1)

@@ -86,7 +86,7 @@ def test_logprobs_and_entropies_equal_a_teacher_forced_pass(params, prompts, top
 
 
 def test_caches_in_segments_lose_nothing(params, prompts):
-  """66 tokens behind 7 of the prompt: on a CPU the caches have two segments."""
+  """66 tokens after 7 of the prompt: on a CPU the caches have two segments."""
   config = dataclasses.replace(BASE, max_new_tokens=66, top_p=1.0, eos_ids=(0,))
   params = jax.tree.map(lambda x: x / 2, params)  # logits of 60 have rounding errors of 1e-4
   out = rollout.sample(CONFIG, params, prompts, jax.random.key(3), config)
@@ -148,7 +148,7 @@ def test_features_are_means_over_the_right_states(params, prompts):
 
 
 def test_reasoning_ends_with_the_first_or_the_last_marker():
-  """Two markers; one, behind a part of one; none; one at the very end; one cut off by the mask."""
+  """Two markers; one, after a part of one; none; one at the very end; one cut off by the mask."""
   tokens = jnp.array(
     [
       [7, 1, 2, 3, 1, 2, 9],

@@ -37,7 +37,7 @@ class Source:
 
 
 def after_hashes(solution: str) -> str:
-  """The number behind #### in a GSM8K solution, without thousands separators."""
+  """The number after #### in a GSM8K solution, without thousands separators."""
   _, mark, answer = solution.rpartition("####")
   if not mark:
     raise UserError("the solution has no '####' in front of the final answer")
