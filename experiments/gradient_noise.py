@@ -8,6 +8,8 @@ All means of squares are U-statistics over prompts: products of a prompt with it
 its noise, are left out. They may be negative where the true number is near 0.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -36,19 +38,21 @@ def of_prompts(scores: Float[np.ndarray, "P n S"], advantages: Float[np.ndarray,
 def squared_bias(
   scores: Float[np.ndarray, "P n S"],
   baselines: Float[np.ndarray, "P n"],
+  fixed: Float[np.ndarray, "P 1"],
   gradient: Vectors,
 ) -> float:
   """The squared bias that a baseline gives to the gradient, as a share of the squared gradient.
 
   The bias is the mean of -b times the score, which is 0 for a baseline that does not depend on the
-  answer itself.
+  answer itself. So b minus such a baseline has the same mean, and less noise the closer both are.
 
   Args:
     scores: of the answers.
     baselines: of the answers.
+    fixed: baselines of the prompts, which do not depend on these answers.
     gradient: each prompt's gradient under a baseline without bias.
   """
-  bias = of_prompts(scores, baselines)
+  bias = of_prompts(scores, baselines - fixed)
   return share(product(bias, bias), product(gradient, gradient))
 
 
@@ -103,6 +107,35 @@ def measured_variance(
   return float(np.mean(variances))
 
 
+def by_halves(
+  gradients: Float[np.ndarray, "P n S"], batch: int, sizes: Sequence[int]
+) -> dict[str, dict[str, dict[str, float]]]:
+  """Measured variances of each half of the prompts, and those that the other half predicts.
+
+  On the prompts that are measured the formula would hold by construction: its two parts are then a
+  decomposition of the measured variance.
+
+  Args:
+    gradients: of answers; half of the prompts are enough for 2 batches.
+    batch: B.
+    sizes: m of `measured_variance`.
+
+  Returns:
+    {"first half": {"measured": {m: variance}, "formula": {m: variance}}, "second half": ...}, named
+    by the half that is measured.
+  """
+  half = len(gradients) // 2
+  first, second = gradients[:half], gradients[half:]
+  found = {}
+  for name, measured, other in (("first half", first, second), ("second half", second, first)):
+    within, between = components(other)
+    found[name] = {
+      "measured": {str(m): measured_variance(measured, batch, m) for m in sizes},
+      "formula": {str(m): predicted_variance(within, between, batch, m) for m in sizes},
+    }
+  return found
+
+
 def adam_proxy(gradients: Float[np.ndarray, "K S"], b1: float = 0.9, b2: float = 0.999) -> float:
   """sum(v_hat - m_hat^2) over Adam's moments after K steps, which v3 takes for the variance.
 
@@ -131,14 +164,17 @@ def under_baseline(
     advantages: of the answers; those of a group depend on its own answers alone.
     m: answers a group.
     gradient: each prompt's gradient under a baseline without bias.
-    batch: answers a batch, for "adam".
-    rewards: with dynamic sampling, by which groups of equal rewards are left out.
+    batch: answers a batch for "adam", rounded down to whole groups but at least one.
+    rewards: given for DAPO alone, which leaves out groups of equal rewards and divides by the
+      group's deviation.
 
   Returns:
-    "variance": total variance of a batch's gradient times its answers, after the rescaling that
-    fits the mean gradient best, since a factor is a matter of the learning rate. "per sampled":
-    the same times the answers sampled for it, those of groups that are left out included. "adam":
-    the proxy of v3 with the same rescaling, times B. "kept": the share of groups that count.
+    "variance": total variance of a batch's gradient times its answers. DAPO's gradient has another
+    scale, and to first order a step along m raises the objective by <g, m>, where g is the true
+    gradient; so it is multiplied by <g, g> / <g, m>, with which both make the same progress. All
+    others have the true mean and the scale 1. "per sampled": the same times the answers sampled for
+    it, those of groups that are left out included. "adam": the proxy of v3 with the same scale,
+    times the answers of its batches. "kept": the share of groups that count.
   """
   p, n, s = scores.shape
   groups = (advantages[..., None] * scores).reshape(p, n // m, m, s).mean(2)
@@ -148,17 +184,19 @@ def under_baseline(
   share_used = float(used.mean())
   if used.sum() < 2:
     return {"variance": np.nan, "per sampled": np.nan, "adam": np.nan, "kept": share_used}
-  weights = used / share_used  # for the mean over the groups in use
-  means = (groups * weights[..., None]).mean(1)
-  scale = share(product(gradient, means), product(means, means))
+  scale = 1.0
+  if rewards is not None:
+    weights = used / share_used  # for the mean over the groups in use
+    means = (groups * weights[..., None]).mean(1)
+    scale = share(product(gradient, gradient), product(gradient, means))
   chosen = groups[used]
   variance = float(chosen.var(0, ddof=1, dtype=np.float64).sum()) * scale**2 * m
-  count = max(batch // m, 1)
+  count = min(max(batch // m, 1), len(chosen))
   order = np.random.default_rng(0).permutation(len(chosen))
-  batches = batch_means(chosen[:, None], min(count, len(chosen)), order)[0]
+  batches = batch_means(chosen[:, None], count, order)[0]
   return {
     "variance": variance,
     "per sampled": variance / share_used,
-    "adam": adam_proxy(batches) * scale**2 * batch,
+    "adam": adam_proxy(batches) * scale**2 * count * m,
     "kept": share_used,
   }

@@ -7,8 +7,9 @@ Samples 2n answers to each of P training prompts with the config's policy. The f
 prompt a fixed baseline; of the others the exact gradients of their log-probabilities are computed,
 and kept as sketches of S numbers, whose inner products are those of the gradients on average.
 Writes DIR/results.json: the bias of each probe's baseline, the variance of batches of B answers
-with m = 1, 2, 4 ... answers a prompt beside the formula of Proposition 1 (arXiv 2605.07579), and
-what the algorithms' baselines leave of the variance. The same command continues from the sketches.
+with m = 1, 2, 4 ... answers a prompt beside the formula of Proposition 1 (arXiv 2605.07579), whose
+parts are estimated on other prompts, and what the algorithms' baselines leave of the variance. The
+same command continues from the sketches.
 """
 
 import dataclasses
@@ -127,6 +128,8 @@ def analyse(
   gradient = gradient_noise.of_prompts(sketches, advantages)
   width = (features.shape[-1] - ENTROPIES) // 2
   prompt_only = features * (np.arange(features.shape[-1]) < width)
+  # As in training with n = 1: `predictions` fits the siblings of what it gets, here the rewards.
+  on_own_reward = predictions(answers.of_siblings(rewards), features, config)
   own = predictions(rewards, features, config)
   prompt = predictions(rewards, prompt_only, config)
   crossed, sibling = answers.of_siblings(own), answers.of_siblings(rewards)
@@ -134,7 +137,8 @@ def analyse(
   reads_reward = dataclasses.replace(config, scalars=config.scalars + 1)
   both = answers.of_siblings(predictions(rewards, with_reward, reads_reward))
   baselines = {
-    "own rollout": own,
+    "own rollout, n = 1": on_own_reward,
+    "own rollout, n = 2": own,
     "poise": crossed,
     "prompt only": prompt,
     "poise_sibling": both,
@@ -142,7 +146,7 @@ def analyse(
   }
   each = advantages[..., None] * sketches
   within, between = gradient_noise.components(each)
-  sizes = [m for m in (1, 2, 4, 8) if n % m == 0 and len(rewards) * m >= 2 * batch >= 2 * m]
+  sizes = [m for m in (1, 2, 4, 8) if n % m == 0 == batch % m]
   left = {
     "fixed": (advantages, 1, None),
     "prompt only": (rewards - prompt, 1, None),
@@ -155,14 +159,12 @@ def analyse(
   return {
     "squared gradient": gradient_noise.product(gradient, gradient),
     "squared bias": {
-      name: gradient_noise.squared_bias(sketches, b, gradient) for name, b in baselines.items()
+      name: gradient_noise.squared_bias(sketches, b, fixed, gradient)
+      for name, b in baselines.items()
     },
     "within": within,
     "between": between,
-    "measured": {str(m): gradient_noise.measured_variance(each, batch, m) for m in sizes},
-    "formula": {
-      str(m): gradient_noise.predicted_variance(within, between, batch, m) for m in sizes
-    },
+    "halves": gradient_noise.by_halves(each, batch, sizes),
     "baselines": {
       name: gradient_noise.under_baseline(sketches, a, m, gradient, batch, kept)
       for name, (a, m, kept) in left.items()
@@ -174,23 +176,28 @@ def measure(config: ConfigDict, folder: str):
   """Samples unless scores.npz exists, and writes results.json.
 
   Raises:
-    UserError: --prompts, --samples, --batch or --size is out of range.
+    UserError: --prompts, --samples, --batch or --size is out of range, or the folder has another
+      config or other sizes.
   """
   from poise_jax.provenance import provenance
-  from poise_jax.training import build, workdir
+  from poise_jax.training import build
 
   config = config.copy_and_resolve_references()
   prompts, n, batch = PROMPTS.value, SAMPLES.value, BATCH.value
   answers.check_numbers(prompts, n)
-  if not 2 <= batch <= prompts // 2:
-    raise UserError(f"--batch={batch} must be at least 2 and at most half of --prompts={prompts}")
+  if not 2 <= batch <= prompts // 4:
+    raise UserError(
+      f"--batch={batch} must be at least 2 and at most a quarter of --prompts={prompts}: each half "
+      "of the prompts has to fill two batches"
+    )
   if SIZE.value < 1:
     raise UserError(f"--size={SIZE.value} must be at least 1")
   experiment = build.build(config)
   answers.check_prompts(experiment, prompts)
   sizes = {"prompts": prompts, "samples": n, "batch": batch, "size": SIZE.value}
   folder = pathlib.Path(folder)
-  workdir.open_workdir(folder, type(config)({**config, **sizes}))
+  content = {**json.loads(config.to_json()), **sizes}
+  files.claim(folder, "config.json", content, "gradients", "--workdir")
   path = folder / "scores.npz"
   with jax.set_mesh(experiment.mesh):
     if not path.exists():

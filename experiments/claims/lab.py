@@ -203,7 +203,7 @@ class Lab:
     fields = {"model.source": self.path(policy), "warm_start.steps": 0}
     command = self.command("experiments.gradients", "poise", seed, name, fields)
     if self.quick:
-      command += ["--prompts=16", "--samples=8", "--batch=8", "--size=509"]
+      command += ["--prompts=16", "--samples=8", "--batch=4", "--size=509"]
     return Unit(name, tuple(command), "gradients", (policy,), seed)
 
   def ablation(self, seed: int, window: int | None = None) -> Unit:

@@ -49,6 +49,20 @@ def test_components_and_the_formula(answers):
     )
 
 
+@pytest.mark.parametrize(
+  "between, holds", (((BETWEEN, BETWEEN), True), ((3.0, 3.0), True), ((0.1, 1.5), False))
+)
+def test_the_formula_predicts_prompts_like_those_of_its_parts_and_no_others(between, holds):
+  rng = np.random.default_rng(9)
+  scale = np.repeat(np.sqrt(between), P // 2)[:, None, None]
+  rows = scale * rng.normal(0, np.sqrt(1 / S), (P, 1, S))
+  rows = rows + rng.normal(0, np.sqrt(WITHIN / S), (P, N, S))
+  for half in noise.by_halves(rows, 64, (1, N)).values():
+    (one, measured), (base, predicted) = (half[x].values() for x in ("measured", "formula"))
+    deviation = abs(measured / one / (predicted / base) - 1)
+    assert (deviation < 0.1) == holds, deviation
+
+
 @pytest.fixture(scope="module")
 def policy():
   """Scores and rewards of a policy with one parameter per direction: answers right with p."""
@@ -63,12 +77,37 @@ def test_a_baseline_that_depends_on_its_answer_is_biased(policy):
   scores, rewards, p = policy
   gradient = noise.of_prompts(scores, rewards - p)
   own = 0.5 * p + 0.3 * rewards  # its bias is -0.3 times the gradient
-  np.testing.assert_allclose(noise.squared_bias(scores, own, gradient), 0.09, rtol=0.05)
+  np.testing.assert_allclose(noise.squared_bias(scores, own, p, gradient), 0.09, rtol=0.05)
   for unbiased in (np.broadcast_to(p, rewards.shape), rewards[:, ::-1]):
-    assert abs(noise.squared_bias(scores, unbiased, gradient)) < 0.005
+    assert abs(noise.squared_bias(scores, unbiased, 0.9 * p, gradient)) < 0.005
 
 
-def test_a_better_baseline_leaves_less_variance_and_scale_does_not_matter(policy):
+@pytest.mark.parametrize("share, bias", ((0.3, 0.09), (0.0, 0.0)))
+def test_a_fixed_baseline_takes_noise_from_the_bias_but_no_bias(policy, share, bias):
+  scores, rewards, p = policy
+  fixed = np.random.default_rng(7).binomial(N, p) / N
+  few = [slice(i, i + 40) for i in range(0, P, 40)]
+
+  def of(fixed):
+    return np.array(
+      [
+        noise.squared_bias(
+          scores[s],
+          share * rewards[s] + (1 - share) * p[s],
+          fixed[s],
+          noise.of_prompts(scores[s], rewards[s] - p[s]),
+        )
+        for s in few
+      ]
+    )
+
+  new, old = of(fixed), of(np.zeros_like(fixed))
+  for found in (new, old):
+    assert abs(found.mean() - bias) < 3 * found.std() / np.sqrt(len(few))
+  assert new.std() < 0.5 * old.std()
+
+
+def test_a_better_baseline_leaves_less_variance(policy):
   scores, rewards, p = policy
   gradient = noise.of_prompts(scores, rewards - p)
   rloo = rewards - rewards.reshape(P, -1, 2)[..., ::-1].reshape(P, N)
@@ -79,13 +118,33 @@ def test_a_better_baseline_leaves_less_variance_and_scale_does_not_matter(policy
   ideal, worse = left(rewards - p, 1), left(rloo, 2)
   assert ideal["variance"] < 0.8 * worse["variance"] and ideal["adam"] < 0.8 * worse["adam"]
   assert ideal["kept"] == 1 and ideal["per sampled"] == ideal["variance"]
-  scaled = left(3 * rloo, 2)
-  np.testing.assert_allclose(scaled["variance"], worse["variance"], rtol=1e-6)
-  np.testing.assert_allclose(scaled["adam"], worse["adam"], rtol=1e-6)
+  plain = (rloo[..., None] * scores).reshape(P, N // 2, 2, S).mean(2).reshape(-1, S)
+  np.testing.assert_allclose(worse["variance"], 2 * plain.var(0, ddof=1).sum())  # no scale
   dapo = left(np.asarray(group.grpo(rewards)), N, rewards)
   mixed = np.mean(rewards.std(1) > 0)
   np.testing.assert_allclose(dapo["kept"], mixed)
   np.testing.assert_allclose(dapo["per sampled"], dapo["variance"] / mixed)
+  tripled = left(3 * np.asarray(group.grpo(rewards)), N, rewards)
+  np.testing.assert_allclose(tripled["variance"], dapo["variance"], rtol=1e-6)
+  np.testing.assert_allclose(tripled["adam"], dapo["adam"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("true, aside", ((1.0, 0.0), (1.0, 1.0), (2.0, 5.0), (0.0, 1.0)))
+def test_a_gradient_beside_the_true_one_gains_nothing_by_its_angle(true, aside):
+  """The mean is `true` times the true gradient and `aside` times one that is orthogonal to it."""
+  rng = np.random.default_rng(8)
+  coins = rng.choice([-1.0, 1.0], (2, P, N))
+  directions = np.eye(2, S)
+  scores = np.einsum("kpn,ks->pns", coins, directions) + 0.1 * rng.normal(size=(P, N, S))
+  rewards = np.arange(N) % 2 * np.ones((P, 1))  # all groups count
+  gradient = noise.of_prompts(scores, coins[0])
+  advantages = true * coins[0] + aside * coins[1]
+  found = noise.under_baseline(scores, advantages, N, gradient, 64, rewards)["variance"]
+  plain = (advantages[..., None] * scores).mean(1).var(0, ddof=1).sum() * N
+  if true:
+    np.testing.assert_allclose(found, plain / true**2, rtol=0.25)
+  else:
+    assert found > 100 * plain
 
 
 def test_the_proxy_is_adams():
@@ -138,23 +197,33 @@ def set_flags(monkeypatch, **values):
     monkeypatch.setattr(gradients, name, types.SimpleNamespace(value=value))
 
 
-def test_the_command_samples_once_and_writes_its_results(monkeypatch, tmp_path):
-  set_flags(monkeypatch, PROMPTS=8, SAMPLES=4, BATCH=4, SIZE=64)
-  config = tiny(warm_start__steps=0, probe__pca_prompt=2, probe__pca_response=2)
+def test_the_command_samples_once_for_its_config_and_writes_its_results(monkeypatch, tmp_path):
+  set_flags(monkeypatch, PROMPTS=8, SAMPLES=4, BATCH=2, SIZE=64)
+  changes = dict(warm_start__steps=0, probe__pca_prompt=2, probe__pca_response=2)
+  config = tiny(**changes)
   gradients.measure(config, str(tmp_path / "out"))
   found = json.loads((tmp_path / "out" / "results.json").read_text())
-  assert found["prompts"] == 8 and set(found["measured"]) == set(found["formula"]) == {
-    "1",
-    "2",
-    "4",
-  }
-  assert {"own rollout", "poise", "rloo"} <= set(found["squared bias"])
+  assert found["prompts"] == 8 and set(found["halves"]) == {"first half", "second half"}
+  for half in found["halves"].values():
+    assert set(half["measured"]) == set(half["formula"]) == {"1", "2"}
+  names = {"own rollout, n = 1", "own rollout, n = 2", "poise", "rloo"}
+  assert names <= set(found["squared bias"])
   assert {"poise, n = 2", "dapo, n = 4"} <= set(found["baselines"])
   data = np.load(tmp_path / "out" / "scores.npz")
   assert data["rewards"].shape == (8, 8) and data["scores"].shape == (8, 4, 64)
   assert np.isfinite(data["scores"]).all() and np.abs(data["scores"]).sum() > 0
   monkeypatch.setattr(gradients, "sample", None)  # must not be called
   gradients.measure(config, str(tmp_path / "out"))
+  # They are of this config alone, though the folder has neither a checkpoint nor a log.
+  options = dict(PROMPTS=8, SAMPLES=4, BATCH=2, SIZE=64)
+  for flags, fields, message in (
+    ({}, dict(seed=7, rollout__temperature=0.5), "temperature: 1.0 -> 0.5; seed: 2 -> 7"),
+    (dict(SIZE=32), {}, "size: 64 -> 32"),
+  ):
+    set_flags(monkeypatch, **{**options, **flags})
+    other = tiny(**{**changes, **fields})
+    with pytest.raises(UserError, match=f"gradients with another configuration .*{message}"):
+      gradients.measure(other, str(tmp_path / "out"))
 
 
 def test_the_own_rollouts_probe_is_biased_and_the_siblings_is_not(policy):
@@ -162,14 +231,17 @@ def test_the_own_rollouts_probe_is_biased_and_the_siblings_is_not(policy):
   reads the response to know the value better, and so reads the reward, too."""
   scores, rewards, p = policy
   rng = np.random.default_rng(6)
-  twice = np.concatenate([rewards[:, ::-1], rewards], 1)  # the first half is for the fixed baseline
+  others = (rng.random((P, N)) < p).astype(np.float64)  # for the fixed baseline
+  both = np.concatenate([others, rewards], 1)
   features = rng.normal(0, 0.2, (P, 2 * N, 7)).astype(np.float32)
   features[..., :2] = p[..., None] + rng.normal(0, 0.3, (P, 1, 2))
-  features[..., 2:4] += (p + 0.5 * twice)[..., None]
-  found = gradients.analyse(twice, features, scores, ProbeConfig(alpha=1.0), batch=64)
+  features[..., 2:4] += (p + 0.5 * both)[..., None]
+  found = gradients.analyse(both, features, scores, ProbeConfig(alpha=1.0), batch=64)
   bias = found["squared bias"]
-  assert bias["own rollout"] > 0.004 > 4 * abs(bias["poise"])
-  assert abs(bias["prompt only"]) < 0.003
+  assert bias["own rollout, n = 2"] > 0.004
+  assert bias["own rollout, n = 1"] > 4 * bias["own rollout, n = 2"]  # it fits its own reward
+  for name in ("poise", "prompt only", "poise_sibling"):
+    assert abs(bias[name]) < 3e-5, name
   left = {name: x["variance"] for name, x in found["baselines"].items()}
   assert left["poise, n = 2"] < left["rloo, n = 2"]
 
@@ -178,9 +250,10 @@ def test_the_own_rollouts_probe_is_biased_and_the_siblings_is_not(policy):
   "flags, message",
   (
     (dict(PROMPTS=8, SAMPLES=3, BATCH=4), "--samples=3 must be even"),
-    (dict(PROMPTS=8, SAMPLES=4, BATCH=5), "--batch=5 must be at least 2 and at most half"),
+    (dict(PROMPTS=8, SAMPLES=4, BATCH=5), "--batch=5 must be at least 2 and at most a quarter"),
     (dict(PROMPTS=900, SAMPLES=4, BATCH=5), "--prompts=900 must not exceed"),
-    (dict(PROMPTS=8, SAMPLES=4, BATCH=4, SIZE=0), "--size=0 must be at least 1"),
+    (dict(PROMPTS=8, SAMPLES=4, BATCH=3), "--batch=3 must be at least 2 and at most a quarter"),
+    (dict(PROMPTS=8, SAMPLES=4, BATCH=2, SIZE=0), "--size=0 must be at least 1"),
   ),
 )
 def test_sizes_that_cannot_work(monkeypatch, flags, message):
@@ -191,7 +264,7 @@ def test_sizes_that_cannot_work(monkeypatch, flags, message):
 
 def test_where_all_rewards_are_equal_the_numbers_are_unknown():
   scores, features = np.ones((8, 4, 3)), np.zeros((8, 8, 7), np.float32)
-  found = gradients.analyse(np.zeros((8, 8)), features, scores, ProbeConfig(alpha=1.0), batch=4)
+  found = gradients.analyse(np.zeros((8, 8)), features, scores, ProbeConfig(alpha=1.0), batch=2)
   assert found["squared gradient"] == found["within"] == 0
   assert np.isnan(found["squared bias"]["rloo"])
   assert found["baselines"]["dapo, n = 4"]["kept"] == 0

@@ -20,7 +20,9 @@ OWN_PAIR = Arm("own rollout, n = 2", "poise", {"probe.own_rollout": True})
 SIBLING = Arm("poise_sibling", "poise_sibling")
 ARMS = (POISE, OWN, PROMPT, OWN_PAIR, SIBLING, RLOO)
 POLICIES = {"after the warm start": "start-{seed}", "after training": "exported/poise-{seed}"}
-BASELINES = ("own rollout", "poise", "prompt only", "poise_sibling", "rloo")
+BASELINES = (
+  *("own rollout, n = 1", "own rollout, n = 2", "poise", "prompt only", "poise_sibling", "rloo"),
+)
 
 
 def units(lab: Lab) -> list[Unit]:
@@ -53,10 +55,11 @@ def outcome(
     for title, seeds in biases.items()
     for name in BASELINES
   }
-  first = next(iter(biases))
-  more = intervals.difference(
-    *([seed[name] for seed in biases[first]] for name in ("own rollout", "poise"))
-  )
+  first = next(iter(biases.values()))
+  more = {
+    name: intervals.difference(*([seed[x] for seed in first] for x in (name, "poise")))
+    for name in (OWN.name, OWN_PAIR.name)
+  }
   rows = [
     [
       arm,
@@ -83,11 +86,14 @@ def outcome(
       "not tested",
       against[OWN_PAIR.name],
     ),
-    Check.above(
-      "The own rollout's baseline biases the gradient more than POISE's (difference of squared "
-      "biases, as shares of the squared gradient)",
-      "argued, not measured (v2 eq. 6 and 7)",
-      more,
+    *(
+      Check.above(
+        f"The baseline of the {name} biases the gradient more than POISE's (difference of squared "
+        "biases, as shares of the squared gradient)",
+        "argued, not measured (v2 eq. 6 and 7)",
+        difference,
+      )
+      for name, difference in more.items()
     ),
   ]
   panels = list(

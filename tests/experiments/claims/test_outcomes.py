@@ -129,17 +129,15 @@ def test_accuracy_at_equal_cost_is_read_where_the_cheapest_arm_ends():
   assert algorithms.at_equal(curves) == {"cheap": [0.5], "dear": [0.4]}
 
 
-BIASES = {"own rollout": 0.2, "poise": 0.0, "prompt only": 0.0, "poise_sibling": 0.0, "rloo": 0.0}
-
-
-def crossed(gains, own=0.2):
+def crossed(gains, single=0.2, pair=0.2):
+  """The outcome of the claim about cross-rollout baselines; single, pair: biases of the own
+  rollout's with n = 1 and n = 2."""
   arms = {arm.name: gains.get(arm.name, 0.3) for arm in cross_rollout.ARMS}
   rng = np.random.default_rng(0)
+  true = dict.fromkeys(cross_rollout.BASELINES, 0.0)
+  true |= {cross_rollout.OWN.name: single, cross_rollout.OWN_PAIR.name: pair}
   biases = {
-    title: [
-      {name: b + 0.02 * rng.normal() for name, b in {**BIASES, "own rollout": own}.items()}
-      for _ in SEEDS
-    ]
+    title: [{name: b + 0.02 * rng.normal() for name, b in true.items()} for _ in SEEDS]
     for title in cross_rollout.POLICIES
   }
   return cross_rollout.outcome(runs_of(arms), biases)
@@ -150,11 +148,11 @@ def test_the_cross_rollout_construction_is_found_to_matter():
     arm.name: 0.2 for arm in (cross_rollout.OWN, cross_rollout.PROMPT, cross_rollout.OWN_PAIR)
   }
   outcome = crossed(gains)
-  assert outcomes(outcome) == [True] * 4 and claims.verdict(outcome.checks, 5, 5) == claims.HOLDS
+  assert outcomes(outcome) == [True] * 5 and claims.verdict(outcome.checks, 5, 5) == claims.HOLDS
   assert claims.verdict(outcome.checks, 4, 5) == claims.UNKNOWN
   gains.pop(cross_rollout.PROMPT.name)
-  partly = crossed(gains, own=0.0)
-  assert outcomes(partly) == [True, None, True, None]
+  partly = crossed(gains, pair=0.0)
+  assert outcomes(partly) == [True, None, True, True, None]
   assert claims.verdict(partly.checks, 5, 5) == claims.PART
 
 
@@ -429,16 +427,25 @@ def test_a_probe_that_falls_behind_is_found(r, end, expected):
   assert "| refitted every 16 steps |" in next(iter(outcome.tables.values()))
 
 
-def noise(seed, ratio, poise=0.8, dapo=1.5, formula=1.0):
-  """Results of experiments.gradients: 8 answers a prompt have `ratio` times the variance."""
+def noise(seed, ratio, poise=0.8, dapo=1.5, other=None):
+  """Results of experiments.gradients: 8 answers a prompt have `ratio` times the variance of one
+  and, in the second half of the prompts, `other` times."""
   rng = np.random.default_rng(seed)
-  measured = {str(m): 1 + (ratio - 1) * (m - 1) / 7 + NOISE * rng.normal() for m in (1, 2, 4, 8)}
+
+  def half(ratio):
+    size = rng.uniform(0.5, 2)  # of gradients; no matter of the ratio
+    return {
+      str(m): size * (1 + (ratio - 1) * (m - 1) / 7 + NOISE * rng.normal()) for m in (1, 2, 4, 8)
+    }
+
+  first, second = half(ratio), half(other or ratio)
   left = {"poise, n = 2": poise, "rloo, n = 2": 1.0, "dapo, n = 8": dapo, "fixed": 0.7}
   baselines = {
     name: dict.fromkeys(diversity.KINDS, x * (1 + NOISE * rng.normal())) for name, x in left.items()
   }
-  predicted = {m: x * (formula if m == "8" else 1.0) for m, x in measured.items()}
-  return {"measured": measured, "formula": predicted, "baselines": baselines}
+  halves = {"first half": (first, second), "second half": (second, first)}
+  halves = {name: {"measured": a, "formula": b} for name, (a, b) in halves.items()}
+  return {"halves": halves, "baselines": baselines}
 
 
 def test_the_variance_of_few_prompts_is_found():
@@ -446,7 +453,12 @@ def test_the_variance_of_few_prompts_is_found():
     policies = {p: [noise(seed, **options) for seed in SEEDS] for p in diversity.POLICIES}
     return diversity.outcome(policies)
 
-  assert outcomes(outcome(ratio=1.8)) == [True] * 4
-  other = outcome(ratio=1.0, poise=1.0, dapo=0.5, formula=1.4)
-  assert outcomes(other) == [None, False, None, False]
+  found = outcome(ratio=1.8)
+  assert outcomes(found) == [True] * 4
+  assert [check.control for check in found.checks] == [False, False, True, True]
+  other = outcome(ratio=1.0, poise=1.0, dapo=0.5)
+  assert outcomes(other) == [None, False, None, True]
   assert "| dapo, n = 8 |" in other.tables["Variance over RLOO's, n = 2"]
+  unlike = outcome(ratio=1.3, other=1.9)  # a proposition that the same prompts could not refute
+  assert outcomes(unlike) == [True, True, True, False]
+  assert claims.verdict(unlike.checks, 5, 5) == claims.HOLDS
