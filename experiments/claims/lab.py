@@ -261,6 +261,12 @@ def final_accuracy(run: Run) -> float:
   return float(run.series("eval/accuracy")[1][-FINAL:].mean())
 
 
+def sampled_accuracy(run: Run) -> float:
+  """Mean score of the answers that were sampled in the last STEPS steps."""
+  scores = run.series("collect/score")[1]
+  return float(scores[2 * len(scores) // 3 :].mean())
+
+
 def seeds_of(text: str) -> tuple[int, ...]:
   """The seeds of a command line.
 

@@ -49,6 +49,8 @@ def run(arm, seed, gain, tokens_per_step=100.0, steps=20, start=0.2):
     if step:
       row |= {"collect/tokens": tokens_per_step, "policy/grad_clipped": 0.25}
       row |= {"collect/generated_total": 16 * step, "collect/generated": 16}
+      noise_of = np.random.default_rng([seed, step, sum(map(ord, arm))])
+      row["collect/score"] = level + gain * min(step / 15, 1.0) + NOISE * noise_of.normal() / 3
     if step % 5 == 0:
       row["eval/accuracy"] = level + gain * min(step / 15, 1.0) + NOISE * rng.normal()
     rows.append(row)
@@ -144,16 +146,31 @@ def crossed(gains, single=0.2, pair=0.2):
 
 
 def test_the_cross_rollout_construction_is_found_to_matter():
-  gains = {
-    arm.name: 0.2 for arm in (cross_rollout.OWN, cross_rollout.PROMPT, cross_rollout.OWN_PAIR)
-  }
+  arms = "OWN", "PROMPT", "OWN_PAIR", "PROMPT_PAIR"
+  gains = {getattr(cross_rollout, arm).name: 0.2 for arm in arms}
   outcome = crossed(gains)
-  assert outcomes(outcome) == [True] * 5 and claims.verdict(outcome.checks, 5, 5) == claims.HOLDS
+  assert outcomes(outcome) == [True] * 6 and claims.verdict(outcome.checks, 5, 5) == claims.HOLDS
   assert claims.verdict(outcome.checks, 4, 5) == claims.UNKNOWN
-  gains.pop(cross_rollout.PROMPT.name)
+  gains.pop(cross_rollout.PROMPT_PAIR.name)
   partly = crossed(gains, pair=0.0)
-  assert outcomes(partly) == [True, None, True, True, None]
+  assert outcomes(partly) == [True, True, True, None, True, None]
   assert claims.verdict(partly.checks, 5, 5) == claims.PART
+
+
+def test_accuracy_is_that_of_sampled_answers_with_held_out_problems_beside_it():
+  better = cross_rollout.POISE.name
+  members = runs_of({arm.name: 0.3 for arm in cross_rollout.ARMS})
+  for row in (row for member in members[better] for row in member.rows):
+    row |= {"eval/accuracy": 0.9} if "eval/accuracy" in row else {}
+  biases = {
+    title: [dict.fromkeys(cross_rollout.BASELINES, 0.0) for _ in SEEDS]
+    for title in cross_rollout.POLICIES
+  }
+  outcome = cross_rollout.outcome(members, biases)
+  assert True not in outcomes(outcome)
+  row = next(x for x in outcome.tables["Accuracy"].splitlines() if x.startswith(f"| {better} "))
+  _, _, sampled, _, held_out, *_ = row.split("|")
+  assert float(held_out.split()[0]) == 0.9 and float(sampled.split()[0]) < 0.7
 
 
 def ablation(seed, quality, families=("a", "b", "c", "d", "e"), seconds=(0.01, 10.0)):
