@@ -9,7 +9,7 @@ and kept as sketches of S numbers, whose inner products are those of the gradien
 Writes DIR/results.json: the bias of each probe's baseline, the variance of batches of B answers
 with m = 1, 2, 4 ... answers a prompt beside the formula of Proposition 1 (arXiv 2605.07579), whose
 parts are estimated on other prompts, and what the algorithms' baselines leave of the variance. The
-same command continues from the sketches.
+same command continues from the sketches, and another config on the same DIR is an error.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from poise_jax.rollout.features import ENTROPIES
 
 PROMPTS = flags.DEFINE_integer("prompts", 512, "training prompts")
 SAMPLES = flags.DEFINE_integer("samples", 8, "answers per prompt whose gradients are computed")
-BATCH = flags.DEFINE_integer("batch", 64, "answers of a batch")
+BATCH = flags.DEFINE_integer("batch", 64, "answers of a batch, at most a quarter of the prompts")
 SIZE = flags.DEFINE_integer("size", 4093, "numbers in the sketch of a gradient")
 WIDTH = 64  # tokens of a response are padded to a multiple of it
 
@@ -176,11 +176,11 @@ def measure(config: ConfigDict, folder: str):
   """Samples unless scores.npz exists, and writes results.json.
 
   Raises:
-    UserError: --prompts, --samples, --batch or --size is out of range, or the folder has another
-      config or other sizes.
+    UserError: --prompts, --samples, --batch or --size is out of range, or the folder holds answers
+      of another config.
   """
   from poise_jax.provenance import provenance
-  from poise_jax.training import build
+  from poise_jax.training import build, workdir
 
   config = config.copy_and_resolve_references()
   prompts, n, batch = PROMPTS.value, SAMPLES.value, BATCH.value
@@ -197,7 +197,7 @@ def measure(config: ConfigDict, folder: str):
   sizes = {"prompts": prompts, "samples": n, "batch": batch, "size": SIZE.value}
   folder = pathlib.Path(folder)
   content = {**json.loads(config.to_json()), **sizes}
-  files.claim(folder, "config.json", content, "gradients", "--workdir")
+  files.claim(folder, workdir.CONFIG, content, "gradients", "--workdir")
   path = folder / "scores.npz"
   with jax.set_mesh(experiment.mesh):
     if not path.exists():
