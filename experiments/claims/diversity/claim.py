@@ -14,6 +14,7 @@ from experiments.gradient_noise import share
 from poise_jax.reports import markdown, svg
 from poise_jax.reports.svg import Line
 
+LEAST = 1.4  # the low end of the source's variance with 8 answers a prompt over that with one
 DEVIATION = 0.1  # of the formula's ratio from the measured one
 POISE_ROW, RLOO_ROW = "poise, n = 2", "rloo, n = 2"
 KINDS = {"variance": "per answer trained on", "per sampled": "per answer sampled", "adam": "Adam"}
@@ -97,6 +98,13 @@ def outcome(results: Results) -> Outcome:
   ]
   return Outcome(
     checks=[
+      Check.above(
+        f"With {largest} answers a prompt the variance is at least {LEAST} times that with one, at "
+        "equal rollouts (ratio)",
+        "1.4 to 2.3 (v3 Figure 1)",
+        intervals.mean(over_single(first, largest)),
+        LEAST,
+      ),
       Check.below(
         "POISE leaves less variance than RLOO, n = 2 (ratio)",
         "0.018 against 0.021 by Adam's moments (v3 Figure 4)",
@@ -108,13 +116,6 @@ def outcome(results: Results) -> Outcome:
         "0.018 against 0.029 by Adam's moments (v3 Figure 4)",
         against[dapo],
         1.0,
-      ),
-      Check.above(
-        f"{largest} answers a prompt have a larger variance than one, at equal rollouts (ratio)",
-        "1.4 to 2.3 (v3 Figure 1)",
-        intervals.mean(over_single(first, largest)),
-        1.0,
-        control=True,
       ),
       Check.below(
         f"Proposition 1 predicts this ratio on other prompts (deviation below {DEVIATION:.0%})",
@@ -150,9 +151,9 @@ def figure(results: Results, sizes: Sequence[str]) -> str:
 
 CLAIM = Claim(
   folder=pathlib.Path(__file__).parent,
-  title="POISE's gradient has less variance than RLOO's and DAPO's",
-  source="POISE 0.018, RLOO 0.021, DAPO 0.029 by Adam's moments (v3 Figure 4); variance of 8 "
-  "rollouts a prompt over that of 1: 1.4 to 2.3 (v3 Figure 1)",
+  title="More prompts in a batch lower the gradient's variance, and so does POISE's baseline",
+  source="variance of 8 rollouts a prompt over that of 1: 1.4 to 2.3 (v3 Figure 1); POISE 0.018, "
+  "RLOO 0.021, DAPO 0.029 by Adam's moments (v3 Figure 4)",
   seeds=(0, 1, 2, 3, 4),
   units=units,
   analyse=analyse,

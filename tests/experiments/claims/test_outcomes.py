@@ -472,9 +472,9 @@ def test_the_variance_of_few_prompts_is_found():
 
   found = outcome(ratio=1.8)
   assert outcomes(found) == [True] * 4
-  assert [check.control for check in found.checks] == [False, False, True, True]
+  assert [check.control for check in found.checks] == [False, False, False, True]
   other = outcome(ratio=1.0, poise=1.0, dapo=0.5)
-  assert outcomes(other) == [None, False, None, True]
+  assert outcomes(other) == [False, None, False, True]
   assert "| dapo, n = 8 |" in other.tables["Variance over RLOO's, n = 2"]
   unlike = outcome(ratio=1.3, other=1.9)  # a proposition that the same prompts could not refute
   assert outcomes(unlike) == [True, True, True, False]
