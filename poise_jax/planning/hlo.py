@@ -35,10 +35,11 @@ NO_TRAFFIC = {  # opcodes that rename or wait for a buffer that exists already
   "all-reduce-done",
   "collective-permute-done",
   "opt-barrier",
-  "custom-call",
 }
 COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
 SLICES = {"dynamic-slice", "slice", "gather"}
+UPDATES = {"dynamic-update-slice", "scatter"}  # write a part of their first operand in place
+KERNEL = 'custom_call_target="tpu_custom_call"'  # other custom calls mark values and move nothing
 RENAMES = {"parameter", "bitcast", "tuple", "get-tuple-element"}
 # Opcodes that read as much of their operand as is read of their result.
 ELEMENTWISE = {"bitcast", "copy", "convert", "reshape", "transpose"}
@@ -138,19 +139,21 @@ class Program:
   def traffic(self, computation: str) -> int:
     """Bytes that a computation without inner loops moves between the cores and the device's memory.
 
-    Operands and results in the device's memory count. Of an operand that is only sliced, the slice
-    counts; of a buffer that is updated in place, the update counts.
+    Operands and results in the device's memory count, for a kernel all of them. Of an operand that
+    is only sliced, the slice counts; of a buffer that is updated in place, the update counts.
     """
     body, total = self.computations[computation], 0
     for x in body:
       if x.opcode in NO_TRAFFIC or (x.opcode == "fusion" and self._only_renames(x)):
         continue
+      if x.opcode == "custom-call" and KERNEL not in x.text:
+        continue
       operands = body.operands(x)
       if x.opcode in SLICES:
         transfers = (not operands[0].arrays[0].on_core) + (not x.arrays[0].on_core)
         total += transfers * x.arrays[0].bytes
-      elif x.opcode == "dynamic-update-slice":
-        total += 2 * operands[1].arrays[0].bytes
+      elif x.opcode in UPDATES:
+        total += 2 * _updated(body, x)
       elif x.opcode.endswith("-start"):  # (source, target, ...): one of them may be on the core
         arrays = [a for a in x.arrays if a.shape]
         size = min((a.bytes for a in arrays), default=0)
@@ -194,17 +197,46 @@ class Program:
     for number, operand in enumerate(operands):
       for array in operand.arrays:
         if not array.on_core:
-          total += _bytes_read(body, parameters[number].name, array.bytes)
+          total += self._bytes_read(body, parameters[number].name, array.bytes)
     root = body.root
     outputs = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for output, array in zip(outputs, fusion.arrays, strict=False):
-      while output.opcode in ("bitcast", "copy", "convert") and body.operands(output):
-        output = body[output.operands[0]]
-      size = array.bytes
-      if output.opcode == "dynamic-update-slice":
-        size = min(size, body[output.operands[1]].arrays[0].bytes)
-      total += 0 if array.on_core else size
+      total += 0 if array.on_core else self._bytes_written(body, output, array.bytes)
     return total
+
+  def _bytes_written(self, body, output, size):
+    """Bytes of a fusion's result of `size` bytes that it writes."""
+    while output.opcode in ("bitcast", "copy", "convert") and body.operands(output):
+      output = body[output.operands[0]]
+    if output.opcode in UPDATES:
+      return min(size, _updated(body, output))
+    if output.opcode == "fusion":
+      inner = self.computations[output.computations[0]]
+      return size if inner.root.opcode == "tuple" else self._bytes_written(inner, inner.root, size)
+    return size
+
+  def _bytes_read(self, body, name, size):
+    """Bytes of a value of `size` bytes that the instructions of a fusion's body read."""
+    total = 0
+    for x in body:
+      for position, operand in enumerate(x.operands):
+        if operand != name:
+          continue
+        if x.opcode in ELEMENTWISE and len(body.instructions) > 1:
+          if x.is_root:
+            return size
+          total += self._bytes_read(body, x.name, size)
+        elif x.opcode == "fusion":
+          inner = self.computations[x.computations[0]]
+          (parameter,) = (
+            i.name for i in inner if i.opcode == "parameter" and i.parameter_number == position
+          )
+          total += self._bytes_read(inner, parameter, size)
+        elif x.opcode in SLICES and position == 0:
+          total += sum(a.bytes for a in x.arrays)
+        elif x.opcode not in UPDATES or position != 0:
+          return size
+    return min(total, size)
 
   def _only_renames(self, fusion):
     return all(x.opcode in RENAMES for x in self.computations[fusion.computations[0]])
@@ -244,22 +276,9 @@ class Program:
     return "\n".join(text)
 
 
-def _bytes_read(body: Computation, name: str, size: int) -> int:
-  """Bytes of a value of `size` bytes that the instructions of a fusion's body read."""
-  total = 0
-  for x in body:
-    for position, operand in enumerate(x.operands):
-      if operand != name:
-        continue
-      if x.opcode in ELEMENTWISE and len(body.instructions) > 1:
-        if x.is_root:
-          return size
-        total += _bytes_read(body, x.name, size)
-      elif x.opcode in SLICES and position == 0:
-        total += sum(a.bytes for a in x.arrays)
-      elif x.opcode != "dynamic-update-slice" or position != 0:
-        return size
-  return min(total, size)
+def _updated(body: Computation, x: Instruction) -> int:
+  """Bytes of the part that a dynamic-update-slice or a scatter of one array writes."""
+  return body[x.operands[1 if x.opcode == "dynamic-update-slice" else 2]].arrays[0].bytes
 
 
 def kernel_flops(call: Instruction, computation: Computation) -> float:

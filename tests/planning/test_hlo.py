@@ -71,6 +71,48 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert not any(instruction.name == "put" for instruction, _ in program.buffers())
 
 
+SCATTER = """HloModule test
+
+%inner (a: f32[64,128], i: s32[4], b: f32[4,128]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  %b = f32[4,128]{1,0} parameter(2)
+  ROOT %s = f32[64,128]{1,0} scatter(%a, %i, %b), update_window_dims={1}, to_apply=%last
+}
+
+%last (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  ROOT %y = f32[] parameter(1)
+}
+
+%outer (a: f32[64,128], i: s32[4], b: f32[4,128]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  %b = f32[4,128]{1,0} parameter(2)
+  ROOT %f = f32[64,128]{1,0} fusion(%a, %i, %b), kind=kCustom, calls=%inner
+}
+
+ENTRY %main (a: f32[64,128], i: s32[4], b: f32[4,128]) -> f32[4,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[4]{0:S(1)} parameter(1)
+  %b = f32[4,128]{1,0:S(1)} parameter(2)
+  %marked = s32[4]{0} custom-call(%i), custom_call_target="AssumeGatherIndicesInBound"
+  %new = f32[64,128]{1,0} fusion(%a, %marked, %b), kind=kCustom, calls=%outer
+  ROOT %read = f32[4,128]{1,0:S(1)} custom-call(%new, %b), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_a_scatter_moves_what_it_writes_and_a_kernel_all_that_it_is_given():
+  """As decoding appends to a cache, which a kernel then reads."""
+  rows, indices, cache = 4 * 128 * 4, 4 * 4, 64 * 128 * 4
+  assert hlo.Program(SCATTER).traffic("main") == rows + indices + cache
+  alone = "%new = f32[64,128]{1,0} scatter(%a, %marked, %b), to_apply=%last"
+  start = SCATTER.index("  %new")
+  text = SCATTER[:start] + f"  {alone}" + SCATTER[SCATTER.index("\n", start) :]
+  assert hlo.Program(text).traffic("main") == 2 * rows + cache
+
+
 def test_a_trip_count_that_depends_on_values_is_unknown():
   program = hlo.Program(LOOP.replace("direction=LT", "direction=NE"))
   assert program.trip_count(next(program.loops())[1]) is None
