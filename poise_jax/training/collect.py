@@ -149,7 +149,7 @@ class _Batches:
   priorities: Float[np.ndarray, " N"] | None
   position: int
   count: int = 0  # batches sampled
-  # (prompt indices, scores) of each batch; empty without GRESO
+  # (prompt indices, scores) of each batch
   scores: list[tuple[Int[np.ndarray, " P"], Float[np.ndarray, "P n"]]] = dataclasses.field(
     default_factory=list
   )
@@ -161,8 +161,7 @@ class _Batches:
     )
     batch = self.generate(ids, self.count)
     self.count += 1
-    if self.skips:
-      self.scores.append((ids, sharding.fetch(batch.scores)))
+    self.scores.append((ids, sharding.fetch(batch.scores)))
     return batch
 
 
@@ -188,7 +187,8 @@ def collect(
 
   Returns:
     P groups; how many of them, at the front, are not padding; the new state; and metrics:
-    collect/generated (responses sampled for this step), collect/generated_total (in all steps);
+    collect/generated (responses sampled for this step), collect/generated_total (in all steps),
+    collect/score (mean score of the policy's responses sampled for this step, if there are any);
     with GRESO collect/skipped (prompts) and those of `greso.update`; with dynamic sampling
     collect/generations (batches), collect/discarded (responses), collect/carried_in,
     collect/carried_out and collect/groups (groups).
@@ -214,6 +214,9 @@ def collect(
     skips=skips,
   )
   metrics = {"collect/generated": generated, "collect/generated_total": generated_total}
+  if batches.scores:  # the pool may have held enough groups
+    scores = np.concatenate([scores for _, scores in batches.scores])
+    metrics["collect/score"] = float(scores.mean(dtype=np.float64))
   metrics |= {**skip_metrics, **selection}
   return experience, selection.get("collect/groups", groups), state, metrics
 

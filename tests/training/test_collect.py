@@ -18,7 +18,11 @@ def test_without_dynamic_sampling_a_step_trains_on_all_that_it_samples():
     assert experience.prompt_ids.tolist() == list(range(step * P, step * P + P))
     assert real_groups == P
   assert calls == [(0, 0), (4, 0), (8, 0)]
-  assert metrics == {"collect/generated": P * N, "collect/generated_total": 3 * P * N}
+  assert metrics == {
+    "collect/generated": P * N,
+    "collect/generated_total": 3 * P * N,
+    "collect/score": 1.0,
+  }
 
 
 def test_groups_of_equal_scores_are_discarded_and_surplus_groups_carried_over():
@@ -35,6 +39,7 @@ def test_groups_of_equal_scores_are_discarded_and_surplus_groups_carried_over():
     "collect/carried_in": 0,
     "collect/carried_out": 1,
     "collect/groups": P,
+    "collect/score": 11 / 16,  # 3 groups are right, 5 half right
   }
   experience, real_groups, state, metrics = run(generate, state)
   assert experience.prompt_ids.tolist() == [6, 8, 10, 12] and real_groups == P
@@ -62,6 +67,7 @@ def test_a_full_pool_needs_no_sampling():
   experience, real_groups, state, metrics = run(generate, state)
   assert not calls and experience.prompt_ids.tolist() == [7, 8, 9, 10] and real_groups == P
   assert metrics["collect/generated"] == 0 and state.carried == 0
+  assert "collect/score" not in metrics
 
 
 def test_after_max_generations_a_step_trains_on_what_it_has():
@@ -88,6 +94,25 @@ def test_responses_of_the_reference_policy_count_as_generated():
   batch = groups(range(P), [[0, 1]] * P).replace(reference_scores=np.zeros((P, 3), np.float32))
   _, _, _, metrics = run(lambda *_: batch, start(CollectConfig()), CollectConfig())
   assert metrics["collect/generated"] == P * (N + 3)
+  assert metrics["collect/score"] == 0.5  # theirs are 0
+
+
+@pytest.mark.parametrize("dynamic", (False, True))
+@pytest.mark.parametrize("seed", (0, 1))
+def test_the_score_is_that_of_all_sampled_responses(dynamic, seed):
+  """Also of discarded groups and of surplus ones, in the step that samples them."""
+  config = CollectConfig(dynamic_sampling=dynamic, max_generations=3)
+  rng, sampled = np.random.default_rng(seed), []
+
+  def generate(ids, generation):
+    sampled.append(rng.choice([0.0, 0.25, 1.0], (P, N)))
+    return groups(ids, sampled[-1])
+
+  state = start(config)
+  for _ in range(4):
+    sampled.clear()
+    _, _, state, metrics = run(generate, state, config)
+    assert metrics["collect/score"] == pytest.approx(np.mean(sampled))
 
 
 def test_the_state_always_has_the_same_shapes():

@@ -63,6 +63,7 @@ def test_metrics_of_a_run(finished_run):
     "rollout/truncated_fraction",
     "rollout/mismatch_kl",
     "collect/tokens",
+    "collect/score",
     *(f"time/{part}" for part in ("step", *PARTS)),
     "policy/skipped_updates",
   }
@@ -73,6 +74,7 @@ def test_metrics_of_a_run(finished_run):
     assert all(np.isfinite(value) for value in row.values())
     assert PROMPTS * N <= row["rollout/tokens"] <= PROMPTS * N * 10
     assert row["collect/tokens"] == row["rollout/tokens"]  # no response was discarded
+    assert row["collect/score"] == pytest.approx(row["reward/score"], abs=1e-6)
     means = [value for name, value in row.items() if name.startswith("reward/mean/")]
     assert min(means) <= row["reward/mean"] <= max(means)
     assert row["rollout/mismatch_kl"] < 1e-5  # the sampler had the weights of the trainer
