@@ -16,7 +16,7 @@ from experiments.claims.cross_rollout import claim as cross_rollout
 from experiments.claims.detection import claim as detection
 from experiments.claims.diversity import claim as diversity
 from experiments.claims.intervals import Interval
-from experiments.claims.lab import Lab
+from experiments.claims.lab import Lab, sampled_accuracy
 from experiments.claims.signal import claim as signal
 from experiments.claims.tracking import claim as tracking
 from experiments.claims.value_estimation import claim as value_estimation
@@ -94,17 +94,88 @@ def compared(gains, cost):
     }
     for axis in algorithms.AXES
   }
-  return algorithms.outcome(runs, curves)
+  searched = {arm: [0.5, 0.7, 0.7, 0.6] for arm in ARMS}
+  return algorithms.outcome(runs, curves, searched)
 
 
 def test_a_better_and_cheaper_algorithm_is_found():
   outcome = compared({"poise": 0.4}, {"dapo": 150.0})
   assert outcomes(outcome) == [True, True, True, True]
-  ratio = outcome.numbers["cost of DAPO's final accuracy"]["poise"]["tokens"]
-  assert 0.4 < ratio["value"] < 0.6  # 3 / 4 of 2 / 3
-  assert ratio["low"] <= ratio["value"] <= ratio["high"] < 0.8
+  shares = outcome.numbers["cost by share of DAPO's gain"]
+  for share, arms in shares.items():
+    ratio = arms["poise"]["tokens"]
+    assert 0.4 < ratio["value"] < 0.6, share  # 3 / 4 of 2 / 3
+    assert ratio["low"] <= ratio["value"] <= ratio["high"] < 0.8
+  assert set(shares) == {"0.9", "1"}
   assert "<svg" in outcome.figure and "| poise |" in outcome.tables["Accuracy"]
   json.dumps(outcome.numbers, allow_nan=False)
+
+
+def test_the_trials_of_the_search_are_shown():
+  *_, table = compared({}, {}).tables.values()
+  assert "| arm | 0.0002 | 0.0004 | 0.0008 | the best, max_grad_norm=0.2 |" in table
+  assert "| ppo | 0.500 | **0.700** | 0.700 | 0.600 |" in table  # of equal ones the first
+  quick = algorithms.trials({"poise": [0.2, 0.1, 0.3]})
+  assert "| arm | 0.0002 | 0.0004 | the best, max_grad_norm=0.2 |" in quick
+
+
+@pytest.mark.parametrize("steps, counted", ((60, 20), (30, 10), (4, 2), (1, 1)))
+def test_sampled_accuracy_is_that_of_the_last_third_of_the_steps(steps, counted):
+  rows = [{"step": 0}] + [{"step": i, "collect/score": i / 100} for i in range(1, steps + 1)]
+  made = Run(pathlib.Path("unused"), {"rollouts": 16}, rows, [])
+  expected = np.mean(np.arange(steps - counted + 1, steps + 1)) / 100
+  assert sampled_accuracy(made) == pytest.approx(expected)
+  del rows[-1]["collect/score"]  # the pool held enough groups
+  expected = np.mean(np.arange(steps - counted + 1, steps)) / 100 if counted > 1 else np.nan
+  assert sampled_accuracy(made) == pytest.approx(expected, nan_ok=True)
+
+
+def curves(*finals):
+  """One seed whose DAPO gains from 0.2 to 0.5 and is flat at its end, and POISE to `finals`."""
+  x = np.arange(7.0)
+  dapo = np.array([0.2, 0.3, 0.4, 0.45, 0.5, 0.5, 0.5])
+  poise = np.array([0.2, 0.35, 0.45, 0.48, *finals])
+  return {"dapo": [(x, dapo)], "poise": [(x / 2, poise)]}
+
+
+def test_a_curve_that_ends_just_below_reaches_nearly_the_gain():
+  close = curves(0.499, 0.499, 0.499)
+  whole = algorithms.to_reach(close, "poise", "dapo", 1.0)
+  assert np.isinf(whole.value)
+  nearly = algorithms.to_reach(close, "poise", "dapo", 0.9)  # 0.47 = 0.2 + 0.9 * 0.3
+  np.testing.assert_allclose(nearly.value, (2 + 2 / 3) / 2 / 3.4, rtol=0.01)
+  far = algorithms.to_reach(curves(0.46, 0.44, 0.44), "poise", "dapo", 0.99)
+  assert np.isinf(far.value)
+
+
+def test_the_groups_that_are_trained_on_are_shown():
+  made = [run("dapo", seed, 0.3) for seed in SEEDS]
+  assert algorithms.groups(made) == "8.0"
+  for one in made:
+    for row in one.rows[1:]:
+      row["collect/groups"] = 8 if row["step"] < 11 else 5
+  assert algorithms.groups(made) == "6.5"
+
+
+def test_the_choice_goes_by_sampled_accuracy(tmp_path, monkeypatch):
+  lab, (poise, *_) = Lab(tmp_path, SEEDS), algorithms.ARMS
+  gains = {"0.0002": 0.1, "0.0004": 0.3, "0.0008": 0.2, "clipped": 0.2}
+
+  def read(path):
+    name = path.name.removeprefix("poise_").removesuffix(f"-{algorithms.SEARCH_SEED}")
+    gain = gains[name.replace("_", ".")]
+    made = run("poise", 0, gain)
+    for row in made.rows:
+      row["eval/accuracy"] = 1 - gain  # which would choose another
+    return made
+
+  monkeypatch.setattr(algorithms.run_log, "read", read)
+  trials = algorithms.search(lab, poise)
+  assert algorithms.best(lab, trials) == {"train.learning_rate": 4e-4}
+  gains["clipped"] = 0.4
+  expected = {"train.learning_rate": 4e-4, "train.max_grad_norm": 0.2}
+  assert algorithms.best(lab, trials) == expected
+  assert "--config.train.max_grad_norm=0.2" in trials[-1].unit.arguments()
 
 
 def test_equal_algorithms_cannot_be_told_apart():
