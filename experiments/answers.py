@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from poise_jax.data.tasks import Example
 from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, probe
 from poise_jax.training import build
@@ -24,24 +25,36 @@ def check_numbers(prompts: int, samples: int):
 
 
 def check_prompts(experiment: Experiment, prompts: int):
-  """Raises UserError if there are fewer training prompts."""
-  if prompts > len(experiment.task.train):
+  """Raises UserError if there are fewer different training prompts."""
+  count = len(different(experiment.task.train))
+  if prompts > count:
     raise UserError(
-      f"--prompts={prompts} must not exceed the training set of {len(experiment.task.train)}"
+      f"--prompts={prompts} must not exceed the {count} different questions of the training set"
     )
+
+
+def different(examples: Sequence[Example]) -> Int[np.ndarray, " Q"]:
+  """The indices of the first example of each question, in order.
+
+  A prompt that is in both halves would let a probe or a critic be tested on what it has seen.
+  """
+  first = {}
+  for index, example in enumerate(examples):
+    first.setdefault(example.asked, index)
+  return np.array(list(first.values()), np.int64)
 
 
 def sampled(
   experiment: Experiment, params: PyTree[Array], prompts: int, samples: int
 ) -> Iterator[Experience]:
-  """Samples and judges answers to the first training prompts, a batch of a step's size at a time.
+  """Samples and judges answers to the first different training prompts, in a step's batches.
 
   Rewards are those of training, without a KL penalty.
 
   Args:
     experiment: what to sample with.
     params: the policy in the training layout.
-    prompts: number of prompts, P in all; the last batch may have more.
+    prompts: number of prompts, P in all; the last batch is filled up with prompts from the start.
     samples: answers a prompt, n.
   """
   from rich.progress import track
@@ -57,12 +70,12 @@ def sampled(
     estimator=experiment.estimator._replace(reference_n=0),
   )
   decoding, size = experiment.sampling_params(params), max(experiment.groups, 1)
-  key, count = jax.random.key(experiment.config.seed), len(experiment.task.train)
+  key, ids = jax.random.key(experiment.config.seed), different(experiment.task.train)[:prompts]
   with Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool:
     judge = Judge(pool, experiment.verifier)
     for number, start in enumerate(track(range(0, prompts, size), description="sampling")):
       sampling = step.Sampling(experiment, judge, decoding, params, (), key, number, step.Clock())
-      yield sampling(np.arange(start, start + size) % count, 0)
+      yield sampling(np.resize(np.roll(ids, -start), size), 0)
 
 
 def write(path: pathlib.Path, **arrays: Array):

@@ -265,9 +265,10 @@ def final_accuracy(run: Run) -> float:
 def sampled_accuracy(run: Run) -> float:
   """Accuracy of all answers sampled in the last third of the steps; NaN if none was logged.
 
-  In the lab's 60 steps no prompt is used twice: there are 20,000, and a step samples at most 256 in
-  one batch or 96 in three. So this is the accuracy, at temperature 1, on problems that the run has
-  not trained on before. The warm start has seen them with worked solutions, in all arms alike.
+  In the lab's 60 steps no training problem is used twice: there are 20,000, and a step samples at
+  most 256. So this is the accuracy, at temperature 1, on problems that the run has not trained on
+  before, but for short questions that are in the training set several times. The warm start has
+  seen all problems with worked solutions, in all arms alike.
   """
   steps, scores = run.series("collect/score")
   scores = scores[steps * LATE > run.step * (LATE - 1)]
