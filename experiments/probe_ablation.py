@@ -7,7 +7,7 @@ Samples n answers to each of P training prompts with the config's policy (after 
 it has one), fits every probe on one half of the prompts and tests it on the other. --critics also
 trains PPO's and SPPO's critic on the same half, and compares what they and the probe cost. Writes
 DIR/README.md, DIR/results.json (also by domain) and DIR/rollouts.npz; the same command continues
-from the rollouts.
+from the rollouts, and another config on the same DIR is an error.
 """
 
 import dataclasses
@@ -203,7 +203,8 @@ def ablate(config: ConfigDict, folder: str):
   """Samples unless rollouts.npz exists, fits the probes and writes the table.
 
   Raises:
-    UserError: --prompts or --samples is out of range.
+    UserError: --prompts or --samples is out of range, or the folder holds answers of another
+      config.
   """
   from poise_jax.provenance import provenance
   from poise_jax.training import build, workdir
@@ -219,8 +220,8 @@ def ablate(config: ConfigDict, folder: str):
     raise UserError(f"algorithm {config.algorithm!r} reads no hidden states; name one like :poise")
   answers.check_prompts(experiment, prompts)
   folder = pathlib.Path(folder)
-  settings = type(config)({**config, "prompts": prompts, "samples": samples})
-  workdir.open_workdir(folder, settings)
+  settings = {**json.loads(config.to_json()), "prompts": prompts, "samples": samples}
+  files.claim(folder, workdir.CONFIG, settings, "answers", "--workdir")
   path = folder / "rollouts.npz"
   probe_config, costs = ProbeConfig(**config.probe), {}
   with jax.set_mesh(experiment.mesh):

@@ -7,7 +7,9 @@ import pytest
 from tiny_run import tiny
 
 from experiments import critics, probe_ablation
+from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig
+from poise_jax.training import build
 
 PROMPTS, N, WIDTH, LAYERS = 200, 4, 6, (3, 7)
 
@@ -87,6 +89,49 @@ def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path, wi
   monkeypatch.setattr(probe_ablation, "sample", None)  # must not be called
   probe_ablation.ablate(config, str(tmp_path / "out"))
   assert (tmp_path / "out" / "README.md").exists()
+
+
+@pytest.fixture(scope="module")
+def experiment():
+  return build.build(tiny())
+
+
+@pytest.mark.parametrize(
+  "changes, prompts, difference",
+  (
+    ({"seed": 3}, 6, "seed: 2 -> 3"),
+    ({"rollout.temperature": 0.5}, 6, "rollout.temperature: 1.0 -> 0.5"),
+    ({"rollout.feature_layers": (0,)}, 6, "rollout.feature_layers: "),
+    ({}, 8, "prompts: 6 -> 8"),
+  ),
+)
+def test_answers_of_another_config_are_not_read(
+  monkeypatch, tmp_path, experiment, changes, prompts, difference
+):
+  """Also if no more than the answers were written."""
+  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=[], CRITICS=False)
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(build, "build", lambda config: experiment)
+  monkeypatch.setattr(probe_ablation, "predictions", stop)
+  monkeypatch.setattr(probe_ablation, "sample", write_answers)
+  monkeypatch.setattr(probe_ablation.answers, "params_of", lambda _: {})
+  with pytest.raises(KeyboardInterrupt):
+    probe_ablation.ablate(tiny(), str(tmp_path / "out"))
+  set_flags(monkeypatch, PROMPTS=prompts)
+  other = {name.replace(".", "__"): value for name, value in changes.items()}
+  with pytest.raises(UserError, match="holds answers with another configuration") as error:
+    probe_ablation.ablate(tiny(**other), str(tmp_path / "out"))
+  assert difference in str(error.value)
+
+
+def write_answers(experiment, params, prompts, path):
+  """Instead of sampling."""
+  rewards, mask = np.zeros((prompts, 2), np.float32), np.ones((prompts, 2, 3), bool)
+  features, domains = np.zeros((prompts, 2, 67), np.float32), np.zeros(prompts, np.int32)
+  np.savez(path, rewards=rewards, mask=mask, features=features, domains=domains)
 
 
 def test_odd_samples_are_an_error(monkeypatch):
