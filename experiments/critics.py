@@ -73,7 +73,8 @@ def learn(
   """Trains a critic on the first half of the prompts and predicts the values of the second half.
 
   The critic gets its best learning rate and its best number of passes, chosen on a part of the
-  first half that it is not trained on.
+  first half that it is not trained on. It is then trained once more with these on the whole half,
+  from which the probe learns, too.
 
   Args:
     experiment: model, options and mesh.
@@ -82,26 +83,44 @@ def learn(
     name: one of PASSES.
 
   Returns:
-    Predictions, and the cost of one pass: "seconds", "bytes".
+    Predictions, and the cost of one pass over the whole half: "seconds", "bytes"; and the choice,
+    "passes" and "learning_rate".
   """
   half = len(arrays["rewards"]) // 2
   ids = np.arange(half)
   held_out = ids % HELD_OUT == HELD_OUT - 1 if half >= HELD_OUT else ids == half - 1
-  best, spent = (np.inf, None), {}
+  candidates = []  # (error, passes, factor)
   for factor in RATES:
     learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
     state = learner.estimator.init(params)
-    for _ in range(PASSES[name]):
-      begin = time.perf_counter()
+    for passes in range(1, PASSES[name] + 1):
       state = learner.epoch(state, ids[~held_out], params)
-      spent["seconds"] = min(time.perf_counter() - begin, spent.get("seconds", np.inf))
       error = arrays["rewards"][ids[held_out]] - learner.predict(state, ids[held_out])
-      score = float((error**2).mean())
-      if score < best[0]:
-        best = score, learner.predict(state, np.arange(half, len(arrays["rewards"])))
-  sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
-  gradients = [leaf.nbytes for leaf in jax.tree.leaves(state.params)]
-  return np.clip(best[1], 0.0, 1.0), {**spent, "bytes": float(sum(sizes) + sum(gradients))}
+      candidates.append((float(np.nan_to_num((error**2).mean(), nan=np.inf)), passes, factor))
+  _, passes, factor = min(candidates)
+  learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
+  state, seconds = learner.estimator.init(params), []
+  for _ in range(passes):
+    begin = time.perf_counter()
+    state = learner.epoch(state, ids, params)
+    seconds.append(time.perf_counter() - begin)
+  predicted = learner.predict(state, np.arange(half, len(arrays["rewards"])))
+  return np.clip(predicted, 0.0, 1.0), {
+    "seconds": min(seconds),
+    "bytes": critic_bytes(state),
+    "passes": passes,
+    "learning_rate": experiment.config.critic.learning_rate * factor,
+  }
+
+
+def critic_bytes(state: PyTree[Array | jax.ShapeDtypeStruct]) -> float:
+  """Bytes of a critic's state with its optimizer, and of its gradients."""
+  return float(size_of(state) + size_of(state.params))
+
+
+def size_of(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
+  """Bytes of all arrays."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _estimator(experiment, arrays, name, factor):
@@ -119,7 +138,7 @@ def cost(fit: Callable[[], PyTree[Array]]) -> dict[str, float]:
     begin = time.perf_counter()
     jax.block_until_ready(fit())
     seconds = min(time.perf_counter() - begin, seconds)
-  return {"seconds": seconds, "bytes": float(sum(x.nbytes for x in jax.tree.leaves(made)))}
+  return {"seconds": seconds, "bytes": float(size_of(made))}
 
 
 def describe(costs: Mapping[str, Mapping[str, Any]]) -> str:

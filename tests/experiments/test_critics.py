@@ -54,6 +54,34 @@ def test_a_critic_finds_which_prompts_are_easy(experiment, name, monkeypatch):
   assert 3.5 * weights < cost["bytes"] < 4.5 * weights  # weights, two moments, gradients
 
 
+def test_the_reported_critic_learns_from_all_prompts_with_the_chosen_passes(
+  experiment, monkeypatch
+):
+  """The choice is made on an eighth that the candidates do not learn from."""
+  monkeypatch.setitem(critics.PASSES, "sppo", 3)
+  errors = {1.0: [0.9, 0.4, 0.8], 0.1: [0.7, 0.6, 0.5]}  # the best: 2 passes with the full rate
+  drawn = iter([x for factor in critics.RATES for x in errors[factor]])
+  trained, half = [], PROMPTS // 2
+
+  def epoch(self, state, ids, params):
+    trained.append(len(ids))
+    return state
+
+  def predict(self, state, ids):
+    if len(ids) == half:
+      return np.full((half, N), 0.3)
+    return self.arrays["rewards"][ids] + np.sqrt(next(drawn))
+
+  monkeypatch.setattr(critics.Learner, "epoch", epoch)
+  monkeypatch.setattr(critics.Learner, "predict", predict)
+  params = models.init(experiment.model, jax.random.key(0))
+  data = arrays(experiment, lambda kind, rng: rng.random((PROMPTS, N)))
+  with jax.set_mesh(experiment.mesh):
+    predicted, cost = critics.learn(experiment, params, data, "sppo")
+  assert trained == [half * 7 // 8] * 6 + [half] * 2
+  assert cost["passes"] == 2 and cost["learning_rate"] == 1e-2 and (predicted == 0.3).all()
+
+
 def test_rewards_are_on_the_last_token_and_batches_cover_all_prompts(experiment):
   data = arrays(experiment, lambda kind, rng: rng.random((PROMPTS, N)))
   with jax.set_mesh(experiment.mesh):

@@ -20,6 +20,7 @@ from experiments.claims.lab import Lab, sampled_accuracy
 from experiments.claims.signal import claim as signal
 from experiments.claims.tracking import claim as tracking
 from experiments.claims.value_estimation import claim as value_estimation
+from experiments.claims.value_estimation import source_scale
 from poise_jax.errors import UserError
 from poise_jax.reports.run_log import Run
 
@@ -264,20 +265,43 @@ def ablation(seed, quality, families=("a", "b", "c", "d", "e"), seconds=(0.01, 1
 CRITICS = dict.fromkeys(value_estimation.CRITICS.values(), 0.5)
 
 
-def test_a_better_probe_is_found_by_family():
-  good = {value_estimation.PROBE: 0.8, **CRITICS}
-  outcome = value_estimation.outcome([ablation(seed, good) for seed in SEEDS])
+def estimated(probe, **options):
+  quality = {value_estimation.PROBE: probe, **CRITICS}
+  return value_estimation.outcome([ablation(seed, quality, **options) for seed in SEEDS])
+
+
+def test_a_better_probe_is_found():
+  outcome = estimated(0.8)
   assert outcomes(outcome) == [True] * 4
-  assert outcome.checks[0].ours.startswith("better on 5, worse on 0 of 5")
+  assert not any(check.control for check in outcome.checks)
+  assert outcome.checks[2].ours.startswith("better on 5 of 5")
   assert "| a |" in outcome.tables["Values of held-out prompts"]
-  equal = {value_estimation.PROBE: 0.5, **CRITICS}
-  outcome = value_estimation.outcome([ablation(s, equal, seconds=(1.0, 2.0)) for s in SEEDS])
-  assert outcomes(outcome)[:3] == [None, None, False]
-  mixed = {None: 0.5, "a": 0.9, "b": 0.9, "c": 0.9, "d": 0.2, "e": 0.2}
-  outcome = value_estimation.outcome(
-    [ablation(seed, {value_estimation.PROBE: mixed, **CRITICS}) for seed in SEEDS]
-  )
-  assert outcomes(outcome)[:2] == [False, False]  # three of five are not four
+  *_, costs = outcome.tables.values()
+  assert "| critic of the prompt | 10.000" in costs and "arithmetic" in costs
+  assert outcomes(estimated(0.5))[:2] == [None, None]
+  assert outcomes(estimated(0.3)) == [False] * 4
+
+
+@pytest.mark.parametrize(
+  "quality, expected",
+  (
+    ({None: 0.5, "a": 0.9, "b": 0.9, "c": 0.9, "d": 0.2, "e": 0.2}, [None, False]),
+    ({None: 0.7, "a": 0.9, "b": 0.9, "c": 0.9, "d": 0.9, "e": 0.2}, [True, True]),
+  ),
+)
+def test_families_are_counted_by_their_means(quality, expected):
+  overall, *_, families = outcomes(estimated(quality))
+  assert [overall, families] == expected
+
+
+def test_a_family_counts_without_an_interval_of_its_own():
+  """Gains of 0.02 that vary by 0.1 over seeds, so that no interval is above 0."""
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=len(SEEDS))
+  gains = 0.02 + 0.1 * (noise - noise.mean())
+  found = {family: value_estimation.gain(gains, np.zeros(5)) for family in "abcde"}
+  assert all(x.above(0) is None for x in found.values())
+  assert value_estimation.families_better("r", found).holds is True
 
 
 def test_a_family_whose_r_is_unknown_counts_on_neither_side():
@@ -287,7 +311,15 @@ def test_a_family_whose_r_is_unknown_counts_on_neither_side():
       if row["domain"] in ("a", "b"):
         row["r"] = None
   outcome = value_estimation.outcome(results)
-  assert outcomes(outcome)[:2] == [True, None]
+  assert outcomes(outcome) == [True, True, True, None]
+
+
+def test_memory_at_the_sources_sizes_is_that_of_its_shapes():
+  """4,096 rows of 2 x 2,560 + 3 features; weights, gradients and two moments of 4.02 billion."""
+  found = source_scale.source_bytes()
+  np.testing.assert_allclose(found["probe"], 4096 * 5123 * 4, rtol=0.001)
+  assert found["ppo"] == found["sppo"]
+  np.testing.assert_allclose(found["sppo"], 16 * 4.022e9, rtol=0.001)
 
 
 def test_what_carries_the_signal_is_found():
@@ -432,10 +464,9 @@ def test_runs_of_other_sizes_are_labelled(tmp_path, filled, note):
 
 
 def test_of_few_families_the_probe_must_be_better_on_all():
-  good = {value_estimation.PROBE: 0.8, **CRITICS}
-  outcome = value_estimation.outcome([ablation(s, good, ("a", "b")) for s in SEEDS])
-  assert "at least 2 families" in outcome.checks[0].hypothesis
-  assert outcomes(outcome)[:2] == [True, True]
+  outcome = estimated(0.8, families=("a", "b"))
+  assert "at least 2 families" in outcome.checks[2].hypothesis
+  assert outcomes(outcome) == [True] * 4
 
 
 def test_pages_state_their_plan_before_the_results():
