@@ -1,7 +1,8 @@
 """FLOPs of a training run, from its log.
 
 Counted as in poise_jax/planning/flops.py: matrix products and attention of the policy and of a
-critic, and the products of a probe's fit. Evaluations, which are no part of training, do not count.
+critic, and of the fits of all probes: matrix products, Cholesky factors and triangular solves, but
+no eigenvectors. Evaluations, which are no part of training, do not count.
 """
 
 import functools
@@ -24,7 +25,8 @@ def cumulative(run: Run) -> Float[np.ndarray, " rows"]:
 
   source = run.config["model"]["source"]
   prompt = _prompt_length(run, models.load_tokenizer(source))
-  step = functools.partial(_step, run.config, models.read_config(source), prompt)
+  model = models.read_config(source)
+  step = functools.partial(_step, run.config, model, prompt, probe_fits(run, model.hidden_size))
   return np.cumsum([step(row) if row["step"] else 0.0 for row in run.rows])
 
 
@@ -36,8 +38,8 @@ def _prompt_length(run, tokenizer) -> float:
   return float(np.mean([len(tokenizer.encode(prompt)) for prompt in prompts]))
 
 
-def _step(config, model, prompt, row) -> float:
-  """FLOPs of a step."""
+def _step(config, model, prompt, fits, row) -> float:
+  """FLOPs of a step; fits: those of a refit of all probes."""
   n, rollouts = config["rollout"]["n"], config["rollouts"]
   generated = row["collect/generated"]
   length = row["collect/tokens"] / generated
@@ -55,20 +57,42 @@ def _step(config, model, prompt, row) -> float:
   elif estimator == "sppo":
     total += (1 + 3 * train["epochs"]) * flops.forward_flops(model, prompt, 0) * groups
   elif estimator.startswith("poise") and row["step"] >= config["probe"]["bootstrap_steps"]:
-    total += probe_fit(config["probe"], model.hidden_size)
+    total += fits
   return total
 
 
-def probe_fit(probe: dict, width: int) -> float:
-  """FLOPs of a fit on a full buffer: the products of PCA and of the normal equations.
+def probe_fits(run: Run, hidden_size: int) -> float:
+  """FLOPs of a refit of a run's probes: one for each domain, or for each group of domains that
+  share one. All are fitted on as many rows as the largest buffer has; empty ones are zeros."""
+  probe, rollout = run.config["probe"], run.config["rollout"]
+  prefix, shared = "reward/domain/", probe.get("domain_probes", {})
+  domains = {name.removeprefix(prefix) for row in run.rows for name in row if prefix in name}
+  names = {shared.get(domain, domain) for domain in domains} or {""}  # a single one is not logged
+  rows = max(probe.get("domain_buffer_rows", {}).get(x, probe["buffer_rows"]) for x in names)
+  width = hidden_size * max(len(rollout.get("feature_layers", ())), 1)
+  return len(names) * probe_fit(rows, width, probe["pca_prompt"], probe["pca_response"])
+
+
+def probe_fit(rows: int, width: int, *components: int) -> float:
+  """FLOPs of one fit of a ridge probe, as poise_jax/estimators/{probe,ridge}.py compute it.
 
   Args:
-    probe: config.probe.
-    width: of a block of the features, one layer's states.
+    rows: rollouts in the buffer.
+    width: of a block of the features, the states of all feature layers.
+    components: principal components of each block; 0: the raw block.
   """
-  rows, features, total = probe["buffer_rows"], ENTROPIES, 0.0
-  for components in (probe["pca_prompt"], probe["pca_response"]):
-    if components:
-      total += 2.0 * rows * width * (width + components)
-    features += components or width
-  return total + 2.0 * rows * features**2
+  features, total = ENTROPIES, 0.0
+  for kept in components:
+    features += kept or width
+    if kept:
+      small = min(rows, width)  # of the Gram matrix
+      projection = 2.0 * rows * width * kept
+      total += 3 * 2.0 * rows * width * small  # three rounds, each with a Gram matrix
+      total += 3 * projection * (rows < width)  # from its vectors to directions
+      total += 4 * projection  # twice out of the rest, forth and back
+      total += 2 * projection  # deviations, and the projected block
+  # [X; sqrt(alpha) I], or its dual: two rounds of Gram matrix, Cholesky factor and solve, and three
+  # solutions with two refinements.
+  small, stacked = min(rows, features), rows + features
+  total += 2 * (3.0 * stacked * small**2 + small**3 / 3)
+  return total + 20.0 * stacked * small

@@ -3,11 +3,13 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.claims import costs
 from poise_jax import models
+from poise_jax.estimators import probe
 from poise_jax.planning import flops
 from poise_jax.reports.run_log import Run
 
@@ -30,7 +32,7 @@ def log(tmp_path, monkeypatch):
       "rollouts": 16,
       "rollout": {"n": n},
       "train": {"minibatch_size": minibatch, "old_logprobs": "recompute", "epochs": epochs},
-      "probe": PROBE,
+      "probe": {**PROBE},
       "model": {"source": "x"},
       "task": {"template": "{question} :"},
     }
@@ -70,8 +72,46 @@ def test_what_each_baseline_adds(log):
   np.testing.assert_allclose(total["ppo"] - plain, update * 4 / 3)
   np.testing.assert_allclose(total["sppo"] - plain, 64 * flops.forward_flops(MODEL, 6, 0))
   poise, rloo = (costs.cumulative(log(name, 2, steps=3)) for name in ("poise", "rloo"))
-  fit = 2 * 100 * 16 * 20 + 2 * 100 * (3 + 4 + 16) ** 2
+  fit = costs.probe_fit(100, 16, 4, 0)
   np.testing.assert_allclose(poise - rloo, [0, 0, fit, 2 * fit])  # from the bootstrap's end
+
+
+@pytest.mark.parametrize(
+  "shared, larger, count, rows",
+  (
+    ({}, {}, 3, 100),
+    ({"a": "x", "b": "x"}, {}, 2, 100),
+    ({"a": "x", "b": "x", "c": "x"}, {"x": 300}, 1, 300),
+    ({"b": "a"}, {"c": 250}, 2, 250),
+  ),
+)
+def test_every_probe_is_fitted_on_as_many_rows_as_the_largest_buffer_has(
+  log, shared, larger, count, rows
+):
+  made = log("poise", 2, **{f"reward/domain/{name}": 0.5 for name in "abc"})
+  made.config["probe"] |= {"domain_probes": shared, "domain_buffer_rows": larger}
+  made.config["rollout"]["feature_layers"] = [1, 2]
+  expected = count * costs.probe_fit(rows, 32, 4, 0)
+  np.testing.assert_allclose(costs.probe_fits(made, 16), expected)
+
+
+@pytest.mark.parametrize(
+  "rows, width, components",
+  ((2048, 256, (32, 64)), (2048, 256, (0, 64)), (512, 1024, (32, 0)), (900, 700, (0, 0))),
+)
+def test_a_fit_is_counted_as_it_is_computed(rows, width, components):
+  """XLA counts its products and element-wise operations, but neither factors nor solves."""
+  config = probe.ProbeConfig(pca_prompt=components[0], pca_response=components[1])
+  shape = rows, 2 * width + costs.ENTROPIES
+  data, targets = (jax.ShapeDtypeStruct(x, np.float32) for x in (shape, shape[:1]))
+  counted = jax.jit(probe.fit, static_argnames="config").lower(data, targets, config=config)
+  features = costs.ENTROPIES + sum(kept or width for kept in components)
+  small = min(rows, features)
+  solves = 2 * ((rows + features) * small**2 + small**3 / 3)
+  expected = counted.cost_analysis()["flops"]
+  np.testing.assert_allclose(
+    costs.probe_fit(rows, width, *components) - solves, expected, rtol=0.08
+  )
 
 
 def test_what_is_sampled_in_vain_costs_and_is_not_trained_on(log):
