@@ -65,6 +65,10 @@ class Outcome:
   figure: str  # an SVG file
   numbers: Mapping[str, Any]  # for metrics.json
 
+  def __post_init__(self):
+    if self.checks[0].control:
+      raise ValueError(f"the headline is a control: {self.checks[0].hypothesis}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:

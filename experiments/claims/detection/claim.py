@@ -88,6 +88,7 @@ def outcome(runs: Mapping[str, Sequence[Run]]) -> Outcome:
         "none by construction (v2)",
         intervals.mean(tokens[POISE.name]),
         0.001,
+        control=True,
       ),
     ],
     tables={"Sampled in vain": markdown.table(header, rows)},

@@ -21,6 +21,7 @@ TABLE_3 = {  # name -> MAE and r in v2 Table 3
   "entropy alone": ".152 / .780",
   "length alone": ".251 / .494",
 }
+CONTROL = (PROBE, "entropy alone")  # the whole against a part of it
 PAIRS = {  # (better, worse) -> r in v2 Table 3
   (PROBE, "prompt alone"): "0.838 against 0.569",
   ("response alone", "prompt alone"): "0.821 against 0.569",
@@ -74,6 +75,7 @@ def outcome(results: Sequence[Mapping], windows: Windows) -> Outcome:
       f"r of {_short(better)} is above that of {_short(worse)} (difference)",
       f"{source} (v2 Table 3)",
       intervals.difference(r[better], r[worse]),
+      control=(better, worse) == CONTROL,
     )
     for (better, worse), source in PAIRS.items()
   ]

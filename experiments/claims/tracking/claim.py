@@ -1,4 +1,4 @@
-"""Whether the probe keeps up with the policy, beside a critic that sees the same rollouts."""
+"""Whether the probe keeps up with the policy, beside critics that see the same rollouts."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from experiments.claims import intervals
 from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.lab import Arm, Lab
 from experiments.claims.runner import Unit
-from experiments.claims.tracking.shadow import CRITIC, VARIANTS, slug
+from experiments.claims.tracking.shadow import CRITICS, VARIANTS, slug
 from experiments.gradient_noise import share
 from poise_jax.evaluation.value import SINGLE
 from poise_jax.reports import comparison, markdown, svg
@@ -88,7 +88,7 @@ def late(run: Run, metric: str) -> float:
 
 def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, float]]]) -> Outcome:
   """The outcome of the runs of each seed, and of their evaluations by step."""
-  names = (*VARIANTS, CRITIC)
+  names = (*VARIANTS, *CRITICS)
   found = {
     (name, metric): [late(run, f"shadow/{slug(name)}/{metric}") for run in runs]
     for name in names
@@ -101,13 +101,13 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
   ]
   first, last = min(held_out), max(held_out)
   shares = {step: [share(x["r"], x["ceiling"]) for x in held_out[step]] for step in (first, last)}
-  probe = next(iter(VARIANTS))
+  probe, critic = next(iter(VARIANTS)), better_critic(runs)
   return Outcome(
     checks=[
       Check.above(
-        f"The probe's r is no more than {CLOSE} below the critic's, online (difference)",
+        f"The probe's r is no more than {CLOSE} below the better critic's, online (difference)",
         "the critic slightly above, tracked closely (v2 Figure 5)",
-        intervals.difference(found[probe, "pearson"], found[CRITIC, "pearson"]),
+        intervals.difference(found[probe, "pearson"], found[critic, "pearson"]),
         -CLOSE,
       ),
       Check.above(
@@ -120,6 +120,7 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
         "The probe's baseline removes a part of the reward's variance (share)",
         "about 0.30 (v2 Figure 4)",
         intervals.mean(found[probe, "variance_reduction"]),
+        control=True,
       ),
     ],
     tables={
@@ -137,9 +138,15 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
   )
 
 
+def better_critic(runs: Sequence[Run]) -> str:
+  """The critic with the higher r: chosen after the fact, in the critic's favour."""
+  r = [np.mean([late(run, f"shadow/{slug(name)}/pearson") for run in runs]) for name in CRITICS]
+  return list(CRITICS)[int(np.argmax(r))]
+
+
 def figure(runs: Sequence[Run]) -> str:
-  """r and the variance removed of the probe and the critic by step."""
-  shown = (next(iter(VARIANTS)), CRITIC)
+  """r and the variance removed of the probe and the better critic by step."""
+  shown = (next(iter(VARIANTS)), better_critic(runs))
   panels = []
   for metric, title in (("pearson", "r"), ("variance_reduction", "variance removed")):
     curves = [_curve(runs, name, metric) for name in shown]

@@ -1,4 +1,4 @@
-"""POISE with shadows: other probes and a critic that see the same rollouts and change nothing.
+"""POISE with shadows: other probes and critics that see the same rollouts and change nothing.
 
 So all of them are compared on one moving policy. `make` is a value of config.estimator.
 """
@@ -13,15 +13,15 @@ from poise_jax.estimators import Estimator, EstimatorContext, poise, sppo
 from poise_jax.estimators.probe import leave_one_out_targets
 from poise_jax.estimators.statistics import explained_variance, pearson
 
-CRITIC = "critic"
+CRITICS = {"critic": 1.0, "critic at a tenth of the rate": 0.1}  # name -> factor of the rate
 # name -> changes of the run's probe, and steps between its fits
 VARIANTS = {
   "probe": ({}, 1),
   "a quarter of the buffer": ({"buffer_rows": 0.25}, 1),
+  "half of the buffer": ({"buffer_rows": 0.5}, 1),
   "four times the buffer": ({"buffer_rows": 4.0}, 1),
   "refitted every 4 steps": ({}, 4),
   "refitted every 16 steps": ({}, 16),
-  "a quarter of the bootstrap": ({"bootstrap_steps": 0.25}, 1),
 }
 
 
@@ -33,14 +33,14 @@ def slug(name: str) -> str:
 def make(context: EstimatorContext) -> Estimator:
   """The estimator poise; its metrics shadow/NAME/{mae,pearson,variance_reduction} are about the
   predictions of every shadow for the rewards of the siblings."""
-  main, critic = poise.make(context), sppo.make(context)
-  shadows = {name: _variant(context, *variant) for name, variant in VARIANTS.items()}
+  main = poise.make(context)
+  probes = {name: _variant(context, *variant) for name, variant in VARIANTS.items()}
+  shadows = probes | {name: _critic(context, factor) for name, factor in CRITICS.items()}
 
   def init(params):
     return {
       "main": main.init(params),
       "shadows": {name: shadow.init(params) for name, shadow in shadows.items()},
-      CRITIC: critic.init(params),
     }
 
   def estimate(state, experience):
@@ -48,7 +48,6 @@ def make(context: EstimatorContext) -> Estimator:
     predicted = {
       name: shadow.predict(state["shadows"][name], experience) for name, shadow in shadows.items()
     }
-    predicted[CRITIC] = critic.predict(state[CRITIC], experience)
     metrics = {**estimate.metrics, **_quality(predicted, experience.rewards)}
     return estimate.replace(metrics=metrics)
 
@@ -59,13 +58,19 @@ def make(context: EstimatorContext) -> Estimator:
         name: shadow.update(state["shadows"][name], experience, params, ())
         for name, shadow in shadows.items()
       },
-      CRITIC: critic.update(state[CRITIC], experience, params, ()),
     }
 
   def predict(state, experience):
     return main.predict(state["main"], experience)
 
   return Estimator(init, estimate, update, predict, needs_probabilities=True)
+
+
+def _critic(context, factor) -> Estimator:
+  """SPPO's critic with a factor of the learning rate."""
+  rate = context.critic.learning_rate * factor
+  critic = dataclasses.replace(context.critic, learning_rate=rate)
+  return sppo.make(dataclasses.replace(context, critic=critic))
 
 
 def _variant(context, changes, interval) -> Estimator:

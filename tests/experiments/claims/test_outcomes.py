@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -334,7 +335,7 @@ def test_what_carries_the_signal_is_found():
   }
   windows = {w: [ablation(s + w, {signal.PROBE: 0.84}) for s in SEEDS] for w in signal.WINDOWS}
   outcome = signal.outcome([ablation(seed, r) for seed in SEEDS], windows)
-  assert outcomes(outcome) == [True] * 6
+  assert outcomes(outcome) == [True] * 6 and controls(outcome) == [4]
   r |= {"prompt alone": 0.9, "entropy alone": 0.3, "layer 0": 0.3}
   windows[5] = [ablation(s, {signal.PROBE: 0.4}) for s in SEEDS]
   outcome = signal.outcome([ablation(seed, r) for seed in SEEDS], windows)
@@ -509,7 +510,7 @@ def test_what_is_sampled_in_vain_is_found(dapo, greso, poise, expected):
     for arm, share in shares.items()
   }
   outcome = detection.outcome(runs)
-  assert outcomes(outcome) == expected
+  assert outcomes(outcome) == expected and controls(outcome) == [3]
   time = outcome.numbers["time for unused tokens by seed"][detection.DAPO.name]
   np.testing.assert_allclose(np.mean(time), dapo / 2, atol=0.01)
   assert "| 3.0 |" in outcome.tables["Sampled in vain"]
@@ -520,7 +521,7 @@ def shadowed(seed, r):
   made = run("poise", seed, 0.3)
   rng = np.random.default_rng(seed)
   for row in made.rows[1:]:
-    for name in (*tracking.VARIANTS, tracking.CRITIC):
+    for name in (*tracking.VARIANTS, *tracking.CRITICS):
       value = (r.get(name, 0.6) if row["step"] > 10 else -1.0) + NOISE * rng.normal()
       numbers = {"mae": 1 - value, "pearson": value, "variance_reduction": value**3}
       row |= {f"shadow/{tracking.slug(name)}/{key}": x for key, x in numbers.items()}
@@ -532,7 +533,9 @@ def shadowed(seed, r):
   (
     ({}, 0.7, [True, True, True]),
     ({"probe": 0.4}, 0.3, [False, False, True]),
-    ({"probe": -0.3, "critic": -0.25}, 0.61, [None, None, False]),
+    ({"probe": -0.3, **dict.fromkeys(tracking.CRITICS, -0.25)}, 0.61, [None, None, False]),
+    ({"probe": 0.6, "critic": 0.3, "critic at a tenth of the rate": 0.8}, 0.7, [False, True, True]),
+    ({"probe": 0.6, "critic": 0.8, "critic at a tenth of the rate": 0.3}, 0.7, [False, True, True]),
   ),
 )
 def test_a_probe_that_falls_behind_is_found(r, end, expected):
@@ -542,8 +545,29 @@ def test_a_probe_that_falls_behind_is_found(r, end, expected):
     for step, x in ((20, 0.7), (60, end))
   }
   outcome = tracking.outcome([shadowed(seed, r) for seed in SEEDS], held_out)
-  assert outcomes(outcome) == expected
+  assert outcomes(outcome) == expected and controls(outcome) == [3]
   assert "| refitted every 16 steps |" in next(iter(outcome.tables.values()))
+
+
+def test_controls_are_marked_on_the_pages():
+  """As many of each claim as its outcome has, and the headline is none."""
+  expected = {"tracking": [3], "detection": [3], "signal": [4]}
+  for claim in main.load().values():
+    plan = (claim.folder / "page.md").read_text().partition(report.BEGIN)[0]
+    marked = [int(x) for x in re.findall(r"^(\d)\. \(control\)", plan, re.MULTILINE)]
+    assert marked == expected.get(claim.name, []) or claim.name in ("cross_rollout", "diversity")
+    assert 1 not in marked
+
+
+def test_a_headline_is_no_control():
+  certain = dataclasses.replace(check(True), control=True)
+  with pytest.raises(ValueError, match="the headline is a control"):
+    claims.Outcome([certain, check(True)], {}, "", {})
+  claims.Outcome([check(True), certain], {}, "", {})
+
+
+def controls(outcome):
+  return [number for number, check in enumerate(outcome.checks, 1) if check.control]
 
 
 def noise(seed, ratio, poise=0.8, dapo=1.5, other=None):
