@@ -63,7 +63,7 @@ class Outcome:
   checks: Sequence[Check]
   tables: Mapping[str, str]  # heading -> table in Markdown; the first one goes into RESULTS.md
   figure: str  # an SVG file
-  numbers: Mapping[str, Any]  # for metrics.json
+  numbers: Mapping[str, Any]  # for metrics.json; lists below a name "... by seed" have one a seed
 
   def __post_init__(self):
     if self.checks[0].control:

@@ -5,6 +5,7 @@ RESULTS.md needs, so that one claim can be run without the others.
 """
 
 import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -80,11 +81,27 @@ def write(
     *([note] if note else []),
     f"**{conclusion}**, {_seeds(content)}.",
     _checks(content),
+    *unknown(outcome.numbers, about["seeds"]),
     tables,
     "![figure](results/figure.svg)",
     origin,
   ]
   fill(page, "\n\n".join(sections))
+
+
+def unknown(numbers: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+  """A line that names what is NaN and for which seed, since an interval with one tells nothing; []
+  if all numbers by seed are known."""
+  found = {}
+  for name, values in files.flat(numbers).items():
+    if "by seed" in name and isinstance(values, list):
+      what = name.replace(" by seed", "", 1).replace(".", ", ", 1)
+      for seed, value in zip(seeds, values, strict=False):
+        for part, x in files.flat(value).items():
+          if isinstance(x, float) and math.isnan(x):
+            found.setdefault(f"{what}, {part}" if part else what, []).append(seed)
+  parts = [f"{what} (seed {', '.join(map(str, missing))})" for what, missing in found.items()]
+  return [f"NaN: {'; '.join(parts)}."] if parts else []
 
 
 def fill(page: pathlib.Path, text: str):

@@ -133,7 +133,8 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
     },
     figure=figure(runs),
     numbers={
-      f"{metric} by seed": {name: found[name, metric] for name in names} for metric in METRICS
+      "r over its ceiling by seed": {f"step {step}": x for step, x in shares.items()},
+      **{f"{metric} by seed": {name: found[name, metric] for name in names} for metric in METRICS},
     },
   )
 
@@ -141,7 +142,7 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
 def better_critic(runs: Sequence[Run]) -> str:
   """The critic with the higher r: chosen after the fact, in the critic's favour."""
   r = [np.mean([late(run, f"shadow/{slug(name)}/pearson") for run in runs]) for name in CRITICS]
-  return list(CRITICS)[int(np.argmax(r))]
+  return list(CRITICS)[int(np.argmax(np.nan_to_num(r, nan=-np.inf)))]
 
 
 def figure(runs: Sequence[Run]) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -419,6 +420,38 @@ def test_missing_seeds_are_named_and_nothing_is_told(filled, seeds, label):
   outcomes = json.loads((page.parent / "results" / "metrics.json").read_text())["checks"]
   assert {x["outcome"] for x in outcomes} == {claims.UNKNOWN}
   assert label[2:-1] in report.overview(list(main.load().values()), folder, "there")
+
+
+@pytest.mark.parametrize(
+  "values, expected",
+  (
+    ([0.1, np.nan, 0.3], "r, all (seed 4)"),
+    ([np.nan, 0.2, np.nan], "r, all (seed 2, 7)"),
+    ([0.1, 0.2, np.inf], None),
+    ([{"poise": 0.1}, {"poise": 0.2}, {"poise": np.nan}], "r, all, poise (seed 7)"),
+  ),
+)
+def test_what_is_nan_is_named_with_its_seed(values, expected):
+  numbers = {"r by seed": {"all": values, "b": [1, 2, 3]}, "mean": np.nan, "x": {"y": [np.nan]}}
+  assert report.unknown(numbers, (2, 4, 7)) == ([f"NaN: {expected}."] if expected else [])
+  window = {"r by seed and window": {"0.5": [0.1, np.nan, 0.3]}}
+  assert report.unknown(window, (2, 4, 7)) == ["NaN: r and window, 0.5 (seed 4)."]
+
+
+def test_the_page_says_what_is_nan_below_the_checks(filled, monkeypatch):
+  page, _, write = filled
+  assert "NaN" not in page.read_text()
+  good = crossed
+
+  def broken(gains):
+    made = good(gains)
+    numbers = {**made.numbers, "accuracy by seed": {"poise": [0.1, 0.2, 0.3, np.nan, 0.5]}}
+    return dataclasses.replace(made, numbers=numbers)
+
+  monkeypatch.setattr(sys.modules[__name__], "crossed", broken)
+  text = write(SEEDS)
+  checks, _, rest = text.partition("NaN: accuracy, poise (seed 3).")
+  assert "| outcome |" in checks and rest and "## " not in checks.partition(report.BEGIN)[2]
 
 
 def test_the_overview_has_every_claim_run_or_not(filled):
