@@ -11,6 +11,7 @@ from poise_jax.planning import flops, ragged
 from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
 from poise_jax.planning.step import StepShapes
+from poise_jax.rollout import slots
 from poise_jax.rollout.sampler import IDLE
 from poise_jax.training.build import StepConfig
 
@@ -29,7 +30,7 @@ class DecodeStage:
   """Decode steps that share one size of the caches, on one chip."""
 
   positions: int  # response positions that the caches hold
-  steps: int  # decode steps at full response length
+  steps: int  # decode steps at full response length, of all rounds
   least_bytes: float  # per step: weights and caches read once
   bytes: float | None = None  # per step of the compiled program: moved between chip and memory
   flops: float | None = None  # per step of the compiled program
@@ -86,10 +87,16 @@ def prefill_flops(step: StepConfig, shapes: StepShapes) -> float:
 
 def decode_stages(step: StepConfig, shapes: StepShapes) -> list[DecodeStage]:
   """The sampler's decode steps, which share one size of the caches, with the bytes that one reads
-  at full length."""
+  at full length. With fewer slots than responses, the slots are filled several times."""
   length, tied = step.rollout.max_new_tokens, step.model.tie_word_embeddings
   least = flops.decode_bytes(shapes.sampling_params, tied, cache_bytes(step))
-  return [DecodeStage(length, length, least)]
+  return [DecodeStage(length, length * rounds(step), least)]
+
+
+def rounds(step: StepConfig) -> int:
+  """How often a step fills all slots, if responses are equally long."""
+  rollouts = step.config.rollouts
+  return -(-rollouts // min(step.rollout.slots or rollouts, rollouts))
 
 
 def roofline(
@@ -111,7 +118,8 @@ def roofline(
     decoding: from `decode_stages`, with the bytes and FLOPs of the compiled program if known.
   """
 
-  sampling, left = prefill_flops(step, shapes) / chip.flops, shapes.lengths.responses.max()
+  sampling = prefill_flops(step, shapes) / chip.flops
+  left = shapes.lengths.responses.max() * rounds(step)
   for stage in decoding:
     moved = stage.least_bytes if stage.bytes is None else stage.bytes
     seconds = max(moved / chip.bandwidth, (stage.flops or 0.0) / chip.flops)
@@ -149,10 +157,12 @@ class RaggedDecoding:
   least_seconds: float  # see ragged.least; devices have equal shares
   lockstep_seconds: float  # every row reads a whole cache until the longest response ends
   resident_seconds: float  # all rows at once, each reading its own positions
-  slots_seconds: float  # a quarter of the rows at once, refilled from a queue
+  slots: int  # of a device: the config's, or a quarter of the rows if each has one there
+  slots_seconds: float  # so many rows at once, refilled from a queue
   useful_rows: float  # share of a lock-step loop's rows that are alive
-  useful_slots: float  # the same for a quarter of the rows
-  step_tokens_per_second: float  # of prefill, resident decoding and the update together
+  useful_slots: float  # the same for the slots
+  # of prefill, the update and decoding as configured: resident, or in slots
+  step_tokens_per_second: float
 
 
 def ragged_decoding(
@@ -176,26 +186,29 @@ def ragged_decoding(
   arrays = (np.split(x, shards) for x in (shapes.lengths.prompts, shapes.lengths.responses))
   parts = list(zip(*arrays, strict=True))  # a device's prompts and responses
   rows = len(shapes.lengths) // shards
-  slots = max(rows // 4, 1)
+  own = slots.count(step.rollout.slots, len(shapes.lengths), shards)
+  fewer = own if own < rows else max(rows // 4, 1)
   resident = [ragged.resident(*part, cost) for part in parts]
-  queued = [ragged.in_slots(*part, cost, slots, max(slots // IDLE, 1)) for part in parts]
-  lockstep, left = 0.0, shapes.lengths.responses.max()
+  queued = [ragged.in_slots(*part, cost, fewer, max(fewer // IDLE, 1)) for part in parts]
+  lockstep, left = 0.0, shapes.lengths.responses.max() * rounds(step)
   for stage in decoding:
     lockstep += min(stage.steps, left) * stage.least_bytes / chip.bandwidth
     left = max(left - stage.steps, 0)
   lengths = shapes.lengths
   least = ragged.least(lengths.prompts, lengths.responses, lengths.groups, cost)
   weights = lengths.responses.max() * cost.weights
-  all_rows = ragged.seconds(resident, chip.bandwidth)
+  all_rows, in_slots = (ragged.seconds(part, chip.bandwidth) for part in (resident, queued))
   other = prefill_flops(step, shapes) / chip.flops + updating_seconds
+  whole = other + (in_slots if own < rows else all_rows)
   return RaggedDecoding(
     least_seconds=(weights + (least - weights) / shards) / chip.bandwidth,
     lockstep_seconds=lockstep,
     resident_seconds=all_rows,
-    slots_seconds=ragged.seconds(queued, chip.bandwidth),
+    slots=fewer,
+    slots_seconds=in_slots,
     useful_rows=_mean(d.busy.sum() for d in resident) / (rows * max(d.steps for d in resident)),
-    useful_slots=_mean(d.busy.sum() for d in queued) / (slots * max(d.steps for d in queued)),
-    step_tokens_per_second=int(lengths.responses.sum()) / (all_rows + other),
+    useful_slots=_mean(d.busy.sum() for d in queued) / (fewer * max(d.steps for d in queued)),
+    step_tokens_per_second=int(lengths.responses.sum()) / whole,
   )
 
 

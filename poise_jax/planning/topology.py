@@ -29,6 +29,7 @@ from poise_jax.planning.roofline import (
   prefill_flops,
   ragged_decoding,
   roofline,
+  rounds,
 )
 from poise_jax.planning.step import StepShapes, abstract_step, pass_shape, step_shapes
 from poise_jax.training.build import StepConfig
@@ -145,13 +146,15 @@ def compiled_work(
   if sampler is None:
     return flops, decoding
   loops = [
-    loop
+    (computation, loop.attribute("body"))
     for computation, loop in sampler.loops()
-    if computation == sampler.entry and not sampler.trip_count(loop)
+    if not sampler.trip_count(loop)
   ]
-  if len(loops) < len(decoding):  # a second one decodes what is left at the end in fewer rows
-    raise ValueError(f"the sampler has {len(loops)} decode loops instead of {len(decoding)}")
-  bodies = [loop.attribute("body") for loop in loops]
+  bodies = [body for computation, body in loops if computation == sampler.entry]
+  if rounds(step) > 1:  # decoding is a loop inside of one that refills the slots
+    bodies = [body for computation, body in loops if computation in bodies]
+  if len(bodies) < len(decoding):  # a second one decodes what is left at the end in fewer rows
+    raise ValueError(f"the sampler has {len(bodies)} decode loops instead of {len(decoding)}")
   decoding = [
     dataclasses.replace(
       stage,
@@ -161,8 +164,10 @@ def compiled_work(
     )
     for stage, body in zip(decoding, bodies, strict=False)
   ]
-  # Each decode loop has an unknown trip count and so counts once in the sampler's total.
+  # Each decode loop has an unknown trip count and so counts once in the sampler's total; so does
+  # the refill, which prefills once for every round of the slots.
   prefill = sampler.flops() - sum(sampler.flops(body) for body in bodies)
+  prefill *= rounds(step)
   flops["prefill"] = FlopCount(prefill, prefill_flops(step, shapes))
   return flops, decoding
 

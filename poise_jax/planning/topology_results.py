@@ -25,7 +25,7 @@ MEMORY_COLUMNS = (  # (title, part of the memory report, name in it)
 RAGGED_COLUMNS = (  # (title, name of the seconds in a row)
   ("lock-step decoding / the least", "lockstep"),
   ("each row's positions / the least", "resident"),
-  ("a quarter of the rows / the least", "slots"),
+  ("fewer slots / the least", "slots"),
 )
 NOTES = """Memory is in GiB per chip. The mesh is data x fsdp x tensor. Training FLOPs: those of the
 compiled update, every loop multiplied by its trip count, relative to the model's own (6ND and
@@ -33,7 +33,8 @@ causal attention). Decode bytes: traffic between a chip and its memory in one de
 caches of full length, relative to reading weights and caches once. Useful positions: share of the
 positions of the update's passes that hold a token. With lengths, decode time by roofline is
 relative to the least: as many steps as the longest answer has tokens, each reading the weights, and
-each row's keys and values up to its own position. Tokens per second are a
+each row's keys and values up to its own position. Fewer slots: those of the config, or a quarter of
+the rows if each row has a slot. Tokens per second are a
 roofline: products at peak speed, memory at full bandwidth, communication between chips free. No
 run is faster."""
 
@@ -75,13 +76,18 @@ def _ragged(times):
   parts = (
     ("in lock-step", times.lockstep_seconds, f"; {times.useful_rows:.0%} of its rows are useful"),
     ("all rows, each reading its own positions", times.resident_seconds, ""),
-    ("a quarter of the rows", times.slots_seconds, f"; {times.useful_slots:.0%} are useful"),
+    (
+      f"{times.slots} slots on each device",
+      times.slots_seconds,
+      f"; {times.useful_slots:.0%} of their rows are useful",
+    ),
   )
   yield f"decode time by roofline, the least: {least:.1f} s"
   for name, seconds, more in parts:
     ratio = f"{seconds / least:.2f} x the least"
     yield f"decode time by roofline, {name}: {seconds:.1f} s, {ratio}{more}"
-  yield f"whole step with all rows: {times.step_tokens_per_second:,.0f} tokens/s"
+  step = f"{times.step_tokens_per_second:,.0f} tokens/s"
+  yield f"whole step, each row reading its own positions: {step}"
 
 
 def write_row(

@@ -141,8 +141,21 @@ def test_lengths_shorten_what_is_trained_and_decoded(ragged_report):
   assert times.resident_seconds < times.lockstep_seconds
   assert times.useful_rows < times.useful_slots < 1
   text = topology_results.text(report)
-  for part in ("x the least", "positions of the update that hold a token", "whole step with all"):
+  for part in ("x the least", "positions of the update that hold a token", "whole step, each row"):
     assert part in text
+
+
+def test_fewer_slots_take_more_rounds(ragged_report):
+  config, report = ragged_report
+  assert report.ragged.slots == 4  # a quarter of a device's 16 responses
+  slots = config.copy_and_resolve_references()
+  slots.rollout.slots = 12  # of 32 responses: 6 a device, which are filled three times
+  fewer = topology.report(slots, "h100:2", lengths="lognormal:0.3,0.8")
+  assert fewer.ragged.slots == 6 and "6 slots on each device" in topology_results.text(fewer)
+  assert fewer.decode[0].steps == 3 * 2000 and report.decode[0].steps == 2000
+  assert fewer.ragged.resident_seconds < fewer.ragged.slots_seconds < report.ragged.slots_seconds
+  assert fewer.ragged.step_tokens_per_second < report.ragged.step_tokens_per_second
+  assert fewer.roofline.sampling_seconds > report.roofline.sampling_seconds
 
 
 @pytest.mark.parametrize("slots", [0, 8])
@@ -245,9 +258,10 @@ def test_the_command_in_the_readme_works(tmp_path):
 
 
 @pytest.mark.skipif(NO_LIBTPU, reason="compiling for a TPU needs libtpu")
-def test_a_step_is_compiled_for_a_tpu(optimized):
+@pytest.mark.parametrize("slots", (0, 4))
+def test_a_step_is_compiled_for_a_tpu(optimized, slots):
   code = """
-import dataclasses, json
+import dataclasses, json, sys
 from experiments.compile_topology import prepare
 prepare()
 from poise_jax.distributed import sharding
@@ -256,7 +270,7 @@ from small_run import small
 devices = chips.topology_devices("v6e:8x8")
 sharding.make_mesh(tensor=4, devices=devices)  # half of a ring
 changes = dict(model__dtype="bfloat16", train__dtype="bfloat16", train__remat="full")
-config = small(mesh__tensor=2, **changes)
+config = small(mesh__tensor=2, rollout__slots=int(sys.argv[1]), **changes)
 config.model.shape = dict(config.model.shape, hidden_size=4096, intermediate_size=16384)
 report = topology.report(config, "v5e:2x2")
 print(json.dumps([report.memory.fits, dataclasses.asdict(report)]))
@@ -264,7 +278,7 @@ print(json.dumps([report.memory.fits, dataclasses.asdict(report)]))
   path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "planning")])
   path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), path]))
   process = subprocess.run(
-    [sys.executable, "-c", code],
+    [sys.executable, "-c", code, str(slots)],
     env={**os.environ, "PYTHONPATH": path},
     capture_output=True,
     text=True,
