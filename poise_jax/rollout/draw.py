@@ -122,7 +122,8 @@ def draw(logits: Float[Array, "R V"], keys: Key[Array, " R"], rollout: RolloutCo
   blocks = padded.sum(1)
   u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
   block = pick(blocks, u[:, 0])
-  inside = jnp.take_along_axis(padded, block[:, None, None], axis=2)[..., 0]
+  # Not a gather: of an array that is split along both axes, XLA's partitioner cannot compile one.
+  inside = jnp.where(jnp.arange(BLOCKS) == block[:, None, None], padded, 0).sum(-1)
   tokens = (pick(inside, u[:, 1]) * BLOCKS + block).astype(jnp.int32)
   chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
   return tokens, chosen - jnp.log(blocks.sum(-1)), entropies

@@ -278,7 +278,8 @@ def test_a_run_on_8_devices_continues_on_fewer(run_on_eight, tmp_path, devices):
   assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
   for row, other in zip(rows, lines(run_on_eight / "metrics.jsonl"), strict=True):
     for name in {*row, *other}:
-      if not name.startswith("time/"):
+      # Each device has slots and passes of its own, so these shares depend on their number.
+      if not name.startswith("time/") and "/useful_" not in name:
         assert row[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
   compared, expected, actual = 0, arrays(run_on_eight), arrays(folder)
   for name, value in actual.items():
