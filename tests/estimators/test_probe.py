@@ -63,8 +63,10 @@ def unclipped(state, features):
   "config",
   [
     probe.ProbeConfig(alpha=0.01),
-    probe.ProbeConfig(alpha=100.0),
-    probe.ProbeConfig(alpha=0.01, pca_prompt=8, pca_response=16),
+    pytest.param(probe.ProbeConfig(alpha=100.0), marks=pytest.mark.slow),
+    pytest.param(
+      probe.ProbeConfig(alpha=0.01, pca_prompt=8, pca_response=16), marks=pytest.mark.slow
+    ),
     probe.ProbeConfig(alpha=100.0, pca_response=16),
   ],
   ids=["0.01", "100", "pca-0.01", "pca-100"],

@@ -92,7 +92,7 @@ def test_cross_rollout_has_less_variance_than_rloo_with_an_accurate_probe():
 
 
 @pytest.mark.parametrize("name", ["poise", "poise_sibling"])
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_estimator_itself_is_unbiased(name, n):
   """From features to advantages, with a probe fitted on other rollouts."""
   probabilities, scores, rewards, _ = toy(1)

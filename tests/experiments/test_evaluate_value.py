@@ -132,7 +132,7 @@ def test_before_the_first_fit_there_is_the_spread_of_the_values(tmp_path):
     assert "16 of 16 prompts have no prediction" in text and "no fitted probe" in text
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_a_critic_and_a_run_without_either(algorithm, tmp_path):
   config = tiny(algorithm, steps=1)
   config.warm_start.steps = 0

@@ -134,11 +134,11 @@ def test_no_buffer_holds_all_scores(optimized):
   "length,heads,groups,dim,dtype",
   [
     (200, 4, 2, 64, np.float32),  # padded to 256; SmolLM2's head_dim
-    (128, 2, 1, 128, np.float32),  # Qwen3's
+    pytest.param(128, 2, 1, 128, np.float32, marks=pytest.mark.slow),  # Qwen3's
     (130, 2, 2, 64, jnp.bfloat16),
   ],
 )
-@pytest.mark.parametrize("rows", [make, packed])
+@pytest.mark.parametrize("rows", [pytest.param(make, marks=pytest.mark.slow), packed])
 def test_splash_equals_xla(rows, length, heads, groups, dim, dtype):
   splash = functools.partial(lib.splash, interpret=True)
   tolerance = (2e-5, 0) if dtype == np.float32 else (0.03, 0.03)

@@ -71,7 +71,14 @@ def nucleus_logprob(logits, token, top_k, top_p):
   return np.log(p[token] / p[top].sum())
 
 
-@pytest.mark.parametrize("top_k,top_p", [(0, 0.9), (0, 1.0), (7, 1.0), (20, 0.8)])
+@pytest.mark.parametrize(
+  "top_k,top_p",
+  [
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0, 0.9), (7, 1.0))),
+    (0, 1.0),
+    (20, 0.8),  # both
+  ],
+)
 def test_logprobs_and_entropies_equal_a_teacher_forced_pass(params, prompts, top_k, top_p):
   config = dataclasses.replace(BASE, top_k=top_k, top_p=top_p)
   out = rollout.sample(CONFIG, params, prompts, jax.random.key(3), config)

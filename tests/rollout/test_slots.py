@@ -79,7 +79,9 @@ def assert_same(actual, expected, atol=1e-4):
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN], ids=["features", "plain"])
-@pytest.mark.parametrize("slots", [0, pytest.param(P * N // 4, marks=pytest.mark.slow), 1, 7])
+@pytest.mark.parametrize(
+  "slots", [0, *(pytest.param(count, marks=pytest.mark.slow) for count in (P * N // 4, 1)), 7]
+)
 def test_slots_give_the_oracles_rollouts(params, slots, changes):
   tokens, mask, logprobs = oracle(params, **changes)
   assert 0.3 < mask.mean() < 0.9 and mask.sum(-1).min() < 4 and mask.sum(-1).max() == T
