@@ -1,19 +1,38 @@
 """Answers of a config's policy to its training prompts, judged, for commands that study them."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
 
+from poise_jax import files
 from poise_jax.data.tasks import Example
 from poise_jax.errors import UserError
 from poise_jax.estimators import ProbeConfig, probe
-from poise_jax.training import build
+from poise_jax.training import build, workdir
 from poise_jax.training.build import Experiment
 from poise_jax.types import Experience
+
+
+def claim(config: ConfigDict, folder: pathlib.Path, thing: str, **flags: int):
+  """Keeps answers of another config, or made with other flags, from being read as this one's.
+
+  Args:
+    config: resolved.
+    folder: of the answers; gets a config.json.
+    thing: what the folder holds, for the message.
+    flags: values of the command's flags.
+
+  Raises:
+    UserError: the folder holds such answers, or something else.
+  """
+  content = {**json.loads(config.to_json()), **flags}
+  files.claim(folder, workdir.CONFIG, content, thing, "--workdir")
 
 
 def check_numbers(prompts: int, samples: int):

@@ -180,7 +180,7 @@ def measure(config: ConfigDict, folder: str):
       of another config.
   """
   from poise_jax.provenance import provenance
-  from poise_jax.training import build, workdir
+  from poise_jax.training import build
 
   config = config.copy_and_resolve_references()
   prompts, n, batch = PROMPTS.value, SAMPLES.value, BATCH.value
@@ -196,8 +196,7 @@ def measure(config: ConfigDict, folder: str):
   answers.check_prompts(experiment, prompts)
   sizes = {"prompts": prompts, "samples": n, "batch": batch, "size": SIZE.value}
   folder = pathlib.Path(folder)
-  content = {**json.loads(config.to_json()), **sizes}
-  files.claim(folder, workdir.CONFIG, content, "gradients", "--workdir")
+  answers.claim(config, folder, "gradients", **sizes)
   path = folder / "scores.npz"
   with jax.set_mesh(experiment.mesh):
     if not path.exists():

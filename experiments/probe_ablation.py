@@ -207,7 +207,7 @@ def ablate(config: ConfigDict, folder: str):
       config.
   """
   from poise_jax.provenance import provenance
-  from poise_jax.training import build, workdir
+  from poise_jax.training import build
 
   prompts, samples = PROMPTS.value, SAMPLES.value
   answers.check_numbers(prompts, samples)
@@ -220,8 +220,7 @@ def ablate(config: ConfigDict, folder: str):
     raise UserError(f"algorithm {config.algorithm!r} reads no hidden states; name one like :poise")
   answers.check_prompts(experiment, prompts)
   folder = pathlib.Path(folder)
-  settings = {**json.loads(config.to_json()), "prompts": prompts, "samples": samples}
-  files.claim(folder, workdir.CONFIG, settings, "answers", "--workdir")
+  answers.claim(config, folder, "answers", prompts=prompts, samples=samples)
   path = folder / "rollouts.npz"
   probe_config, costs = ProbeConfig(**config.probe), {}
   with jax.set_mesh(experiment.mesh):

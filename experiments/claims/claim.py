@@ -27,28 +27,18 @@ class Check:
   control: bool = False  # tests the measurement, or is nearly certain: no part of the verdict
 
   @classmethod
-  def above(
-    cls,
-    hypothesis: str,
-    source: str,
-    ours: Interval,
-    threshold: float = 0.0,
-    control: bool = False,
-  ) -> "Check":
+  def above(cls, hypothesis: str, source: str, ours: Interval, threshold: float = 0.0) -> "Check":
     """That a number is above a threshold."""
-    return cls(hypothesis, source, str(ours), ours.above(threshold), control)
+    return cls(hypothesis, source, str(ours), ours.above(threshold))
 
   @classmethod
-  def below(
-    cls,
-    hypothesis: str,
-    source: str,
-    ours: Interval,
-    threshold: float = 0.0,
-    control: bool = False,
-  ) -> "Check":
+  def below(cls, hypothesis: str, source: str, ours: Interval, threshold: float = 0.0) -> "Check":
     """That a number is below a threshold."""
-    return cls(hypothesis, source, str(ours), ours.below(threshold), control)
+    return cls(hypothesis, source, str(ours), ours.below(threshold))
+
+  def as_control(self) -> "Check":
+    """The same check, left out of the verdict."""
+    return dataclasses.replace(self, control=True)
 
   @property
   def outcome(self) -> str:

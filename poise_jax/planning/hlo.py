@@ -193,11 +193,11 @@ class Program:
 
   def _fusion_traffic(self, fusion, operands):
     body, total = self.computations[fusion.computations[0]], 0
-    parameters = {x.parameter_number: x for x in body if x.opcode == "parameter"}
+    parameters = _parameters(body)
     for number, operand in enumerate(operands):
       for array in operand.arrays:
         if not array.on_core:
-          total += self._bytes_read(body, parameters[number].name, array.bytes)
+          total += self._bytes_read(body, parameters[number], array.bytes)
     root = body.root
     outputs = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for output, array in zip(outputs, fusion.arrays, strict=False):
@@ -228,10 +228,7 @@ class Program:
           total += self._bytes_read(body, x.name, size)
         elif x.opcode == "fusion":
           inner = self.computations[x.computations[0]]
-          (parameter,) = (
-            i.name for i in inner if i.opcode == "parameter" and i.parameter_number == position
-          )
-          total += self._bytes_read(inner, parameter, size)
+          total += self._bytes_read(inner, _parameters(inner)[position], size)
         elif x.opcode in SLICES and position == 0:
           total += sum(a.bytes for a in x.arrays)
         elif x.opcode not in UPDATES or position != 0:
@@ -274,6 +271,11 @@ class Program:
       first, *rest = self.computations[used].lines
       text += [("ENTRY " if used == name else "") + first, *rest, ""]
     return "\n".join(text)
+
+
+def _parameters(body: Computation) -> dict[int, str]:
+  """Names of a computation's parameters by number."""
+  return {x.parameter_number: x.name for x in body if x.opcode == "parameter"}
 
 
 def _updated(body: Computation, x: Instruction) -> int:

@@ -26,15 +26,14 @@ class FlopCount:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeStage:
-  """Decode steps that share one size of the caches, on one chip."""
+class DecodeStep:
+  """A decode step with full caches, on one chip."""
 
   positions: int  # response positions that the caches hold
-  steps: int  # decode steps at full response length, of all rounds
-  least_bytes: float  # per step: weights and caches read once
-  bytes: float | None = None  # per step of the compiled program: moved between chip and memory
-  flops: float | None = None  # per step of the compiled program
-  collective_bytes: dict[str, float] | None = None  # per step, sent to the chip, by opcode
+  least_bytes: float  # weights and caches read once
+  bytes: float | None = None  # of the compiled program: moved between chip and memory
+  flops: float | None = None  # of the compiled program
+  collective_bytes: dict[str, float] | None = None  # sent to the chip, by opcode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +84,11 @@ def prefill_flops(step: StepConfig, shapes: StepShapes) -> float:
   return sum(flops.forward_flops(step.model, int(p), 1) for p in prompts) / step.mesh.size
 
 
-def decode_stages(step: StepConfig, shapes: StepShapes) -> list[DecodeStage]:
-  """The sampler's decode steps, which share one size of the caches, with the bytes that one reads
-  at full length. With fewer slots than responses, the slots are filled several times."""
-  length, tied = step.rollout.max_new_tokens, step.model.tie_word_embeddings
+def decode_step(step: StepConfig, shapes: StepShapes) -> DecodeStep:
+  """The sampler's decode step, with the least bytes that it can read."""
+  tied = step.model.tie_word_embeddings
   least = flops.decode_bytes(shapes.sampling_params, tied, cache_bytes(step))
-  return [DecodeStage(length, length * rounds(step), least)]
+  return DecodeStep(step.rollout.max_new_tokens, least)
 
 
 def rounds(step: StepConfig) -> int:
@@ -99,12 +97,17 @@ def rounds(step: StepConfig) -> int:
   return -(-rollouts // min(step.rollout.slots or rollouts, rollouts))
 
 
+def lockstep_steps(step: StepConfig, shapes: StepShapes) -> int:
+  """Decode steps if the slots of a round wait for the longest response of all."""
+  return int(shapes.lengths.responses.max()) * rounds(step)
+
+
 def roofline(
   step: StepConfig,
   shapes: StepShapes,
   chip: Chip,
   flop_counts: dict[str, FlopCount],
-  decoding: list[DecodeStage],
+  decoding: DecodeStep,
 ) -> Roofline:
   """Time of a step if products ran at the chip's peak and memory at its bandwidth, and
   communication took no time. No run is faster.
@@ -115,16 +118,11 @@ def roofline(
     chip: the hardware.
     flop_counts: by program: "the update", and "log-probs" if the step computes them. An update
       that is missing, as the compiler rejected it, counts with the model's own FLOPs.
-    decoding: from `decode_stages`, with the bytes and FLOPs of the compiled program if known.
+    decoding: from `decode_step`, with the bytes and FLOPs of the compiled program if known.
   """
-
-  sampling = prefill_flops(step, shapes) / chip.flops
-  left = shapes.lengths.responses.max() * rounds(step)
-  for stage in decoding:
-    moved = stage.least_bytes if stage.bytes is None else stage.bytes
-    seconds = max(moved / chip.bandwidth, (stage.flops or 0.0) / chip.flops)
-    sampling += min(stage.steps, left) * seconds
-    left = max(left - stage.steps, 0)
+  moved = decoding.least_bytes if decoding.bytes is None else decoding.bytes
+  seconds = max(moved / chip.bandwidth, (decoding.flops or 0.0) / chip.flops)
+  sampling = prefill_flops(step, shapes) / chip.flops + lockstep_steps(step, shapes) * seconds
   work = {"the update": model_flops(step, shapes)["the update"], "log-probs": 0.0}
   work |= {name: count.program for name, count in flop_counts.items()}
   updates = step.update.epochs * shapes.optimizer_steps
@@ -161,15 +159,14 @@ class RaggedDecoding:
   slots_seconds: float  # so many rows at once, refilled from a queue
   useful_rows: float  # share of a lock-step loop's rows that are alive
   useful_slots: float  # the same for the slots
-  # of prefill, the update and decoding as configured: resident, or in slots
-  step_tokens_per_second: float
+  step_tokens_per_second: float  # of prefill, decoding (resident or in slots) and the update
 
 
 def ragged_decoding(
   step: StepConfig,
   shapes: StepShapes,
   chip: Chip,
-  decoding: list[DecodeStage],
+  decoding: DecodeStep,
   updating_seconds: float,
 ) -> RaggedDecoding:
   """What lengths mean for decoding.
@@ -178,7 +175,7 @@ def ragged_decoding(
     step: describes the step.
     shapes: from `step_shapes(step, lengths)`.
     chip: the hardware.
-    decoding: from `decode_stages`; its least bytes are those of the lock-step loop.
+    decoding: from `decode_step`; its least bytes are those of the lock-step loop.
     updating_seconds: of the roofline.
   """
   shards = sharding.batch_shards(step.mesh)
@@ -190,10 +187,6 @@ def ragged_decoding(
   fewer = own if own < rows else max(rows // 4, 1)
   resident = [ragged.resident(*part, cost) for part in parts]
   queued = [ragged.in_slots(*part, cost, fewer, max(fewer // IDLE, 1)) for part in parts]
-  lockstep, left = 0.0, shapes.lengths.responses.max() * rounds(step)
-  for stage in decoding:
-    lockstep += min(stage.steps, left) * stage.least_bytes / chip.bandwidth
-    left = max(left - stage.steps, 0)
   lengths = shapes.lengths
   least = ragged.least(lengths.prompts, lengths.responses, lengths.groups, cost)
   weights = lengths.responses.max() * cost.weights
@@ -202,7 +195,7 @@ def ragged_decoding(
   whole = other + (in_slots if own < rows else all_rows)
   return RaggedDecoding(
     least_seconds=(weights + (least - weights) / shards) / chip.bandwidth,
-    lockstep_seconds=lockstep,
+    lockstep_seconds=lockstep_steps(step, shapes) * decoding.least_bytes / chip.bandwidth,
     resident_seconds=all_rows,
     slots=fewer,
     slots_seconds=in_slots,

@@ -20,11 +20,11 @@ from poise_jax.planning.estimate import estimated_flops, estimated_programs
 from poise_jax.planning.lengths import lengths_of
 from poise_jax.planning.memory import MemoryReport
 from poise_jax.planning.roofline import (
-  DecodeStage,
+  DecodeStep,
   FlopCount,
   RaggedDecoding,
   Roofline,
-  decode_stages,
+  decode_step,
   model_flops,
   prefill_flops,
   ragged_decoding,
@@ -43,7 +43,7 @@ class TopologyReport:
   compiled: bool  # or estimated
   mesh: dict[str, int]  # size by axis
   flops: dict[str, FlopCount]  # by program
-  decode: list[DecodeStage]
+  decode: DecodeStep
   useful_positions: float  # share of the positions of the update's passes that hold a token
   lengths: str  # where they are from; "": all at the limit
   ragged: RaggedDecoding | None  # where lengths are given
@@ -82,7 +82,7 @@ def report(
   shapes = step_shapes(step, lengths_of(step, lengths))
   chip = CHIPS[parse_topology(topology)[0]]
   compiled = isinstance(step.mesh, jax.sharding.Mesh)
-  decoding, large = decode_stages(step, shapes), {}
+  decoding, large = decode_step(step, shapes), {}
   if compiled:
     texts = {}
     program_memory = memory.compile_step(
@@ -120,10 +120,10 @@ def report(
 def compiled_work(
   step: StepConfig,
   shapes: StepShapes,
-  decoding: list[DecodeStage],
+  decoding: DecodeStep,
   hlo_programs: dict[str, hlo.Program],
-) -> tuple[dict[str, FlopCount], list[DecodeStage]]:
-  """FLOPs of the compiled programs, and `decoding` with the work of the compiled decode loops.
+) -> tuple[dict[str, FlopCount], DecodeStep]:
+  """FLOPs of the compiled programs, and `decoding` with the work of the compiled decode loop.
 
   A program that the compiler rejected for its size is not in `hlo_programs`, and not counted.
 
@@ -153,17 +153,14 @@ def compiled_work(
   bodies = [body for computation, body in loops if computation == sampler.entry]
   if rounds(step) > 1:  # decoding is a loop inside of one that refills the slots
     bodies = [body for computation, body in loops if computation in bodies]
-  if len(bodies) < len(decoding):  # a second one decodes what is left at the end in fewer rows
-    raise ValueError(f"the sampler has {len(bodies)} decode loops instead of {len(decoding)}")
-  decoding = [
-    dataclasses.replace(
-      stage,
-      bytes=sampler.traffic(body),
-      flops=sampler.flops(body),
-      collective_bytes=sampler.collective_bytes(body),
-    )
-    for stage, body in zip(decoding, bodies, strict=False)
-  ]
+  if not bodies:
+    raise ValueError("the sampler has no decode loop")
+  decoding = dataclasses.replace(  # a second one would decode what is left at the end in fewer rows
+    decoding,
+    bytes=sampler.traffic(bodies[0]),
+    flops=sampler.flops(bodies[0]),
+    collective_bytes=sampler.collective_bytes(bodies[0]),
+  )
   # Each decode loop has an unknown trip count and so counts once in the sampler's total; so does
   # the refill, which prefills once for every round of the slots.
   prefill = sampler.flops() - sum(sampler.flops(body) for body in bodies)

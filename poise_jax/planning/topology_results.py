@@ -34,9 +34,8 @@ caches of full length, relative to reading weights and caches once. Useful posit
 positions of the update's passes that hold a token. With lengths, decode time by roofline is
 relative to the least: as many steps as the longest answer has tokens, each reading the weights, and
 each row's keys and values up to its own position. Fewer slots: those of the config, or a quarter of
-the rows if each row has a slot. Tokens per second are a
-roofline: products at peak speed, memory at full bandwidth, communication between chips free. No
-run is faster."""
+the rows if each row has a slot. Tokens per second are a roofline: products at peak speed, memory at
+full bandwidth, communication between chips free. No run is faster."""
 
 
 def text(report: TopologyReport) -> str:
@@ -49,11 +48,11 @@ def text(report: TopologyReport) -> str:
       f"FLOPs per chip, {name}: {count.program:.3e}, the model's own {count.model:.3e}: "
       f"{count.program / count.model:.2f} x"
     )
-  for stage in report.decode:
-    line = f"decode step, caches of {stage.positions} response positions: "
-    if stage.bytes is not None:
-      line += f"{stage.bytes / 1e9:.2f} GB, {stage.bytes / stage.least_bytes:.2f} x the least, "
-    lines.append(f"{line}{stage.least_bytes / 1e9:.2f} GB (weights and caches read once)")
+  decode = report.decode
+  line = f"decode step, caches of {decode.positions} response positions: "
+  if decode.bytes is not None:
+    line += f"{decode.bytes / 1e9:.2f} GB, {decode.bytes / decode.least_bytes:.2f} x the least, "
+  lines.append(f"{line}{decode.least_bytes / 1e9:.2f} GB (weights and caches read once)")
   lines.append(f"positions of the update that hold a token: {report.useful_positions:.1%}")
   if report.ragged:
     lines += _ragged(report.ragged)
@@ -141,7 +140,7 @@ def _row(report):
     "compiled": report.compiled,
     "mesh": report.mesh,
     "flops": {name: as_json(count) for name, count in report.flops.items()},
-    "decode": [as_json(stage) for stage in report.decode],
+    "decode": as_json(report.decode),
     "large_arrays": report.large_arrays,
     "roofline": as_json(report.roofline),
     "useful_positions": report.useful_positions,
@@ -153,7 +152,7 @@ def _row(report):
 def _cells(row):
   """{column: cell} of a row."""
   file, _, algorithm = row["config"].partition(":")
-  update, decode = row["flops"].get("the update"), row["decode"][-1]
+  update, decode = row["flops"].get("the update"), row["decode"]
   cells = {
     "config": f"{pathlib.Path(file).stem}:{algorithm}",
     "chips": row["topology"] + ("" if row["compiled"] else " (arithmetic)"),

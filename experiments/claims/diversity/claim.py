@@ -122,8 +122,7 @@ def outcome(results: Results) -> Outcome:
         "proved for given baselines",
         intervals.mean(deviations(first, largest)),
         DEVIATION,
-        control=True,
-      ),
+      ).as_control(),
     ],
     tables={
       "Variance over RLOO's, n = 2": markdown.table(

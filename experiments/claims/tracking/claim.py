@@ -120,8 +120,7 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
         "The probe's baseline removes a part of the reward's variance (share)",
         "about 0.30 (v2 Figure 4)",
         intervals.mean(found[probe, "variance_reduction"]),
-        control=True,
-      ),
+      ).as_control(),
     ],
     tables={
       "Predictions of the next step's rewards, second half of the steps": markdown.table(

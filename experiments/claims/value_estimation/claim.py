@@ -47,17 +47,15 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
   prompt = CRITICS["critic of the prompt"]
   better = {
     metric: {
-      family: gain(
-        *(values(results, name, None if family == ALL else family, metric) for name in pair)
-      )
-      for family in (ALL, *families)
+      family: gain(*(values(results, name, family, metric) for name in pair))
+      for family in (None, *families)
     }
     # A lower MAE is better, a higher r is.
     for metric, pair in (("MAE", (prompt, PROBE)), ("r", (PROBE, prompt)))
   }
   rows = [
     [
-      family or "all",
+      family or ALL,
       *(
         intervals.mean(values(results, name, family, metric))
         for name in PREDICTORS.values()
@@ -72,24 +70,19 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
     *(f"{m}, {name}" for name in PREDICTORS for m in ("MAE", "r")),
     "ceiling of r",
   ]
-  by_family = {
-    metric: {family: x for family, x in found.items() if family != ALL}
-    for metric, found in better.items()
-  }
   return Outcome(
     checks=[
       Check.above(
         "The probe's MAE is lower than that of the critic of the prompt, over all prompts (gain)",
         "0.141 against 0.262 (v2 Figure 1)",
-        better["MAE"][ALL],
+        better["MAE"][None],
       ),
       Check.above(
         "The probe's r is higher than that of the critic of the prompt, over all prompts (gain)",
         "0.870 against 0.676 (v2 Figure 1)",
-        better["r"][ALL],
+        better["r"][None],
       ),
-      families_better("MAE", by_family["MAE"]),
-      families_better("r", by_family["r"]),
+      *(families_better(metric, {f: x[f] for f in families}) for metric, x in better.items()),
     ],
     tables={
       "Values of held-out prompts": markdown.table(header, rows),
@@ -98,8 +91,8 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
     figure=figure(results, [None, *families]),
     numbers={
       "probe minus critic of the prompt": {
-        metric: {family: x.to_json() for family, x in by_family.items()}
-        for metric, by_family in better.items()
+        metric: {family or ALL: x.to_json() for family, x in found.items()}
+        for metric, found in better.items()
       },
       "MAE and r by seed": {
         f"{metric}, {title}, {family or ALL}": values(results, name, family, metric)
@@ -163,7 +156,7 @@ def figure(results: Sequence[Mapping], families: Sequence[str | None]) -> str:
     for family in families:
       for i, name in enumerate(PREDICTORS.values()):
         found = intervals.mean(np.nan_to_num(values(results, name, family, metric)))
-        labels.append(f"{family or 'all'}" if i == 0 else "")
+        labels.append(family or ALL if i == 0 else "")
         means.append(found.value)
         errors.append(found.half_width)
         colors.append(svg.color_of(i))

@@ -362,7 +362,7 @@ def check(holds):
 )
 def test_verdicts(holds, finished, expected):
   assert claims.verdict([check(x) for x in holds], finished, 5) == expected
-  certain = dataclasses.replace(check(True), control=True)
+  certain = check(True).as_control()
   assert claims.verdict([certain, *(check(x) for x in holds)], finished, 5) == expected
 
 
