@@ -1,12 +1,11 @@
 """Tests a claim of the paper, or all of them, and writes what came out:
 
-python -m experiments.claims NAME|all [--small] [--quick] [--seeds=0,1] [--workdir=DIR]
+python -m experiments.claims NAME|all [--quick] [--seeds=0,1] [--workdir=DIR]
   [--cores=N] [--threads=N] [--report]
 
 Says how many runs there are and how long they take, makes those that are not finished, and writes
 the claim's results, its page and RESULTS.md. The same command continues after an interruption.
---small takes configs/quickstart.py instead of configs/lab.py, for a first look in a quarter of the
-time, and --quick makes tiny runs, which test the machinery alone; both write to DIR instead.
+--quick makes tiny runs, which test the machinery alone, and writes to DIR instead.
 --report makes no runs: it writes what the finished ones say.
 """
 
@@ -27,11 +26,8 @@ from poise_jax.errors import UserError, unknown_name
 from poise_jax.provenance import provenance
 
 QUICK = flags.DEFINE_bool("quick", False, "tiny runs that test the machinery, with seed 0 alone")
-SMALL = flags.DEFINE_bool("small", False, "the quickstart's task and model instead of the lab's")
 SEEDS = flags.DEFINE_string("seeds", "", "seeds, if not those that the claim was planned with")
-WORKDIR = flags.DEFINE_string(
-  "workdir", "", "folder of the runs; default: runs/claims[-small|-quick]"
-)
+WORKDIR = flags.DEFINE_string("workdir", "", "folder of the runs; default: runs/claims[-quick]")
 CORES = flags.DEFINE_integer("cores", 0, "cores to use; 0: all that this process may use")
 THREADS = flags.DEFINE_integer("threads", 1, "cores of a run; --cores / --threads run side by side")
 REPORT = flags.DEFINE_bool("report", False, "no runs; report those that are finished")
@@ -58,13 +54,13 @@ def lab_of(claim: Claim, workdir: pathlib.Path) -> Lab:
   """Where and how large the runs of a claim are."""
   planned = (0,) if QUICK.value else claim.seeds
   seeds = seeds_of(SEEDS.value) if SEEDS.value else planned
-  return Lab(workdir, seeds, QUICK.value, SMALL.value)
+  return Lab(workdir, seeds, QUICK.value)
 
 
 def results(claim: Claim, workdir: pathlib.Path) -> pathlib.Path:
-  """The page of a claim: the committed one, or for small and quick runs a copy in the workdir."""
+  """The page of a claim: the committed one, or for quick runs a copy in the workdir."""
   page = claim.folder / "page.md"
-  if not (QUICK.value or SMALL.value):
+  if not QUICK.value:
     return page
   copy = workdir / "claims" / claim.name / "page.md"
   copy.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +82,14 @@ def write(claim: Claim, lab: Lab, run: runner.Run) -> str:
     "provenance": provenance(),
   }
   page = results(claim, lab.workdir)
-  note = report.QUICK if QUICK.value else report.SMALL if SMALL.value else ""
+  note = report.QUICK if QUICK.value else ""
   report.write(claim, outcome, about, page, note)
   return f"{claim.name}: results of {len(finished)} of {len(planned)} seeds are in {page}"
 
 
 def earlier(claim: Claim) -> dict[str, float]:
   """Seconds of a unit by kind, from the committed results."""
-  if QUICK.value or SMALL.value:
+  if QUICK.value:
     return {}
   path = claim.folder / "results" / "metrics.json"
   return json.loads(path.read_text())["seconds"] if path.exists() else {}
@@ -105,9 +101,7 @@ def main(argv: list[str]):
   if len(argv) != 2 or argv[1] not in (*claims, "all"):
     raise unknown_name("claim", " ".join(argv[1:]), [*claims, "all"])
   chosen = list(claims.values()) if argv[1] == "all" else [claims[argv[1]]]
-  if QUICK.value and SMALL.value:
-    raise UserError("--quick and --small exclude each other: both say how large the runs are")
-  default = f"runs/claims{'-quick' * QUICK.value}{'-small' * SMALL.value}"
+  default = f"runs/claims{'-quick' * QUICK.value}"
   workdir = pathlib.Path(WORKDIR.value or default).resolve()
   places = runner.places(CORES.value, THREADS.value)
   console = rich.console.Console(highlight=False)
@@ -143,7 +137,7 @@ def main(argv: list[str]):
 
 def write_overview(claims: list[Claim], workdir: pathlib.Path):
   """Writes RESULTS.md."""
-  if QUICK.value or SMALL.value:
+  if QUICK.value:
     workdir.mkdir(parents=True, exist_ok=True)
     text = report.overview(claims, workdir / "claims", "claims")
     files.write_whole(workdir / "RESULTS.md", text)

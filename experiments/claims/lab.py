@@ -16,13 +16,19 @@ from poise_jax.errors import UserError
 from poise_jax.reports import run_log
 from poise_jax.reports.run_log import Run
 
-CONFIG, SMALL_CONFIG = "configs/lab.py", "configs/quickstart.py"
+CONFIG = "configs/lab.py"
 FINAL = 3  # last evaluations whose mean is the final accuracy
 LATE = 3  # sampled_accuracy is of the last one of so many parts of the steps
-# Changes of configs/lab.py for all claims. An evaluation takes as long as about two steps.
-FULL = {"eval_every": 10, "loggers": ()}
-# Changes of configs/quickstart.py, whose runs have half of the steps.
-SMALL = {"eval_every": 5, "loggers": ()}
+# Changes of configs/lab.py for all claims: a third of the model's parameters, so that five seeds of
+# all arms take hours instead of a day. An evaluation takes as long as about two steps.
+FULL = {
+  "eval_every": 10,
+  "loggers": (),
+  "model.shape.hidden_size": 128,
+  "model.shape.intermediate_size": 352,
+  "model.shape.head_dim": 32,
+  "warm_start.steps": 2000,
+}
 # A model of some thousand parameters and a few steps, which test the machinery and nothing else.
 QUICK = {
   "loggers": (),
@@ -56,9 +62,7 @@ QUICK = {
   "train.minibatch_size": 8,
   "train.microbatch_size": 8,
 }
-# Seconds of a run with one thread until one of its kind is measured: the warm start and POISE's run
-# are those of docs/results/lab, which had two threads and fewer evaluations; the others are counted
-# from the steps that have the same work.
+# Seconds of a run with one thread until one of its kind is measured.
 ESTIMATES = {
   "warm start": 50 * 60.0,
   "training poise": 12 * 60.0,
@@ -75,9 +79,6 @@ ESTIMATES = {
   "gradients": 12 * 60.0,
   "evaluation of values": 3 * 60.0,
 }
-# A run of the quickstart as a whole takes four minutes of two cores, of the lab's 28 + 11.
-SMALL_ESTIMATES = {kind: 0.3 * seconds for kind, seconds in ESTIMATES.items()}
-SMALL_ESTIMATES["warm start"] = 4 * 60.0
 Fields = Mapping[str, object]
 
 
@@ -102,26 +103,16 @@ class Lab:
   workdir: pathlib.Path
   seeds: tuple[int, ...]
   quick: bool = False  # a few steps of tiny models
-  small: bool = False  # the quickstart's task and model
-
-  @property
-  def config(self) -> str:
-    """The file of the base experiment."""
-    return SMALL_CONFIG if self.small else CONFIG
 
   @property
   def fields(self) -> dict[str, object]:
     """The changes of the base experiment."""
-    if self.quick:
-      return QUICK
-    return SMALL if self.small else FULL
+    return QUICK if self.quick else FULL
 
   @property
   def estimates(self) -> dict[str, float]:
     """Seconds of a run by kind, before any was measured."""
-    if self.quick:
-      return {}
-    return SMALL_ESTIMATES if self.small else ESTIMATES
+    return {} if self.quick else ESTIMATES
 
   def path(self, name: str) -> pathlib.Path:
     """The folder of a unit's results."""
@@ -140,7 +131,7 @@ class Lab:
     fields = {"seed": seed, **self.fields, **fields}
     return [
       program,
-      f"--config={self.config}:{algorithm}",
+      f"--config={CONFIG}:{algorithm}",
       f"--workdir={self.path(out)}",
       *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
@@ -220,7 +211,7 @@ class Lab:
     command = self.command("experiments.probe_ablation", "poise", seed, name, fields)
     command += ["--prompts=32", "--samples=4"] if self.quick else ["--prompts=1024", "--samples=8"]
     if window is None:
-      command += ["--critics", f"--layers={'0,1' if self.quick or self.small else '0,1,2,3'}"]
+      command += ["--critics", f"--layers={'0,1' if self.quick else '0,1,2,3'}"]
     kind = "probes" if window else "probes and critics"
     return Unit(name, tuple(command), kind, (start,), seed)
 

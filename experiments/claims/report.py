@@ -20,10 +20,6 @@ from poise_jax.reports import markdown
 BEGIN, END = "<!-- results: written by the command -->", "<!-- end of results -->"
 NOTHING = "Not run yet."
 QUICK = "A quick run of tiny models: it tests the machinery, and its numbers say nothing."
-SMALL = (
-  "Runs of configs/quickstart.py, a smaller model on two task families in 30 steps, instead of "
-  "configs/lab.py: a first look, for which the claims were not planned."
-)
 CHECKS = ("hypothesis", "source", "ours, 95 % interval", "outcome")
 ABOUT = """Each claim of the paper that is tested here, with its source's number and ours.
 Hypotheses, arms, metric and seeds were written into the claim's page before the runs. Intervals are
@@ -46,7 +42,7 @@ def write(
     about: "seeds" that are finished, "planned" ones, "seconds" by kind of unit, "commits" of the
       runs, and the "provenance" of this report.
     page: the page to fill in; for other runs than those of the lab a copy in another folder.
-    note: QUICK or SMALL for such runs.
+    note: QUICK for such runs.
   """
   folder = page.parent / "results"
   folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,6 @@ def test_mistakes_are_found_before_the_first_run_and_a_report_runs_nothing(tmp_p
     (["signal", "--seeds=0,x", there], "--seeds must be whole numbers of at least 0"),
     (["signal", "--seeds=1,2,1", there], "--seeds=1,2,1 has a seed twice"),
     (["signal", "--cores=999", there], "--cores must be at most the"),
-    (["signal", "--quick", "--small", there], "--quick and --small exclude each other"),
     (["signal", "--threads=0", there], "--threads must be between 1 and"),
   ]
   reported = ["all", "--quick", "--report", f"--workdir={tmp_path / 'empty'}"]
