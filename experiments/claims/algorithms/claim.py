@@ -5,15 +5,16 @@ is then compared at the end, on the sampled answers and on held-out problems, an
 of sampled rollouts, generated tokens, FLOPs and minutes.
 """
 
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from experiments.claims import costs, intervals
+from experiments.claims.algorithms import search
 from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.intervals import Interval
 from experiments.claims.lab import (
@@ -25,14 +26,11 @@ from experiments.claims.lab import (
   sampled_accuracy,
 )
 from experiments.claims.runner import Unit
-from poise_jax.reports import comparison, markdown, run_log, svg
+from poise_jax.reports import comparison, markdown, svg
 from poise_jax.reports.run_log import Run
 
 NAME = "algorithms"
 ARMS = tuple(Arm(name, name) for name in ("poise", "dapo", "grpo", "rloo", "ppo", "sppo"))
-LEARNING_RATES = (2e-4, 4e-4, 8e-4)
-CLIPPED = {"train.max_grad_norm": 0.2}  # tried with the best learning rate
-SEARCH_SEED = 100
 MARGIN = 0.02  # of accuracy: a smaller loss against DAPO counts as "as good as"
 # Share of DAPO's gain whose cost is compared. At the whole gain its curve is flat, and a curve that
 # ends 0.001 lower never reaches it.
@@ -46,54 +44,14 @@ AT_EQUAL = ("arm", *(f"at equal {name}" for name in AXES.values()))
 REACHED = ("arm", *(f"{name} / DAPO's" for name in AXES.values()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-  """A run of the search."""
-
-  unit: Unit
-  fields: Callable[[], dict[str, object]]  # the changes that it tries, once its needs are finished
-
-
-def search(lab: Lab, arm: Arm) -> list[Trial]:
-  """The trials of an arm: learning rates, then the best of them with CLIPPED."""
-  trials = []
-  for rate in LEARNING_RATES[:2] if lab.quick else LEARNING_RATES:
-    fields = {"train.learning_rate": rate}
-    trial = Arm(f"{arm.name} {rate:g}", arm.algorithm, fields)
-    unit = lab.train(trial, SEARCH_SEED, "search")
-    trials.append(Trial(unit, functools.partial(dict, fields)))
-  rates = list(trials)
-
-  def clipped():
-    return best(lab, rates) | CLIPPED
-
-  trial = Arm(f"{arm.name} clipped", arm.algorithm)
-  needs = [trial.unit.name for trial in rates]
-  unit = lab.train(trial, SEARCH_SEED, "search", clipped, needs)
-  return [*rates, Trial(unit, clipped)]
-
-
-def scores(lab: Lab, trials: Sequence[Trial]) -> list[float]:
-  """The sampled accuracy of finished trials."""
-  return [sampled_accuracy(run_log.read(lab.path(trial.unit.name))) for trial in trials]
-
-
-def best(lab: Lab, trials: Sequence[Trial]) -> dict[str, object]:
-  """The fields of the trial with the highest sampled accuracy; of equal ones the first."""
-  return trials[int(np.argmax(scores(lab, trials)))].fields()
-
-
 def units(lab: Lab) -> list[Unit]:
   """The search of every arm, then the runs of every seed."""
-  trials = {arm.name: search(lab, arm) for arm in ARMS}
-  searched = [lab.start(SEARCH_SEED), *(t.unit for arm in ARMS for t in trials[arm.name])]
-  made = [dataclasses.replace(unit, seed=None) for unit in searched]  # of all seeds
+  made, needs = search.units(lab, ARMS)
   for seed in lab.seeds:
     made.append(lab.start(seed))
     for arm in ARMS:
-      chosen = functools.partial(best, lab, trials[arm.name])
-      needs = [trial.unit.name for trial in trials[arm.name]]
-      made.append(lab.train(arm, seed, NAME, chosen, needs))
+      chosen = functools.partial(search.best, lab, arm, search.trials(lab, arm))
+      made.append(lab.train(arm, seed, NAME, chosen, needs[arm.name]))
   return made
 
 
@@ -155,16 +113,16 @@ def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
     }
     for axis in AXES
   }
-  return outcome(runs, curves, {arm.name: scores(lab, search(lab, arm)) for arm in ARMS})
+  searched = {arm.name: search.scores(lab, arm, search.trials(lab, arm)) for arm in ARMS}
+  return outcome(runs, curves, search.record(lab, searched))
 
 
 def outcome(
   runs: Mapping[str, Sequence[Run]],
   curves: Mapping[str, Curves],
-  searched: Mapping[str, Sequence[float]],
+  searched: Mapping[str, Any],
 ) -> Outcome:
-  """The outcome of runs by arm, of their curves by axis, and of the accuracy of every arm's trials
-  in the order of `search`."""
+  """The outcome of runs by arm, of their curves by axis, and of the `search.record`."""
   sampled = {arm: [sampled_accuracy(run) for run in members] for arm, members in runs.items()}
   final = {arm: [final_accuracy(run) for run in members] for arm, members in runs.items()}
   against = {
@@ -214,8 +172,8 @@ def outcome(
       "Held-out accuracy at equal cost": markdown.table(AT_EQUAL, equal_rows),
       f"Cost of {NEARLY:.0%} of DAPO's gain": costs_table(reached[NEARLY]),
       "Cost of DAPO's final accuracy": costs_table(reached[1.0]),
-      f"The search: sampled accuracy with seed {SEARCH_SEED}, the chosen trial in bold": trials(
-        searched
+      f"The search: sampled accuracy with seed {search.SEED}, the chosen trial in bold": (
+        search.table(searched["sampled accuracy"])
       ),
     },
     figure=svg.picture(panels, list(runs), 3),
@@ -233,7 +191,7 @@ def outcome(
         }
         for share, arms in reached.items()
       },
-      "search": dict(searched),
+      "search": searched,
     },
   )
 
@@ -273,20 +231,6 @@ def costs_table(reached: Mapping[str, Mapping[str, Interval]]) -> str:
   """The table of `to_reach` by arm and axis."""
   rows = [[arm, *(shown(by_axis[axis]) for axis in AXES)] for arm, by_axis in reached.items()]
   return markdown.table(REACHED, rows)
-
-
-def trials(searched: Mapping[str, Sequence[float]]) -> str:
-  """The table of the search."""
-  rows = []
-  for arm, found in searched.items():
-    cells = [f"{x:.3f}" for x in found]
-    chosen = int(np.argmax(found))
-    cells[chosen] = f"**{cells[chosen]}**"
-    rows.append([arm, *cells])
-  (count,) = {len(found) - 1 for found in searched.values()}  # a quick run tries fewer rates
-  rates = [f"{rate:g}" for rate in LEARNING_RATES[:count]]
-  (norm,) = CLIPPED.values()
-  return markdown.table(("arm", *rates, f"the best, max_grad_norm={norm}"), rows)
 
 
 PANEL = {"eval/accuracy": "Held-out accuracy"}

@@ -13,6 +13,7 @@ from commands import load
 from experiments.claims import claim as claims
 from experiments.claims import intervals, report, runner
 from experiments.claims.algorithms import claim as algorithms
+from experiments.claims.algorithms import search
 from experiments.claims.claim import Check
 from experiments.claims.cross_rollout import claim as cross_rollout
 from experiments.claims.detection import claim as detection
@@ -97,7 +98,8 @@ def compared(gains, cost):
     }
     for axis in algorithms.AXES
   }
-  searched = {arm: [0.5, 0.7, 0.7, 0.6] for arm in ARMS}
+  lab = Lab(pathlib.Path("unused"), SEEDS)
+  searched = search.record(lab, {arm: [0.5, 0.7, 0.7, 0.6] for arm in ARMS})
   return algorithms.outcome(runs, curves, searched)
 
 
@@ -118,7 +120,7 @@ def test_the_trials_of_the_search_are_shown():
   *_, table = compared({}, {}).tables.values()
   assert "| arm | 0.0002 | 0.0004 | 0.0008 | the best, max_grad_norm=0.2 |" in table
   assert "| ppo | 0.500 | **0.700** | 0.700 | 0.600 |" in table  # of equal ones the first
-  quick = algorithms.trials({"poise": [0.2, 0.1, 0.3]})
+  quick = search.table({"poise": [0.2, 0.1, 0.3]})
   assert "| arm | 0.0002 | 0.0004 | the best, max_grad_norm=0.2 |" in quick
 
 
@@ -165,20 +167,37 @@ def test_the_choice_goes_by_sampled_accuracy(tmp_path, monkeypatch):
   gains = {"0.0002": 0.1, "0.0004": 0.3, "0.0008": 0.2, "clipped": 0.2}
 
   def read(path):
-    name = path.name.removeprefix("poise_").removesuffix(f"-{algorithms.SEARCH_SEED}")
+    name = path.name.removeprefix("poise_").removesuffix(f"-{search.SEED}")
     gain = gains[name.replace("_", ".")]
     made = run("poise", 0, gain)
     for row in made.rows:
       row["eval/accuracy"] = 1 - gain  # which would choose another
     return made
 
-  monkeypatch.setattr(algorithms.run_log, "read", read)
-  trials = algorithms.search(lab, poise)
-  assert algorithms.best(lab, trials) == {"train.learning_rate": 4e-4}
+  monkeypatch.setattr(search.run_log, "read", read)
+  trials = search.trials(lab, poise)
+  assert search.best(lab, poise, trials) == {"train.learning_rate": 4e-4}
   gains["clipped"] = 0.4
   expected = {"train.learning_rate": 4e-4, "train.max_grad_norm": 0.2}
-  assert algorithms.best(lab, trials) == expected
+  assert search.best(lab, poise, trials) == expected
   assert "--config.train.max_grad_norm=0.2" in trials[-1].unit.arguments()
+
+
+def test_a_recorded_search_stands_for_its_runs(tmp_path):
+  lab = Lab(tmp_path, (3,))
+  searching = algorithms.CLAIM.units(lab)
+  scores = {arm: [0.5, 0.6, 0.4, 0.3] for arm in ARMS} | {"ppo": [0.5, 0.6, 0.4, 0.7]}
+  (tmp_path / "search.json").write_text(json.dumps(search.record(lab, scores)))
+  made = runner.check(algorithms.CLAIM.units(lab))
+  assert [unit.name for unit in made] == [u.name for u in searching if u.seed == 3]
+  assert all(unit.needs in ((), ("start-3",)) for unit in made)
+  chosen = {unit.name: " ".join(unit.arguments()) for unit in made}
+  for arm in ARMS:
+    arguments = chosen[f"algorithms/{arm}-3"]
+    assert "--config.train.learning_rate=0.0004" in arguments
+    assert ("--config.train.max_grad_norm=0.2" in arguments) == (arm == "ppo")
+  with pytest.raises(UserError, match="delete the file to search again"):
+    algorithms.CLAIM.units(dataclasses.replace(lab, quick=True))
 
 
 def test_equal_algorithms_cannot_be_told_apart():
