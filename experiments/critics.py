@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+from rich.progress import track
 
 from poise_jax import estimators
 from poise_jax.distributed import sharding
@@ -93,14 +94,15 @@ def learn(
   for factor in RATES:
     learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
     state = learner.estimator.init(params)
-    for passes in range(1, PASSES[name] + 1):
+    about = f"critic of {name}, {factor:g} x critic.learning_rate"
+    for passes in track(range(1, PASSES[name] + 1), description=about):
       state = learner.epoch(state, ids[~held_out], params)
       error = arrays["rewards"][ids[held_out]] - learner.predict(state, ids[held_out])
       candidates.append((float(np.nan_to_num((error**2).mean(), nan=np.inf)), passes, factor))
   _, passes, factor = min(candidates)
   learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
   state, seconds = learner.estimator.init(params), []
-  for _ in range(passes):
+  for _ in track(range(passes), description=f"critic of {name}, as chosen"):
     begin = time.perf_counter()
     state = learner.epoch(state, ids, params)
     seconds.append(time.perf_counter() - begin)

@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
+from rich.progress import track
 
 from experiments import answers, cli, critics
 from experiments import train as command
@@ -112,11 +113,11 @@ def predictions(
   with_reward = np.concatenate([features, rewards[..., None]], -1)
   lengths = data.lengths[..., None].astype(np.float32)
   sizes = (data.width, data.width, ENTROPIES)
-  probed = functools.partial(_predictions, rewards)
+  probed = functools.partial(functools.partial, _predictions, rewards)  # a fit, made below
   mean = np.full_like(rewards[half:], rewards[:half].mean())
   rows = {
-    "a constant: the other half's mean": mean,
-    "the sibling's reward (RLOO, n = 2)": rewards[half:],
+    "a constant: the other half's mean": lambda: mean,
+    "the sibling's reward (RLOO, n = 2)": lambda: rewards[half:],
     POISE: probed(features, config),
     "poise_sibling: also its reward": probed(with_reward, config, scalars=ENTROPIES + 1),
   }
@@ -137,7 +138,7 @@ def predictions(
   for size in (256 * 4**k for k in range(10)):
     if size < count:
       rows[f"{size} rows"] = probed(features, config, rows=size)
-  return rows
+  return {name: make() for name, make in track(rows.items(), description="probes")}
 
 
 def results(
@@ -215,6 +216,7 @@ def ablate(config: ConfigDict, folder: str):
   layer = config.rollout.feature_layers[0]
   layers = tuple(sorted({layer, *map(int, LAYERS.value)}))
   config.rollout.feature_layers = layers  # build checks that they exist
+  start = provenance()
   experiment = build.build(config)
   if not experiment.estimator.reads_features:
     raise UserError(f"algorithm {config.algorithm!r} reads no hidden states; name one like :poise")
@@ -244,8 +246,8 @@ def ablate(config: ConfigDict, folder: str):
   )
   if costs:
     about += f" {critics.describe(costs)}"
-  start = f"```json\n{json.dumps(provenance(), indent=2)}\n```"
-  sections = ["# Ablations of the probe", about, text, start]
+  origin = f"```json\n{json.dumps(start, indent=2)}\n```"
+  sections = ["# Ablations of the probe", about, text, origin]
   (folder / "README.md").write_text("\n\n".join(sections) + "\n")
   content = {"prompts": prompts, "samples": samples, "costs": costs, "results": measured}
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")

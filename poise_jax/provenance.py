@@ -19,7 +19,10 @@ Start = dict[str, Any]  # an entry of provenance.jsonl: what `provenance` return
 
 
 def provenance() -> Start:
-  """What is needed to reproduce a number; `commit` is None outside of a git checkout."""
+  """What is needed to reproduce a number; `commit` is None outside of a git checkout.
+
+  Call it before the work: "started" is the time of the call, and files may change meanwhile.
+  """
   return {
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": [pathlib.Path(sys.executable).name, *sys.orig_argv[1:]],

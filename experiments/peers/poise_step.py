@@ -8,6 +8,7 @@ those of configs/smollm2_arithmetic.py. Prints one JSON line.
 
 import dataclasses
 import json
+import math
 import resource
 import sys
 import time
@@ -26,6 +27,7 @@ from poise_jax.types import Experience
 limits, repeats, slots = map(json.loads, sys.argv[1:])
 config = smollm2_arithmetic.get_config("poise")
 config.rollouts = config.train.minibatch_size = 2 * len(limits)
+config.train.microbatch_size = math.gcd(config.train.microbatch_size, config.rollouts)
 config.rollout.max_new_tokens = max(limits)
 config.rollout.slots = slots
 config.probe.bootstrap_steps = 0  # every step fits a probe
