@@ -64,7 +64,7 @@ QUICK = {
 }
 # Seconds of a run with one thread until one of its kind is measured.
 ESTIMATES = {
-  "warm start": 50 * 60.0,
+  "warm start": 12.5 * 60.0,
   "training poise": 12 * 60.0,
   "training poise_sibling": 12 * 60.0,
   "training rloo": 12 * 60.0,
@@ -74,8 +74,8 @@ ESTIMATES = {
   "training ppo": 20 * 60.0,
   "training sppo": 13 * 60.0,
   "export": 30.0,
-  "probes": 4 * 60.0,
-  "probes and critics": 20 * 60.0,
+  "probes": 2 * 60.0,
+  "probes and critics": 12 * 60.0,
   "gradients": 12 * 60.0,
   "evaluation of values": 3 * 60.0,
 }
