@@ -25,6 +25,7 @@ from rich.text import Text
 
 from experiments import overrides
 from experiments.overrides import UsageError, flat
+from poise_jax import provenance
 from poise_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def run(main: Callable[[list[str]], None], passed_on: str = ""):
 def guarded(main: Callable[[list[str]], None], argv: list[str]):
   """Calls main(argv); an error becomes one sentence on stderr and exit code 1."""
   logging.set_verbosity(logging.WARNING)
+  provenance.started()
   try:
     main(argv)
   except KeyboardInterrupt:

@@ -101,9 +101,8 @@ def evaluate(run: pathlib.Path, samples: int, out: pathlib.Path | None) -> str:
   def progress(batches, total):
     return track(batches, "sampling", total)
 
-  start = provenance()
   values, step = measure(config, checkpoint, samples, progress)
-  about = {"run": str(run), "step": step, "samples": samples, "provenance": start}
+  about = {"run": str(run), "step": step, "samples": samples, "provenance": provenance()}
   return value_table.report(values, config.estimator, about, out)
 
 

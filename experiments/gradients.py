@@ -192,7 +192,6 @@ def measure(config: ConfigDict, folder: str):
     )
   if SIZE.value < 1:
     raise UserError(f"--size={SIZE.value} must be at least 1")
-  start = provenance()
   experiment = build.build(config)
   answers.check_prompts(experiment, prompts)
   sizes = {"prompts": prompts, "samples": n, "batch": batch, "size": SIZE.value}
@@ -205,7 +204,7 @@ def measure(config: ConfigDict, folder: str):
     data = np.load(path)
     probe_config = ProbeConfig(**config.probe)
     found = analyse(data["rewards"], data["features"], data["scores"], probe_config, batch)
-  text = json.dumps({**sizes, **files.known(found), "provenance": start}, indent=2)
+  text = json.dumps({**sizes, **files.known(found), "provenance": provenance()}, indent=2)
   (folder / "results.json").write_text(text + "\n")
   print(text)
 

@@ -216,7 +216,6 @@ def ablate(config: ConfigDict, folder: str):
   layer = config.rollout.feature_layers[0]
   layers = tuple(sorted({layer, *map(int, LAYERS.value)}))
   config.rollout.feature_layers = layers  # build checks that they exist
-  start = provenance()
   experiment = build.build(config)
   if not experiment.estimator.reads_features:
     raise UserError(f"algorithm {config.algorithm!r} reads no hidden states; name one like :poise")
@@ -246,8 +245,8 @@ def ablate(config: ConfigDict, folder: str):
   )
   if costs:
     about += f" {critics.describe(costs)}"
-  origin = f"```json\n{json.dumps(start, indent=2)}\n```"
-  sections = ["# Ablations of the probe", about, text, origin]
+  start = f"```json\n{json.dumps(provenance(), indent=2)}\n```"
+  sections = ["# Ablations of the probe", about, text, start]
   (folder / "README.md").write_text("\n\n".join(sections) + "\n")
   content = {"prompts": prompts, "samples": samples, "costs": costs, "results": measured}
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Provenance of numbers: command, commit, machine and library versions."""
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -9,25 +10,43 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-
+WRITTEN = (
+  ":(exclude,top)*.md",
+  ":(exclude,top)docs",
+  ":(exclude,top)experiments/claims/*/results/*",
+)
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 Start = dict[str, Any]  # an entry of provenance.jsonl: what `provenance` returns, and more
 
 
-def provenance() -> Start:
-  """What is needed to reproduce a number; `commit` is None outside of a git checkout.
+class Started(NamedTuple):
+  """When this process started, and from which files."""
 
-  Call it before the work: "started" is the time of the call, and files may change meanwhile.
-  """
+  time: str
+  commit: str | None
+  changed: bool
+
+
+@functools.cache
+def started() -> Started:
+  """The start of this process: that of the first call, which commands make before their work, since
+  files may change meanwhile."""
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  return Started(now, _git("rev-parse", "HEAD"), _changed())
+
+
+def provenance() -> Start:
+  """What is needed to reproduce a number; `commit` is None outside of a git checkout."""
+  import jax  # here, as commands note their start before they load it
+
   return {
-    "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "started": started().time,
     "command": [pathlib.Path(sys.executable).name, *sys.orig_argv[1:]],
-    "commit": _git("rev-parse", "HEAD"),
-    "uncommitted_changes": _changed(),
+    "commit": started().commit,
+    "uncommitted_changes": started().changed,
     "cpu": _cpu(),
     "cpus": os.cpu_count(),
     "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
@@ -37,13 +56,14 @@ def provenance() -> Start:
 
 
 def commit() -> str:
-  """The commit of this code, and whether files differ from it."""
+  """The commit of this code, and whether code or configs differ from it."""
   changed = " with uncommitted changes" if _changed() else ""
   return f"{_git('rev-parse', 'HEAD')}{changed}"
 
 
 def _changed() -> bool:
-  return bool(_git("status", "--porcelain", "--untracked-files=no"))
+  """Whether files differ from the commit, other than pages and results, which commands write."""
+  return bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN))
 
 
 def _git(*arguments: str) -> str | None:

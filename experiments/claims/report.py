@@ -19,6 +19,7 @@ from poise_jax.reports import markdown
 
 BEGIN, END = "<!-- results: written by the command -->", "<!-- end of results -->"
 NOTHING = "Not run yet."
+CONCLUSION = "## What we conclude"  # heading behind the results; written by hand
 QUICK = "A quick run of tiny models: it tests the machinery, and its numbers say nothing."
 CHECKS = ("hypothesis", "source", "ours, 95 % interval", "outcome")
 ABOUT = """Each claim of the paper that is tested here, with its source's number and ours.
@@ -47,11 +48,11 @@ def write(
   folder = page.parent / "results"
   folder.mkdir(parents=True, exist_ok=True)
   done, planned = _planned(about), len(about["planned"])
-  conclusion = verdict(outcome.checks, done, planned)
+  decided = verdict(outcome.checks, done, planned)
   content = {
     "claim": claim.title,
     "source": claim.source,
-    "verdict": conclusion,
+    "verdict": decided,
     "note": note,
     "checks": [
       {
@@ -74,7 +75,7 @@ def write(
   files.write_whole(folder / "table.md", f"{tables}\n\n{origin}\n")
   sections = [
     *([note] if note else []),
-    f"**{conclusion}**, {_seeds(content)}.",
+    f"**{decided}**, {_seeds(content)}.",
     _checks(content),
     *unknown(outcome.numbers, about["seeds"]),
     tables,
@@ -113,6 +114,12 @@ def fill(page: pathlib.Path, text: str):
   files.write_whole(page, filled)
 
 
+def conclusion(page: pathlib.Path) -> str:
+  """What a page concludes from its results; "" if that is not written yet."""
+  text = page.read_text().partition(END)[2]
+  return text.partition(CONCLUSION)[2].strip()
+
+
 def _planned(content: Mapping[str, Any]) -> int:
   """How many of the planned seeds are finished; others do not replace them."""
   return len(set(content["planned"]) & set(content["seeds"]))
@@ -148,11 +155,12 @@ def overview(claims: Sequence[Claim], folder: pathlib.Path, link: str) -> str:
     content = json.loads(path.read_text())
     if content["note"]:
       notes[content["note"]] = None
-    conclusion = content["verdict"]
+    decided = content["verdict"]
     headline = content["checks"][0]
     ours = f"{headline['hypothesis']}: {headline['ours']}"
-    rows.append([name, claim.source, ours, _seeds(content), conclusion])
-    sections += [f"## {claim.title}", f"**{conclusion}**, {_seeds(content)}.", _checks(content)]
+    rows.append([name, claim.source, ours, _seeds(content), decided])
+    sections += [f"## {claim.title}", f"**{decided}**, {_seeds(content)}.", _checks(content)]
+    sections += filter(None, [conclusion(folder / claim.name / "page.md")])
     sections.append(f"![{claim.title}]({link}/{claim.name}/results/figure.svg)")
   header = ("claim", "source", "ours, 95 % interval", "seeds", "verdict")
   about = " ".join(ABOUT.split())

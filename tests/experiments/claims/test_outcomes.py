@@ -484,6 +484,17 @@ def test_the_overview_has_every_claim_run_or_not(filled):
   assert "![The baseline must come from another rollout](there/cross_rollout/results" in text
 
 
+def test_the_overview_quotes_what_a_page_concludes(filled):
+  page, folder, _ = filled
+  plan, _, _ = page.read_text().partition(report.END)
+  page.write_text(f"{plan}{report.END}\n")
+  before = report.overview(list(main.load().values()), folder, "there")
+  page.write_text(f"{page.read_text()}\n{report.CONCLUSION}\n\nIt does not.\n\nWhy: noise.\n")
+  text = report.overview(list(main.load().values()), folder, "there")
+  figure = "![The baseline must come"
+  assert text == before.replace(figure, f"It does not.\n\nWhy: noise.\n\n{figure}")
+
+
 def test_the_units_of_all_claims_agree(tmp_path):
   """Claims share runs, so units of a name are equal; and each claim's units can be planned."""
   known = {}
