@@ -40,7 +40,7 @@ RAGGED = flags.DEFINE_integer(
 )
 LIMIT = flags.DEFINE_integer("limit", 256, "ragged: most new tokens; the mean is a quarter")
 SLOTS = flags.DEFINE_integer(
-  "slots", 64, "ragged: poise_jax's rollout.slots when sampling; a step has a quarter"
+  "slots", 64, "ragged: poise_jax's rollout.slots when sampling; a step has one for each sequence"
 )
 BATCH = flags.DEFINE_integer("batch", 256, "ragged: sequences that transformers generates at once")
 MICROBATCH = flags.DEFINE_integer("microbatch", 8, "ragged: sequences in TRL's micro-batches")
@@ -160,18 +160,17 @@ def programs(work: str, limits: list[int], folder: str) -> dict[str, list[str]]:
   """
   peers, ours = HERE / "peers", [sys.executable, "-m"]
   ragged, repeats = "ragged" in work, str(REPEATS.value)
-  slots = SLOTS.value if ragged else 0
   if "step" in work:
     same = [json.dumps(limits), repeats]
-    quarter = str(-(-slots // 4))  # as its sequences
-    commands = {"poise_jax": [*ours, "experiments.peers.poise_step", *same, quarter]}
+    commands = {"poise_jax": [*ours, "experiments.peers.poise_step", *same]}
     if TORCH.value:
       program = [TORCH.value, str(peers / "trl_step.py"), folder, str(local_path(SOURCE))]
       microbatch = MICROBATCH.value if ragged else 2 * len(limits)
       commands["TRL's GRPOTrainer"] = [*program, *same, str(microbatch)]
     return commands
   same = [folder, str(PROMPT.value), json.dumps(limits), repeats]
-  commands = {"poise_jax": [*ours, "experiments.peers.poise_sampler", *same, str(slots)]}
+  slots = str(SLOTS.value if ragged else 0)
+  commands = {"poise_jax": [*ours, "experiments.peers.poise_sampler", *same, slots]}
   if TORCH.value:
     batch = str(BATCH.value if ragged else 2 * len(limits))
     program = [TORCH.value, str(peers / "transformers_generate.py")]
@@ -222,9 +221,9 @@ def write(out: pathlib.Path, text: str, results: dict[str, dict[str, Result]]):
       f"Ragged: {RAGGED.value} sequences of at most {LIMIT.value} new tokens, log-normal with a "
       f"mean of a quarter of it and sigma {SIGMA}; a training step has the first quarter of them. "
       "All programs get the same lengths, the peers by a forced end-of-sequence token or a limit "
-      f"per request. poise_jax decodes in {SLOTS.value} slots, a quarter in a step, transformers "
-      f"generates {BATCH.value} sequences at once, and TRL accumulates micro-batches of "
-      f"{MICROBATCH.value}."
+      f"per request. poise_jax decodes in {SLOTS.value} slots, in a step in one for each sequence; "
+      f"transformers generates {BATCH.value} sequences at once, and TRL accumulates micro-batches "
+      f"of {MICROBATCH.value}."
     )
   sections = [f"# {out.name}", " ".join(settings), text, describe([start])]
   (out / "README.md").write_text("\n\n".join(sections) + "\n")

@@ -1,6 +1,6 @@
 """Times a training step of POISE with n=2: sample, score, predict, update, refit.
 
-python -m experiments.peers.poise_step LIMITS REPEATS SLOTS
+python -m experiments.peers.poise_step LIMITS REPEATS
 
 LIMITS is a JSON list: tokens of the responses to each prompt. Model, task, probe and update are
 those of configs/smollm2_arithmetic.py. Prints one JSON line.
@@ -24,12 +24,11 @@ from poise_jax.learner import update
 from poise_jax.training import build, rewards
 from poise_jax.types import Experience
 
-limits, repeats, slots = map(json.loads, sys.argv[1:])
+limits, repeats = map(json.loads, sys.argv[1:])
 config = smollm2_arithmetic.get_config("poise")
 config.rollouts = config.train.minibatch_size = 2 * len(limits)
 config.train.microbatch_size = math.gcd(config.train.microbatch_size, config.rollouts)
 config.rollout.max_new_tokens = max(limits)
-config.rollout.slots = slots
 config.probe.bootstrap_steps = 0  # every step fits a probe
 experiment = build.build(config)
 estimator, decode = experiment.estimator, experiment.encoder.tokenizer.decode
