@@ -66,8 +66,8 @@ def units(lab: Lab, arms: Sequence[Arm]) -> tuple[list[Unit], dict[str, list[str
     return [], {arm.name: [] for arm in arms}
   made = {arm.name: [trial.unit for trial in trials(lab, arm)] for arm in arms}
   searched = [lab.start(SEED), *(unit for found in made.values() for unit in found)]
-  # They belong to all seeds.
   needs = {arm: [unit.name for unit in found] for arm, found in made.items()}
+  # They belong to all seeds.
   return [dataclasses.replace(unit, seed=None) for unit in searched], needs
 
 
@@ -81,9 +81,9 @@ def recorded(lab: Lab) -> Mapping[str, Any] | None:
   if not path.exists():
     return None
   known = json.loads(path.read_text())
-  if known["trials"] != _trials(lab):
+  if known.get("trials") != _trials(lab):
     raise UserError(
-      f"{path} has the search {known['trials']}, but this command has {_trials(lab)}; delete the "
+      f"{path} has the search {known.get('trials')}, but this command has {_trials(lab)}; delete the "
       "file to search again"
     )
   return known
