@@ -21,6 +21,14 @@ TABLE_3 = {  # name -> MAE and r in v2 Table 3
   "entropy alone": ".152 / .780",
   "length alone": ".251 / .494",
 }
+LABELS = {  # of the figure, where names are too long
+  "a constant: the other half's mean": "a constant",
+  "the sibling's reward (RLOO, n = 2)": "the sibling's reward",
+  PROBE: "the whole probe",
+  "poise_sibling: also its reward": "with the sibling's reward",
+  "critic of sppo": "critic of the prompt",
+  "critic of ppo": "token critic",
+}
 CONTROL = (PROBE, "entropy alone")  # the whole against a part of it
 PAIRS = {  # (better, worse) -> r in v2 Table 3
   (PROBE, "prompt alone"): "0.838 against 0.569",
@@ -119,7 +127,8 @@ def figure(r: Mapping[str, Sequence[float]]) -> str:
   errors = [x.half_width for x in found.values()]
   colors = [svg.color_of(name in TABLE_3) for name in found]
   means = [x.value for x in found.values()]
-  bars = svg.bars(list(found), means, errors, colors, "Pearson's r")
+  labels = [LABELS.get(name, name) for name in found]
+  bars = svg.bars(labels, means, errors, colors, "Pearson's r")
   return svg.picture([("r against avg@k; orange: v2 Table 3", bars)], [], 1)
 
 
