@@ -83,8 +83,8 @@ def recorded(lab: Lab) -> Mapping[str, Any] | None:
   known = json.loads(path.read_text())
   if known.get("trials") != _trials(lab):
     raise UserError(
-      f"{path} has the search {known.get('trials')}, but this command has {_trials(lab)}; delete the "
-      "file to search again"
+      f"{path} has the search {known.get('trials')}, but this command has {_trials(lab)}; delete "
+      "the file to search again"
     )
   return known
 
