@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+# What commands write themselves: it changes no number, and would mark every later run.
 WRITTEN = (
   ":(exclude,top)*.md",
   ":(exclude,top)docs",
@@ -32,8 +33,8 @@ class Started(NamedTuple):
 
 @functools.cache
 def started() -> Started:
-  """The start of this process: that of the first call, which commands make before their work, since
-  files may change meanwhile."""
+  """The time and commit of the first call. Commands call this before their work, since files may
+  change meanwhile."""
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   return Started(now, _git("rev-parse", "HEAD"), _changed())
 

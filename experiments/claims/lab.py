@@ -74,7 +74,7 @@ ESTIMATES = {
   "training ppo": 20 * 60.0,
   "training sppo": 13 * 60.0,
   "export": 30.0,
-  "probes": 2 * 60.0,
+  "probes": 3 * 60.0,
   "probes and critics": 12 * 60.0,
   "gradients": 12 * 60.0,
   "evaluation of values": 3 * 60.0,

@@ -28,8 +28,9 @@ Hypotheses, arms, metric and seeds were written into the claim's page before the
 claim *holds* if all of its hypotheses do, *holds in part* if some do, *does not hold here* if none
 does and one is refuted, and *cannot be told* if intervals contain their thresholds or seeds are
 missing. Hypotheses that are nearly certain, or that test the measurement, are controls and do not
-count. The models are tiny ([configs/lab.py](configs/lab.py)): what holds here may fail at the
-source's scale, and the reverse. This page is written by `python -m experiments.claims`."""
+count. The models are tiny ([configs/lab.py](configs/lab.py) with a million parameters): what holds
+here may fail at the source's scale, and the reverse. This page is written by
+`python -m experiments.claims`."""
 
 
 def write(

@@ -47,11 +47,13 @@ REACHED = ("arm", *(f"{name} / DAPO's" for name in AXES.values()))
 def units(lab: Lab) -> list[Unit]:
   """The search of every arm, then the runs of every seed."""
   made, needs = search.units(lab, ARMS)
+  chosen = {
+    arm.name: functools.partial(search.best, lab, arm, search.trials(lab, arm)) for arm in ARMS
+  }
   for seed in lab.seeds:
     made.append(lab.start(seed))
     for arm in ARMS:
-      chosen = functools.partial(search.best, lab, arm, search.trials(lab, arm))
-      made.append(lab.train(arm, seed, NAME, chosen, needs[arm.name]))
+      made.append(lab.train(arm, seed, NAME, chosen[arm.name], needs[arm.name]))
   return made
 
 

@@ -31,21 +31,26 @@ class Trial:
   fields: Callable[[], dict[str, object]]  # the changes that it tries, once its needs are finished
 
 
+def rates(lab: Lab) -> tuple[float, ...]:
+  """The learning rates that are tried; a quick run tries fewer."""
+  return LEARNING_RATES[:2] if lab.quick else LEARNING_RATES
+
+
 def trials(lab: Lab, arm: Arm) -> list[Trial]:
   """The trials of an arm: learning rates, then the best of them with CLIPPED."""
   made = []
-  for rate in LEARNING_RATES[:2] if lab.quick else LEARNING_RATES:
+  for rate in rates(lab):
     fields = {"train.learning_rate": rate}
     trial = Arm(f"{arm.name} {rate:g}", arm.algorithm, fields)
     made.append(Trial(lab.train(trial, SEED, "search"), functools.partial(dict, fields)))
-  rates = list(made)
+  by_rate = list(made)
 
   def clipped():
-    return best(lab, arm, rates) | CLIPPED
+    return best(lab, arm, by_rate) | CLIPPED
 
   trial = Arm(f"{arm.name} clipped", arm.algorithm)
-  needs = [trial.unit.name for trial in rates]
-  return [*rates, Trial(lab.train(trial, SEED, "search", clipped, needs), clipped)]
+  needs = [trial.unit.name for trial in by_rate]
+  return [*by_rate, Trial(lab.train(trial, SEED, "search", clipped, needs), clipped)]
 
 
 def best(lab: Lab, arm: Arm, tried: Sequence[Trial]) -> dict[str, object]:
@@ -96,8 +101,7 @@ def record(lab: Lab, searched: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 def _trials(lab):
   """What the search tries and with which base experiment, as JSON."""
-  rates = LEARNING_RATES[:2] if lab.quick else LEARNING_RATES
-  plan = {"learning rates": rates, "then": CLIPPED, "seed": SEED, "fields": lab.fields}
+  plan = {"learning rates": rates(lab), "then": CLIPPED, "seed": SEED, "fields": lab.fields}
   return json.loads(json.dumps(plan))
 
 
@@ -110,6 +114,6 @@ def table(searched: Mapping[str, Sequence[float]]) -> str:
     cells[chosen] = f"**{cells[chosen]}**"
     rows.append([arm, *cells])
   (count,) = {len(found) - 1 for found in searched.values()}  # a quick run tries fewer rates
-  rates = [f"{rate:g}" for rate in LEARNING_RATES[:count]]
+  tried = [f"{rate:g}" for rate in LEARNING_RATES[:count]]
   (norm,) = CLIPPED.values()
-  return markdown.table(("arm", *rates, f"the best, max_grad_norm={norm}"), rows)
+  return markdown.table(("arm", *tried, f"the best, max_grad_norm={norm}"), rows)
