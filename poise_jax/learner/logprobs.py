@@ -130,9 +130,10 @@ _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 
 def _in_chunks(arrays, chunk):
-  """Each [B, T, ...] as chunks [N, C, ...]; the last one is filled up with zeros."""
+  """Each [B, T, ...] as chunks [N, C, ...] of at most `chunk` tokens; all are about as large, and
+  the last one is filled up with zeros."""
   tokens = arrays[0].shape[0] * arrays[0].shape[1]
-  size = min(chunk, tokens)
+  size = -(-tokens // -(-tokens // chunk))
 
   def cut(x):
     x = x.reshape(tokens, *x.shape[2:])

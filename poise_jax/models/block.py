@@ -127,13 +127,12 @@ class Mlp(nn.Module):
     c = self.config
     options = dict(use_bias=c.mlp_bias, dtype=self.dtype)
     if self.sampling:
-      fused = SamplingDense((2, c.intermediate_size), **options, name="gate_up_proj")
+      wide = functools.partial(SamplingDense, (c.intermediate_size,), **options)
       down = SamplingDense((c.hidden_size,), **options, name="down_proj")
-      gate, up = jnp.moveaxis(fused(x), -2, 0)
     else:
-      gate = Dense(c.intermediate_size, ("embed", "mlp"), **options, name="gate_proj")(x)
-      up = Dense(c.intermediate_size, ("embed", "mlp"), **options, name="up_proj")(x)
+      wide = functools.partial(Dense, c.intermediate_size, ("embed", "mlp"), **options)
       down = Dense(c.hidden_size, ("mlp", "embed"), **options, name="down_proj")
+    gate, up = wide(name="gate_proj")(x), wide(name="up_proj")(x)
     return down(ACTIVATIONS[c.family.activation](gate) * up)
 
 

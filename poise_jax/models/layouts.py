@@ -1,8 +1,8 @@
 """The two layouts of the weights, and where they live on a mesh.
 
 Training stacks the parameters of all layers and keeps linear maps apart. Sampling has a subtree per
-layer and one kernel [*out, in] for all maps of the same input; decoding from stacked weights would
-slice, and so copy, every layer again for every token.
+layer and kernels [*out, in], of which queries, keys and values share one; decoding from stacked
+weights would slice, and so copy, every layer again for every token.
 """
 
 import functools
@@ -31,16 +31,13 @@ def sampling_params(
 
   def one_layer(i):
     layer = jax.tree.map(lambda x: x[i], params["layers"])
-    attention, mlp = dict(layer["self_attn"]), dict(layer["mlp"])
+    attention = dict(layer["self_attn"])
     q, k, v = (attention.pop(f"{name}_proj") for name in "qkv")
-    gate, up = (mlp.pop(f"{name}_proj") for name in ("gate", "up"))
     attention["o_proj"] = jax.tree.map(jnp.transpose, attention["o_proj"])
     attention["qkv_proj"] = jax.tree.map(
       lambda *parts: jnp.concatenate([by_key_head(x) for x in parts], axis=1), q, k, v
     )
-    mlp = jax.tree.map(jnp.transpose, mlp)
-    mlp["gate_up_proj"] = jax.tree.map(lambda *parts: jnp.stack([x.T for x in parts]), gate, up)
-    return {**layer, "self_attn": attention, "mlp": mlp}
+    return {**layer, "self_attn": attention, "mlp": jax.tree.map(jnp.transpose, layer["mlp"])}
 
   layers = [one_layer(i) for i in range(config.num_hidden_layers)]
   return jax.tree.map(lambda x: x.astype(dtype), {**params, "layers": layers})
@@ -52,14 +49,12 @@ def sampling_axes(config: ModelConfig) -> PyTree[tuple[str | None, ...]]:
   is_names = lambda x: type(x) is tuple  # noqa: E731
   # Without "layers" in front, and with the two axes of kernels swapped.
   layer = jax.tree.map(lambda names: names[:0:-1], axes["layers"], is_leaf=is_names)
-  attention, mlp = dict(layer["self_attn"]), dict(layer["mlp"])
+  attention = dict(layer["self_attn"])
   _, k, _ = (attention.pop(f"{name}_proj") for name in "qkv")
-  gate, _ = (mlp.pop(f"{name}_proj") for name in ("gate", "up"))
   attention["qkv_proj"] = jax.tree.map(
     lambda names: ("kv_heads", None, "head_dim", *names[1:]), k, is_leaf=is_names
   )
-  mlp["gate_up_proj"] = jax.tree.map(lambda names: (None, *names), gate, is_leaf=is_names)
-  layer = {**layer, "self_attn": attention, "mlp": mlp}
+  layer = {**layer, "self_attn": attention}
   return {**axes, "layers": [layer] * config.num_hidden_layers}
 
 

@@ -60,7 +60,8 @@ class Dense(nn.Module):
 class SamplingDense(nn.Module):
   """The same map in the sampling layout: kernel [*features, M], bias [*features].
 
-  One kernel holds several maps of the same input: reading it is faster than reading several.
+  One kernel may hold several maps of the same input. The product takes it as a matrix: of a kernel
+  with more axes, XLA for CPUs makes a transposed copy in every decode step.
   """
 
   features: tuple[int, ...]
@@ -72,7 +73,8 @@ class SamplingDense(nn.Module):
     """Inputs [..., M] -> [..., *features]."""
     zeros = nn.initializers.zeros_init()
     kernel = self.param("kernel", zeros, (*self.features, x.shape[-1])).astype(self.dtype)
-    y = tensordot(x, kernel, (-1, -1))
+    y = tensordot(x, kernel.reshape(-1, x.shape[-1]), (-1, -1))
+    y = y.reshape(*x.shape[:-1], *self.features)
     if self.use_bias:
       y += self.param("bias", zeros, self.features).astype(self.dtype)
     return y

@@ -9,6 +9,7 @@ the same steps, because XLA exchanges data in groups of devices only if all grou
 """
 
 import functools
+import itertools
 import warnings
 
 import jax
@@ -27,9 +28,10 @@ from poise_jax.rollout.features import check_layers
 from poise_jax.types import Prompts, Rollouts
 
 IDLE = 16  # slots are refilled once one in IDLE is free: each refill rewrites the prompts' caches
-# When no more than one slot in DRAIN is alive at the end, the rest decodes in as many rows, if
-# these are at least DRAIN_ROWS and free slots cost something: another copy of the decode step.
-DRAIN, DRAIN_ROWS = 4, 16
+# At the end, when no more than one slot in DRAIN[0] is alive, the rest decodes in as many rows, and
+# so on, if free slots cost something and the last rows are at least DRAIN_ROWS: each is another
+# copy of the decode step.
+DRAIN, DRAIN_ROWS = (2, 8), 8
 
 
 def sample(
@@ -136,8 +138,9 @@ def _run(config, params, prompts, keys, *, rollout, rows, in_step) -> dict[str, 
   n, total = rollout.n, keys.size
   dtype = params["norm"]["scale"].dtype
   free_is_free = slots.implementation(config, dtype, rollout) in KERNELS
-  idle, floor = -(-rows // IDLE), rows // DRAIN
-  floor = 0 if free_is_free or floor < DRAIN_ROWS else floor
+  idle = -(-rows // IDLE)
+  drains = not free_is_free and rows // DRAIN[-1] >= DRAIN_ROWS
+  floors = [*(rows // k for k in DRAIN if drains), 0]
   step = functools.partial(decode.step, inputs=inputs, config=config, rollout=rollout)
   stage = functools.partial(
     queue.stage, config, params, responses, size=min(len(keys), -(-rows // n)), rollout=rollout
@@ -171,7 +174,7 @@ def _run(config, params, prompts, keys, *, rollout, rows, in_step) -> dict[str, 
     used_up = following >= (staged.first + staged.features.shape[1]) * n
     staged = jax.lax.cond(anywhere(used_up), lambda: stage(following // n), lambda: staged)
     state, following = refill(state, staged, following)
-    return decode_while_busy(state, floor, following), staged, following
+    return decode_while_busy(state, floors[0], following), staged, following
 
   state = decode.DecodeState(
     slots=slots.empty(config, responses, rows, dtype, rollout),
@@ -179,16 +182,16 @@ def _run(config, params, prompts, keys, *, rollout, rows, in_step) -> dict[str, 
   )
   if rows == total:  # every response has a slot at once
     state, _ = refill(state, stage(jnp.int32(0)), jnp.int32(0))
-    state = decode_while_busy(state, floor)
+    state = decode_while_busy(state, floors[0])
   else:
     shapes = jax.eval_shape(stage, jnp.int32(0))
     staged = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     staged = staged.replace(first=jnp.int32(-staged.features.shape[1]))  # all used up
     carry = (state, staged, jnp.int32(0))
     state, _, _ = jax.lax.while_loop(lambda c: anywhere(c[2] < total), refill_and_decode, carry)
-  if floor:
+  for size, floor in itertools.pairwise(floors):
     state = state.replace(results=results.keep_windows(state.results, state.slots))
-    state = decode_while_busy(state.replace(slots=slots.compact(state.slots, floor)), 0)
+    state = decode_while_busy(state.replace(slots=slots.compact(state.slots, size)), floor)
   state = state.replace(results=results.keep_windows(state.results, state.slots))
   return results.fields(state.results, n, rollout)
 

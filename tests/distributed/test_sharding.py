@@ -179,7 +179,7 @@ def shard_shapes(params, sampling_params, answers):
     "down_proj": layers["mlp"]["down_proj"]["kernel"],
     "embedding": params["embed_tokens"]["embedding"],
     "sampling qkv_proj": sampling_layer["self_attn"]["qkv_proj"]["kernel"],
-    "sampling gate_up_proj": sampling_layer["mlp"]["gate_up_proj"]["kernel"],
+    "sampling gate_proj": sampling_layer["mlp"]["gate_proj"]["kernel"],
     "tokens": answers.tokens,
     "logprobs": answers.logprobs,
   }
@@ -333,7 +333,7 @@ def test_parameters_moments_and_sampling_weights_are_sharded_by_the_rules(result
   assert shards["down_proj"] == [2, 96 // tensor, 64 // fsdp]
   assert shards["embedding"] == [320 // tensor, 64 // fsdp]
   assert shards["sampling qkv_proj"] == [4 // tensor, 4, 8, 64]
-  assert shards["sampling gate_up_proj"] == [2, 96 // tensor, 64]
+  assert shards["sampling gate_proj"] == [96 // tensor, 64]
 
 
 @each_mesh

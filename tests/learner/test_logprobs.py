@@ -27,6 +27,14 @@ def inputs(shape=(B, T, D, V), scale=1.0):
 
 
 # Chunks of 15 tokens: ragged, exact, larger than the batch, and the default.
+def test_chunks_are_about_as_large_as_each_other():
+  """Of 1,368 tokens in chunks of 1,365, the second chunk would be nearly all padding."""
+  shapes = ((8, 171, 4), jnp.float32), ((4, 8), jnp.float32), ((8, 171), jnp.int32)
+  arrays = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+  program = str(jax.make_jaxpr(lambda *x: token_logprobs(*x, chunk=1365))(*arrays))
+  assert "f32[2,684,4]" in program
+
+
 @pytest.mark.parametrize("chunk", [4, 15, 512, 0])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_and_their_gradients_equal_log_softmax(chunk, temperature):

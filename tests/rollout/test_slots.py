@@ -132,15 +132,20 @@ def test_a_row_has_a_limit_of_its_own(params, slots):
 
 
 def test_a_row_per_response_is_drained_in_fewer_rows(params, monkeypatch):
-  """24 responses, of which the 4 of one prompt go on in 6 rows: the same rollouts."""
+  """24 responses, of which 12 go on in 12 rows, and then the 4 of one prompt in 4: the same
+  rollouts."""
   prompts = PROMPTS.replace(max_tokens=jnp.array([T, 1, 3, 3, 2, 4]))
   expected = sample(params, prompts)
-  monkeypatch.setattr(rollout.sampler, "DRAIN_ROWS", 6)
+  monkeypatch.setattr(rollout.sampler, "DRAIN", (2, 6))
+  monkeypatch.setattr(rollout.sampler, "DRAIN_ROWS", 4)
   jax.clear_caches()
   out = sample(params, prompts)
   jax.clear_caches()
   assert_same(out, expected)
-  assert out.decode_rows.sum() < expected.decode_rows.sum()
+  fed = np.asarray(out.mask.sum(-1))
+  alive = [(fed > t).sum() for t in range(fed.max())]
+  rows = sum(24 if a > 12 else 12 if a > 4 else 4 for a in alive)
+  np.testing.assert_allclose(out.decode_rows.sum(), rows)
 
 
 def test_rows_are_counted(params):
