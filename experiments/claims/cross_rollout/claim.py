@@ -39,17 +39,17 @@ def units(lab: Lab) -> list[Unit]:
 def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
   """Accuracy of the arms, and bias of the gradients."""
   runs = {arm.name: [lab.read(arm, seed) for seed in seeds] for arm in ARMS}
-  biases = {
-    title: [lab.gradient_results(policy.format(seed=seed), seed)["squared bias"] for seed in seeds]
+  gradients = {
+    title: [lab.gradient_results(policy.format(seed=seed), seed) for seed in seeds]
     for title, policy in POLICIES.items()
   }
-  return outcome(runs, biases)
+  return outcome(runs, gradients)
 
 
 def outcome(
-  runs: Mapping[str, Sequence[Run]], biases: Mapping[str, Sequence[Mapping[str, float]]]
+  runs: Mapping[str, Sequence[Run]], gradients: Mapping[str, Sequence[Mapping]]
 ) -> Outcome:
-  """The outcome of runs by arm, and of squared biases of each seed by policy."""
+  """The outcome of runs by arm, and of the results of `gradients` of each seed by policy."""
   reached = {
     kind: {arm: [accuracy(run) for run in members] for arm, members in runs.items()}
     for kind, accuracy in ACCURACIES.items()
@@ -59,11 +59,11 @@ def outcome(
     for kind, found in reached.items()
   }
   bias = {
-    (title, name): intervals.mean([seed[name] for seed in seeds])
-    for title, seeds in biases.items()
+    (title, name): relative_bias(seeds, name)
+    for title, seeds in gradients.items()
     for name in BASELINES
   }
-  first = next(iter(biases.values()))
+  first = [seed["squared bias"] for seed in next(iter(gradients.values()))]
   more = {
     name: intervals.difference(*([seed[x] for seed in first] for x in (name, "poise")))
     for name in (OWN.name, OWN_PAIR.name)
@@ -80,7 +80,7 @@ def outcome(
     ]
     for arm, members in runs.items()
   ]
-  bias_rows = [[name, *(bias[title, name] for title in biases)] for name in BASELINES]
+  bias_rows = [[name, *(bias[title, name] for title in gradients)] for name in BASELINES]
   checks = [
     *(
       Check.above(
@@ -120,7 +120,7 @@ def outcome(
         rows,
       ),
       "Squared bias of the gradient, as a share of the squared gradient": markdown.table(
-        ("baseline", *biases), bias_rows
+        ("baseline", *gradients), bias_rows
       ),
     },
     figure=svg.picture(panels, list(runs), 2),
@@ -129,9 +129,20 @@ def outcome(
       "POISE minus arm": {
         kind: {arm: x.to_json() for arm, x in found.items()} for kind, found in against.items()
       },
-      "squared bias by seed": {title: list(seeds) for title, seeds in biases.items()},
+      **{
+        f"{name} by seed": {title: [x[name] for x in seeds] for title, seeds in gradients.items()}
+        for name in ("squared bias", "squared gradient")
+      },
     },
   )
+
+
+def relative_bias(seeds: Sequence[Mapping], name: str) -> intervals.Interval:
+  """The squared bias over the squared gradient, both averaged over seeds first: after training the
+  gradient of a single seed may be too small to divide by."""
+  gradients = [seed["squared gradient"] for seed in seeds]
+  biases = [seed["squared bias"][name] * x for seed, x in zip(seeds, gradients, strict=True)]
+  return intervals.ratio(biases, gradients)
 
 
 CLAIM = Claim(

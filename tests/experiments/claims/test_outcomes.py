@@ -231,11 +231,22 @@ def crossed(gains, single=0.2, pair=0.2):
   rng = np.random.default_rng(0)
   true = dict.fromkeys(cross_rollout.BASELINES, 0.0)
   true |= {cross_rollout.OWN.name: single, cross_rollout.OWN_PAIR.name: pair}
-  biases = {
-    title: [{name: b + 0.02 * rng.normal() for name, b in true.items()} for _ in SEEDS]
+  gradients = {
+    title: [biased({name: b + 0.02 * rng.normal() for name, b in true.items()}) for _ in SEEDS]
     for title in cross_rollout.POLICIES
   }
-  return cross_rollout.outcome(runs_of(arms), biases)
+  return cross_rollout.outcome(runs_of(arms), gradients)
+
+
+def biased(shares, squared=0.5):
+  """What `experiments.gradients` says of the bias."""
+  return {"squared bias": shares, "squared gradient": squared}
+
+
+def test_a_seed_without_a_gradient_does_not_decide_the_bias():
+  """A squared gradient near 0 makes its share of bias huge, and says nothing."""
+  seeds = [biased({"own": 0.2}), biased({"own": 0.2}), biased({"own": -40.0}, 0.0005)]
+  assert cross_rollout.relative_bias(seeds, "own").value == pytest.approx(0.18, abs=0.001)
 
 
 def test_the_cross_rollout_construction_is_found_to_matter():
@@ -255,11 +266,11 @@ def test_accuracy_is_that_of_sampled_answers_with_held_out_problems_beside_it():
   members = runs_of({arm.name: 0.3 for arm in cross_rollout.ARMS})
   for row in (row for member in members[better] for row in member.rows):
     row |= {"eval/accuracy": 0.9} if "eval/accuracy" in row else {}
-  biases = {
-    title: [dict.fromkeys(cross_rollout.BASELINES, 0.0) for _ in SEEDS]
+  gradients = {
+    title: [biased(dict.fromkeys(cross_rollout.BASELINES, 0.0)) for _ in SEEDS]
     for title in cross_rollout.POLICIES
   }
-  outcome = cross_rollout.outcome(members, biases)
+  outcome = cross_rollout.outcome(members, gradients)
   assert True not in outcomes(outcome)
   row = next(x for x in outcome.tables["Accuracy"].splitlines() if x.startswith(f"| {better} "))
   _, _, sampled, _, held_out, *_ = row.split("|")
