@@ -12,6 +12,7 @@ the claim's results, its page and RESULTS.md. The same command continues after a
 import importlib
 import json
 import pathlib
+from typing import Any
 
 import rich.console
 from absl import flags
@@ -68,6 +69,12 @@ def results(claim: Claim, workdir: pathlib.Path) -> pathlib.Path:
   return copy
 
 
+def start() -> dict[str, Any]:
+  """The provenance of this command, as one that makes the runs, too: without --report."""
+  found = provenance()
+  return found | {"command": [x for x in found["command"] if x.strip("-") != "report"]}
+
+
 def write(claim: Claim, lab: Lab, run: runner.Run) -> str:
   """Writes the results of the finished seeds; returns where they are in a sentence."""
   finished = lab.finished(run.units)
@@ -80,7 +87,7 @@ def write(claim: Claim, lab: Lab, run: runner.Run) -> str:
     "planned": planned,
     "seconds": run.marks.seconds(run.units),
     "commits": run.marks.commits(run.units),
-    "provenance": provenance(),
+    "provenance": start(),
   }
   page = results(claim, lab.workdir)
   note = report.QUICK if QUICK.value else ""

@@ -65,18 +65,18 @@ QUICK = {
 # Seconds of a run with one thread until one of its kind is measured.
 ESTIMATES = {
   "warm start": 12.5 * 60.0,
-  "training poise": 12 * 60.0,
-  "training poise_sibling": 12 * 60.0,
-  "training rloo": 12 * 60.0,
-  "training grpo": 12 * 60.0,
-  "training dapo": 20 * 60.0,
-  "training dapo_greso": 18 * 60.0,
-  "training ppo": 20 * 60.0,
-  "training sppo": 13 * 60.0,
+  "training poise": 5 * 60.0,
+  "training poise_sibling": 5 * 60.0,
+  "training rloo": 5 * 60.0,
+  "training grpo": 5 * 60.0,
+  "training dapo": 9 * 60.0,
+  "training dapo_greso": 8 * 60.0,
+  "training ppo": 9 * 60.0,
+  "training sppo": 6 * 60.0,
   "export": 30.0,
   "probes": 3 * 60.0,
   "probes and critics": 12 * 60.0,
-  "gradients": 12 * 60.0,
+  "gradients": 3 * 60.0,
   "evaluation of values": 3 * 60.0,
 }
 Fields = Mapping[str, object]

@@ -28,6 +28,8 @@ for arguments in json.loads(sys.argv[1]):
       cli.guarded(claims.main, cli.parse(["claims", *arguments]))
     except SystemExit as exit:
       print(exit.code)
+sys.orig_argv[1:] = ["-m", "experiments.claims", "signal", "--report"]
+print(claims.start()["command"][1:])
 """
 
 
@@ -48,7 +50,8 @@ def test_mistakes_are_found_before_the_first_run_and_a_report_runs_nothing(tmp_p
     [sys.executable, "-c", SCRIPT, arguments], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0 and not done.stderr, done.stderr
-  lines = done.stdout.splitlines()
+  *lines, made = done.stdout.splitlines()
+  assert made == "['-m', 'experiments.claims', 'signal']"
   for (_, part), line in zip(expected, lines, strict=False):
     assert line.startswith("error: ") and part in line
   assert not (tmp_path / "x").exists()
