@@ -54,7 +54,8 @@ def prefill(
   lengths: Int[Array, " B"],
   rollout: RolloutConfig,
 ) -> Prefill:
-  """Computes the prompts at once, or rollout.prefill_chunk positions at a time to save memory.
+  """Computes the prompts at once, or in equal passes of at most rollout.prefill_chunk positions to
+  save memory.
 
   Args:
     config: the decoder's shape.
@@ -64,7 +65,8 @@ def prefill(
     rollout: sampling options.
   """
   width = tokens.shape[1]
-  chunk = min(rollout.prefill_chunk or width, width)
+  passes = -(-width // (rollout.prefill_chunk or width))
+  chunk = -(-width // passes)
   tokens = jnp.pad(tokens, ((0, 0), (0, -width % chunk)))
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   mask = positions < lengths[:, None]

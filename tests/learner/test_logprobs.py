@@ -26,7 +26,6 @@ def inputs(shape=(B, T, D, V), scale=1.0):
   return hidden, unembed, targets, cotangents
 
 
-# Chunks of 15 tokens: ragged, exact, larger than the batch, and the default.
 def test_chunks_are_about_as_large_as_each_other():
   """Of 1,368 tokens in chunks of 1,365, the second chunk would be nearly all padding."""
   shapes = ((8, 171, 4), jnp.float32), ((4, 8), jnp.float32), ((8, 171), jnp.int32)
@@ -35,6 +34,7 @@ def test_chunks_are_about_as_large_as_each_other():
   assert "f32[2,684,4]" in program
 
 
+# Chunks of 15 tokens: ragged, exact, larger than the batch, and the default.
 @pytest.mark.parametrize("chunk", [4, 15, 512, 0])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_and_their_gradients_equal_log_softmax(chunk, temperature):

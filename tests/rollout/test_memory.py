@@ -44,6 +44,15 @@ def test_prefill_in_chunks_changes_nothing(params):
       np.testing.assert_allclose(getattr(out, name), getattr(plain, name), atol=1e-5)
 
 
+def test_prefill_has_equal_chunks(params):
+  """9 positions, at most 8 at a time: two chunks of 5, not 8 and another 8 for the last one."""
+  config, tokens = dataclasses.replace(BASE, prefill_chunk=8), jnp.zeros((2, 9), jnp.int32)
+  weights = jax.eval_shape(lambda: models.sampling_params(CONFIG, params))
+  program = jax.jit(prefill, static_argnums=(0, 4))
+  text = program.lower(CONFIG, weights, tokens, jnp.full(2, 9), config).as_text()
+  assert "tensor<2x10x" in text and "tensor<2x16x" not in text
+
+
 def test_prefill_needs_the_memory_of_a_chunk(params, optimized):
   """Scores and MLP activations of 256 positions, all at once or 32 at a time."""
 
