@@ -112,6 +112,12 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
   return _interval(float(a.mean() / b.mean()), ratios, len(a))
 
 
+def spread(arms: Sequence[Sequence[float]]) -> Interval:
+  """The interval of the range of the arms' means, where arms[i][j] is of seed j."""
+  means = np.asarray(arms, np.float64)[:, draws(len(arms[0]))].mean(-1)
+  return _interval(float(np.ptp(np.mean(arms, -1))), np.ptp(means, axis=0), len(arms[0]))
+
+
 def crossing(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], level: float) -> float:
   """The first x at which a curve of straight segments reaches a level; infinite if it never does.
 

@@ -61,7 +61,10 @@ def main(name):
   print(json.dumps({"errors": errors, "norm": scale.addressable_shards[0].data.shape}))
 
 
-@pytest.mark.parametrize("name,norm", [("olmo3", [2, 16]), ("gemma3_text", [2, 8])])
+@pytest.mark.parametrize(
+  "name,norm",
+  [("olmo3", [2, 16]), pytest.param("gemma3_text", [2, 8], marks=pytest.mark.slow)],
+)
 def test_eight_devices_equal_one(name, norm):
   """OLMo's queries are normalised over all heads, which the tensor axis splits."""
   root = pathlib.Path(__file__).parents[2]

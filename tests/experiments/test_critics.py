@@ -39,7 +39,7 @@ def arrays(experiment, rewards):
   }
 
 
-@pytest.mark.parametrize("name", critics.PASSES)
+@pytest.mark.parametrize("name", ["sppo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_critic_finds_which_prompts_are_easy(experiment, name, monkeypatch):
   monkeypatch.setitem(critics.PASSES, name, 12)
   params = models.init(experiment.model, jax.random.key(0))

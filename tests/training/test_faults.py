@@ -153,6 +153,7 @@ def test_a_read_only_workdir(finished_run, small_disk):
 
 
 # Limits apply to a whole process, pytest's output included: these tests have one of their own.
+@pytest.mark.slow  # a full disk is tested above
 def test_limits_of_the_process():
   names = "test_the_size_of_files or test_too_little_memory"
   options = ["-n", "0", "-p", "no:cacheprovider", "-m", "slow", "-k", names]

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.claims import intervals
 from experiments.claims.claim import Check, Claim, Outcome
-from experiments.claims.lab import Arm, Lab
+from experiments.claims.lab import Arm, Lab, final_accuracy, sampled_accuracy
 from experiments.claims.runner import Unit
 from experiments.claims.tracking.shadow import CRITICS, VARIANTS, slug
 from experiments.gradient_noise import share
@@ -20,6 +20,9 @@ SHADOW = "experiments.claims.tracking.shadow:make"
 CLOSE = 0.05  # of r: a smaller loss against the critic counts as "tracks closely"
 STEADY = 0.1  # of r over its ceiling: a smaller loss in the course of training counts as steady
 METRICS = ("mae", "pearson", "variance_reduction")
+BOOTSTRAPS = (1, 16)  # steps, beside those of configs/lab.py; the source has 16
+FLAT = 0.02  # of accuracy: a smaller range over BOOTSTRAPS counts as flat
+FIRST = 4  # steps after the bootstrap, whose mean is the quality of the first predictions
 
 
 def arm(lab: Lab) -> Arm:
@@ -27,6 +30,12 @@ def arm(lab: Lab) -> Arm:
   every = steps(lab)[0]
   fields = {"estimator": SHADOW, "checkpoint_every": every, "checkpoint_keep_every": every}
   return Arm("poise with shadows", "poise", fields)
+
+
+def bootstraps(lab: Lab) -> list[Arm]:
+  """POISE with a shorter and a longer bootstrap."""
+  counts = (2, 3) if lab.quick else BOOTSTRAPS
+  return [Arm(f"poise, bootstrap {x}", "poise", {"probe.bootstrap_steps": x}) for x in counts]
 
 
 def steps(lab: Lab) -> tuple[int, ...]:
@@ -48,11 +57,12 @@ def evaluation(lab: Lab, seed: int, step: int) -> Unit:
 
 
 def units(lab: Lab) -> list[Unit]:
-  """A run of every seed, and its evaluations."""
+  """A run of every seed and its evaluations, and runs with other bootstraps."""
   made = []
   for seed in lab.seeds:
     made += [lab.start(seed), lab.train(arm(lab), seed)]
     made += [evaluation(lab, seed, step) for step in steps(lab)]
+    made += [lab.train(other, seed) for other in bootstraps(lab)]
   return made
 
 
@@ -62,7 +72,8 @@ def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
     step: [main_row(lab.results(evaluation(lab, seed, step).name)) for seed in seeds]
     for step in steps(lab)
   }
-  return outcome([lab.read(arm(lab), seed) for seed in seeds], held_out)
+  others = [[lab.read(other, seed) for seed in seeds] for other in bootstraps(lab)]
+  return outcome([lab.read(arm(lab), seed) for seed in seeds], held_out, others)
 
 
 def main_row(results: Mapping) -> dict[str, float]:
@@ -84,8 +95,43 @@ def late(run: Run, metric: str) -> float:
   return float(values.mean()) if len(values) else float("nan")
 
 
-def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, float]]]) -> Outcome:
-  """The outcome of the runs of each seed, and of their evaluations by step."""
+def early(run: Run, metric: str) -> float:
+  """The mean of a metric over the first FIRST steps with predictions; NaN if there are none."""
+  predicted = run.series("probe/pearson")[0][:FIRST]
+  steps, values = run.series(metric)
+  values = values[np.isin(steps, predicted)]
+  return float(values.mean()) if len(values) else float("nan")
+
+
+def by_bootstrap(runs: Sequence[Sequence[Run]]) -> dict[int, Sequence[Run]]:
+  """The runs of each arm by the steps of its bootstrap, in order."""
+  lengths = {arm[0].config["probe"]["bootstrap_steps"]: arm for arm in runs}
+  return dict(sorted(lengths.items()))
+
+
+def bootstrap_table(runs: Mapping[int, Sequence[Run]]) -> str:
+  """How good the first predictions are, and where the runs end."""
+  columns = (
+    lambda run: early(run, "probe/pearson"),
+    lambda run: early(run, "probe/variance_reduction"),
+    sampled_accuracy,
+    final_accuracy,
+  )
+  rows = [
+    [length, *(intervals.mean([column(run) for run in arm]) for column in columns)]
+    for length, arm in runs.items()
+  ]
+  header = ("steps of the bootstrap", "r of the first predictions", "variance removed by them")
+  return markdown.table((*header, "sampled accuracy", "held-out accuracy"), rows)
+
+
+def outcome(
+  runs: Sequence[Run],
+  held_out: Mapping[int, Sequence[Mapping[str, float]]],
+  others: Sequence[Sequence[Run]],
+) -> Outcome:
+  """The outcome of the runs of each seed, of their evaluations by step, and of the runs of each
+  seed with every other bootstrap."""
   names = (*VARIANTS, *CRITICS)
   found = {
     (name, metric): [late(run, f"shadow/{slug(name)}/{metric}") for run in runs]
@@ -100,6 +146,8 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
   first, last = min(held_out), max(held_out)
   shares = {step: [share(x["r"], x["ceiling"]) for x in held_out[step]] for step in (first, last)}
   probe, critic = next(iter(VARIANTS)), better_critic(runs)
+  lengths = by_bootstrap([runs, *others])
+  sampled = {length: [sampled_accuracy(run) for run in arm] for length, arm in lengths.items()}
   return Outcome(
     checks=[
       Check.above(
@@ -119,6 +167,13 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
         "about 0.30 (v2 Figure 4)",
         intervals.mean(found[probe, "variance_reduction"]),
       ).as_control(),
+      Check.below(
+        f"Sampled accuracy depends little on the bootstrap of {_listed(lengths)} steps (range "
+        f"below {FLAT})",
+        "16 steps, no comparison (v3)",
+        intervals.spread(list(sampled.values())),
+        FLAT,
+      ),
     ],
     tables={
       "Predictions of the next step's rewards, second half of the steps": markdown.table(
@@ -127,13 +182,20 @@ def outcome(runs: Sequence[Run], held_out: Mapping[int, Sequence[Mapping[str, fl
       "The probe on held-out prompts, against avg@8": markdown.table(
         ("step", "MAE", "r", "ceiling"), tracked
       ),
+      "Length of the bootstrap": bootstrap_table(lengths),
     },
     figure=figure(runs),
     numbers={
       "r over its ceiling by seed": {f"step {step}": x for step, x in shares.items()},
+      "sampled accuracy by seed": {f"bootstrap {x}": found for x, found in sampled.items()},
       **{f"{metric} by seed": {name: found[name, metric] for name in names} for metric in METRICS},
     },
   )
+
+
+def _listed(lengths):
+  *most, last = map(str, lengths)
+  return f"{', '.join(most)} or {last}"
 
 
 def better_critic(runs: Sequence[Run]) -> str:
