@@ -63,6 +63,13 @@ def different(examples: Sequence[Example]) -> Int[np.ndarray, " Q"]:
   return np.array(list(first.values()), np.int64)
 
 
+def levels(experiment: Experiment, prompts: int) -> Int[np.ndarray, " P"]:
+  """The difficulties of the first different training prompts, as indices in
+  `experiment.difficulties`."""
+  train, names = experiment.task.train, experiment.difficulties
+  return np.array([names.index(train[i].difficulty) for i in different(train)[:prompts]])
+
+
 def sampled(
   experiment: Experiment, params: PyTree[Array], prompts: int, samples: int
 ) -> Iterator[Experience]:

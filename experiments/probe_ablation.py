@@ -36,7 +36,11 @@ PROMPTS = flags.DEFINE_integer("prompts", 512, "training prompts, half of them f
 SAMPLES = flags.DEFINE_integer("samples", 8, "answers per prompt, an even number")
 LAYERS = flags.DEFINE_list("layers", [], "layers to read besides the config's first one")
 CRITICS = flags.DEFINE_bool("critics", False, "also train critics on the same prompts")
-HEADER = ("baseline of one answer, from its sibling", "MAE", "r", "1 - Var(A) / Var(R)")
+HEADER = (
+  *("baseline of one answer, from its sibling", "MAE", "r", "r within a level"),
+  "1 - Var(A) / Var(R)",
+)
+LEVEL = "the mean of the prompt's level"
 POISE = "POISE: states and entropies of the sibling"
 ALPHAS = (0.01, 1.0, 100.0, 10000.0)
 WIDTHS = ((64,), (512,), (512, 512, 512))
@@ -51,6 +55,7 @@ class Data:
   features: Float[np.ndarray, "P n F"]  # each block has the layers one after the other
   lengths: Int[np.ndarray, "P n"]  # tokens per answer
   layers: tuple[int, ...]  # layers in the features
+  levels: Int[np.ndarray, " P"]  # number of each prompt's difficulty
   domains: tuple[str, ...] = ()  # of the prompts; () if they are all of one
 
   @property
@@ -117,6 +122,7 @@ def predictions(
   mean = np.full_like(rewards[half:], rewards[:half].mean())
   rows = {
     "a constant: the other half's mean": lambda: mean,
+    LEVEL: lambda: of_level(data),
     "the sibling's reward (RLOO, n = 2)": lambda: rewards[half:],
     POISE: probed(features, config),
     "poise_sibling: also its reward": probed(with_reward, config, scalars=ENTROPIES + 1),
@@ -147,6 +153,7 @@ def results(
   """`quality` of all predictions, for all prompts (domain None) and those of each domain."""
   half, n = len(data.rewards) // 2, data.rewards.shape[1]
   rewards, domains = data.rewards[half:], np.array(data.domains[half:])
+  levels = data.levels[half:]
   places = {None: np.ones(len(rewards), bool)}
   places |= {name: domains == name for name in sorted(set(data.domains))}
   made = []
@@ -154,7 +161,8 @@ def results(
     ceiling = float(noise_ceiling(rewards, where, n - 1)) if where.any() else np.nan
     for name, predicted in rows.items():
       if where.sum() > 1:
-        numbers = {**quality(predicted[where], rewards[where]), "ceiling": ceiling}
+        numbers = quality(predicted[where], rewards[where], levels[where])
+        numbers["ceiling"] = ceiling
         about = {"name": name, "domain": domain, "prompts": int(where.sum())}
         made.append({**about, **files.known(numbers)})
   return made
@@ -163,7 +171,11 @@ def results(
 def table(rows: Sequence[Mapping[str, str | float | None]]) -> str:
   """The `results` of all prompts in Markdown."""
   lines = [
-    [row["name"], f"{row['MAE']:.3f}", f"{row['r']:.3f}", f"{row['variance reduction']:+.3f}"]
+    [
+      row["name"],
+      *(f"{row[name]:.3f}" for name in ("MAE", "r", "r within a level")),
+      f"{row['variance reduction']:+.3f}",
+    ]
     for row in rows
     if row["domain"] is None
   ]
@@ -185,19 +197,49 @@ def _predictions(
   return np.asarray(probe.predict(fitted, features[half:]))
 
 
+def of_level(data: Data) -> Float[np.ndarray, "P/2 n"]:
+  """For each prompt of the second half the mean reward of its level in the first half, or the mean
+  of the first half if the level is not in it: what a prompt's difficulty says about its value."""
+  half = len(data.rewards) // 2
+  levels, rewards = data.levels[:half], data.rewards[:half]
+  means = {level: rewards[levels == level].mean() for level in np.unique(levels)}
+  predicted = np.array([means.get(level, rewards.mean()) for level in data.levels[half:]])
+  return np.repeat(predicted[:, None], rewards.shape[1], 1)
+
+
+def correlation(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
+  """Pearson's r; 0 if either does not vary."""
+  constant = any(np.ptp(x) < 1e-6 for x in (a, b))  # what is left of equal numbers is rounding
+  return 0.0 if constant else float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
 def quality(
-  predictions: Float[np.ndarray, "Q n"], rewards: Float[np.ndarray, "Q n"]
+  predictions: Float[np.ndarray, "Q n"],
+  rewards: Float[np.ndarray, "Q n"],
+  levels: Int[np.ndarray, " Q"],
 ) -> dict[str, float]:
-  """MAE and r against the mean reward of a prompt's other answers, and the variance that is removed
-  from the rewards of the siblings, whose baselines the predictions are."""
+  """MAE and r against the mean reward of a prompt's other answers, r once each level's mean is
+  subtracted from both, and the variance that is removed from the rewards of the siblings, whose
+  baselines the predictions are."""
   n = rewards.shape[1]
   target = (rewards.sum(1, keepdims=True) - rewards) / (n - 1)
-  constant = np.ptp(predictions) == 0 or np.ptp(target) == 0  # exactly: a deviation gets rounded
-  r = 0.0 if constant else np.corrcoef(predictions.ravel(), target.ravel())[0, 1]
+  within = [x - _means(x, levels) for x in (predictions, target)]
   left = (rewards - answers.of_siblings(predictions)).var()
   reduction = 1 - left / rewards.var() if rewards.std() else 0.0
   error = np.abs(predictions - target).mean()
-  return {"MAE": float(error), "r": float(r), "variance reduction": float(reduction)}
+  return {
+    "MAE": float(error),
+    "r": correlation(predictions, target),
+    "r within a level": correlation(*within),
+    "variance reduction": float(reduction),
+  }
+
+
+def _means(values, levels):
+  """The mean of each prompt's level, [Q, 1]."""
+  _, index = np.unique(levels, return_inverse=True)
+  sums = np.bincount(index, values.mean(1)) / np.bincount(index)
+  return sums[index][:, None]
 
 
 def ablate(config: ConfigDict, folder: str):
@@ -231,7 +273,8 @@ def ablate(config: ConfigDict, folder: str):
     names = experiment.task.domains
     domains = tuple(names[i] for i in arrays["domains"]) if len(names) > 1 else ()
     lengths = arrays["mask"].sum(-1)
-    data = Data(arrays["rewards"], arrays["features"], lengths, layers, domains)
+    levels = answers.levels(experiment, prompts)
+    data = Data(arrays["rewards"], arrays["features"], lengths, layers, levels, domains)
     rows = predictions(data, layer, probe_config)
     if CRITICS.value:
       learned, costs = _critics(experiment, dict(arrays), data.layer(layer), probe_config)
@@ -240,7 +283,8 @@ def ablate(config: ConfigDict, folder: str):
   text = table(measured)
   about = (
     f"{prompts} prompts x {samples} answers, mean reward {data.rewards.mean():.3f}. MAE and r "
-    f"compare the prediction from one answer with the mean reward of the other {samples - 1}. "
+    f"compare the prediction from one answer with the mean reward of the other {samples - 1}; "
+    "within a level, the means of the prompts of each difficulty are subtracted from both. "
     f"Layer {layer} unless a row says otherwise."
   )
   if costs:

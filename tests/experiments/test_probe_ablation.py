@@ -25,7 +25,7 @@ def data():
   entropies = rng.random((PROMPTS, N, 3))
   features = np.concatenate([blocks.reshape(PROMPTS, N, -1), entropies], -1).astype(np.float32)
   lengths = rng.integers(1, 9, (PROMPTS, N))
-  return probe_ablation.Data(rewards, features, lengths, LAYERS)
+  return probe_ablation.Data(rewards, features, lengths, LAYERS, np.zeros(PROMPTS, np.int64))
 
 
 def numbers(data, layer):
@@ -40,12 +40,43 @@ def numbers(data, layer):
 def test_information_is_found_where_it_is(data):
   rows = numbers(data, layer=7)
   for name in ("POISE: states and entropies of the sibling", "response alone", "layer 7"):
-    mae, r, reduction = rows[name]
+    mae, r, within, reduction = rows[name]
     assert r > 0.6 and mae < 0.3 and reduction > 0.25, name
+    assert within == r, name  # all prompts are of one level
   for name in ("prompt alone", "entropy alone", "length alone", "layer 3"):
-    assert abs(rows[name][1]) < 0.25 and rows[name][2] < 0.05, name
+    assert abs(rows[name][1]) < 0.25 and rows[name][3] < 0.05, name
   assert rows["layer 7"] == rows["POISE: states and entropies of the sibling"]
-  assert rows["a constant: the other half's mean"][1:] == [0, 0]
+  assert rows["a constant: the other half's mean"][1:] == [0, 0, 0]
+
+
+def test_within_a_level_its_mean_says_nothing(data):
+  """Values of two levels that differ in half of the prompts; the response knows the rest."""
+  levels = np.arange(PROMPTS) % 2
+  rng = np.random.default_rng(1)
+  known = rng.random(PROMPTS) < 0.5
+  value = 0.8 * levels * ~known + 0.9 * rng.integers(0, 2, PROMPTS) * known
+  rewards = (rng.random((PROMPTS, N)) < value[:, None]).astype(np.float32)
+  features = data.features.copy()
+  features[..., :WIDTH] = (4 * levels)[:, None, None]  # the prompt's states of layer 3 show it
+  features[..., 2 * WIDTH : 3 * WIDTH] = (4 * value)[:, None, None]
+  data = probe_ablation.Data(rewards, features, data.lengths, LAYERS, levels)
+  rows = numbers(data, layer=3)
+  for name in (probe_ablation.LEVEL, "prompt alone"):
+    assert rows[name][1] > 0.4 and rows[name][2] == 0, name
+  assert rows["response alone"][2] > rows["prompt alone"][1]
+
+
+def test_the_mean_of_a_level_by_hand():
+  rewards = np.array([[1, 0], [1, 1], [0, 0], [0, 0], [1, 1], [0, 1]], np.float32)
+  features, lengths = np.zeros((6, 2, 15), np.float32), np.ones((6, 2), np.int64)
+  levels = np.array([2, 2, 5, 2, 7, 5])
+  data = probe_ablation.Data(rewards, features, lengths, (3,), levels)
+  np.testing.assert_array_equal(probe_ablation.of_level(data), [[0.75] * 2, [0.5] * 2, [0] * 2])
+  numbers = probe_ablation.quality(rewards[3:], rewards[3:], np.array([0, 0, 1]))
+  # Subtracted: 1/2 from the first two prompts, all that there is from the last one.
+  predicted, target = [-0.5, -0.5, 0.5, 0.5, -0.5, 0.5], [-0.5, -0.5, 0.5, 0.5, 0.5, -0.5]
+  expected = np.corrcoef(predicted, target)[0, 1]
+  np.testing.assert_allclose(numbers["r within a level"], expected, rtol=1e-6)
 
 
 def test_the_siblings_reward_by_hand(data):
@@ -57,10 +88,10 @@ def test_the_siblings_reward_by_hand(data):
       advantages.append(group[i] - group[j])
       errors.append(abs(group[i] - np.mean(np.delete(group, i))))
   rows = numbers(data, layer=3)
-  mae, _, reduction = rows["the sibling's reward (RLOO, n = 2)"]
+  mae, _, _, reduction = rows["the sibling's reward (RLOO, n = 2)"]
   np.testing.assert_allclose(mae, np.mean(errors), atol=6e-4)
   np.testing.assert_allclose(reduction, 1 - np.var(advantages) / rewards.var(), atol=6e-4)
-  blind, sibling = (rows[k][2] for k in rows if k.startswith(("POISE", "poise_sibling")))
+  blind, sibling = (rows[k][3] for k in rows if k.startswith(("POISE", "poise_sibling")))
   assert sibling > max(blind, reduction) + 0.1
 
 

@@ -13,6 +13,7 @@ from experiments.claims.value_estimation.claim import PROBE, values
 from poise_jax.reports import markdown, svg
 
 WINDOWS = (5, 20)  # beside that of configs/lab.py, 10
+WITHIN = "r within a level"
 FLAT = 0.05  # of r: a smaller range over layers or windows counts as flat
 TABLE_3 = {  # name -> MAE and r in v2 Table 3
   PROBE: ".126 / .838",
@@ -59,12 +60,14 @@ def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
 def outcome(results: Sequence[Mapping], windows: Windows) -> Outcome:
   """The outcome of the ablations of each seed, and of those with other windows."""
   names = list(dict.fromkeys(row["name"] for row in results[0]["results"]))
-  r = {name: values(results, name, None, "r") for name in names}
+  r, within = (
+    {name: values(results, name, None, metric) for name in names} for metric in ("r", WITHIN)
+  )
   mae = {name: values(results, name, None, "MAE") for name in names}
   removed = {name: values(results, name, None, "variance reduction") for name in names}
   layers = [name for name in names if name.startswith("layer ")]
   rows = [
-    [name, TABLE_3.get(name, ""), *(intervals.mean(x[name]) for x in (mae, r, removed))]
+    [name, TABLE_3.get(name, ""), *(intervals.mean(x[name]) for x in (mae, r, within, removed))]
     for name in names
   ]
   other = {window: values(found, PROBE, None, "r") for window, found in windows.items()}
@@ -74,6 +77,7 @@ def outcome(results: Sequence[Mapping], windows: Windows) -> Outcome:
       "",
       intervals.mean(values(found, PROBE, None, "MAE")),
       intervals.mean(other[window]),
+      intervals.mean(values(found, PROBE, None, WITHIN)),
       intervals.mean(values(found, PROBE, None, "variance reduction")),
     ]
     for window, found in windows.items()
@@ -89,17 +93,23 @@ def outcome(results: Sequence[Mapping], windows: Windows) -> Outcome:
   checks += [
     flat("layers", "0.807 to 0.834 (v2 Table 8)", [r[name] for name in layers]),
     flat("windows", "0.822 to 0.834 (v2 Table 10)", [r[PROBE], *other.values()]),
+    Check.above(
+      "Within a level, r of the response alone is above that of the prompt alone (difference)",
+      "not tested",
+      intervals.difference(within["response alone"], within["prompt alone"]),
+    ),
   ]
   return Outcome(
     checks=checks,
     tables={
       "Probes on held-out prompts": markdown.table(
-        ("probe", "v2 Table 3, MAE / r", "MAE", "r", "variance removed"), rows
+        ("probe", "v2 Table 3, MAE / r", "MAE", "r", WITHIN, "variance removed"), rows
       )
     },
     figure=figure(r),
     numbers={
       "r by seed": r,
+      f"{WITHIN} by seed": within,
       "MAE by seed": mae,
       "r by seed and window": {str(window): x for window, x in other.items()},
     },

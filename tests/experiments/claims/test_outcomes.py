@@ -277,14 +277,18 @@ def test_accuracy_is_that_of_sampled_answers_with_held_out_problems_beside_it():
   assert float(held_out.split()[0]) == 0.9 and float(sampled.split()[0]) < 0.7
 
 
-def ablation(seed, quality, families=("a", "b", "c", "d", "e"), seconds=(0.01, 10.0)):
-  """Results of experiments.probe_ablation; quality: name -> r, or name -> {family: r}."""
+def ablation(seed, quality, families=("a", "b", "c", "d", "e"), seconds=(0.01, 10.0), within=None):
+  """Results of experiments.probe_ablation.
+
+  quality: name -> r, or name -> {family: r}; within: name -> r within a level, by default 0.1.
+  """
   rng = np.random.default_rng(seed)
   rows = []
   for domain in (None, *families):
     for name, r in quality.items():
       r = r[domain] if isinstance(r, dict) else r
       numbers = {"MAE": 0.5 * (1 - r), "r": r, "variance reduction": r * r, "ceiling": 0.95}
+      numbers["r within a level"] = (within or {}).get(name, 0.1)
       rows.append(
         {"name": name, "domain": domain, "prompts": 9}
         | {k: x + NOISE * rng.normal() for k, x in numbers.items()}
@@ -365,12 +369,13 @@ def test_what_carries_the_signal_is_found():
     "layer 1": 0.81,
   }
   windows = {w: [ablation(s + w, {signal.PROBE: 0.84}) for s in SEEDS] for w in signal.WINDOWS}
-  outcome = signal.outcome([ablation(seed, r) for seed in SEEDS], windows)
-  assert outcomes(outcome) == [True] * 6 and controls(outcome) == [4]
+  within = {"response alone": 0.5, "prompt alone": 0.2}
+  outcome = signal.outcome([ablation(seed, r, within=within) for seed in SEEDS], windows)
+  assert outcomes(outcome) == [True] * 7 and controls(outcome) == [4]
   r |= {"prompt alone": 0.9, "entropy alone": 0.3, "layer 0": 0.3}
   windows[5] = [ablation(s, {signal.PROBE: 0.4}) for s in SEEDS]
   outcome = signal.outcome([ablation(seed, r) for seed in SEEDS], windows)
-  assert outcomes(outcome) == [False, False, None, True, False, False]
+  assert outcomes(outcome) == [False, False, None, True, False, False, None]
 
 
 def check(holds):
