@@ -102,7 +102,7 @@ def outcome(results: Sequence[Mapping], windows: Windows) -> Outcome:
   return Outcome(
     checks=checks,
     tables={
-      "Probes on held-out prompts": markdown.table(
+      "Probes in the test half": markdown.table(
         ("probe", "v2 Table 3, MAE / r", "MAE", "r", WITHIN, "variance removed"), rows
       )
     },

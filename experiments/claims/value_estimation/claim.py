@@ -85,7 +85,7 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
       *(families_better(metric, {f: x[f] for f in families}) for metric, x in better.items()),
     ],
     tables={
-      "Values of held-out prompts": markdown.table(header, rows),
+      "Values in the test half": markdown.table(header, rows),
       "Cost of a fit, for critics of one pass over the same answers": costs_table(results),
     },
     figure=figure(results, [None, *families]),

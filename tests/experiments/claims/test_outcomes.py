@@ -311,7 +311,7 @@ def test_a_better_probe_is_found():
   assert outcomes(outcome) == [True] * 4
   assert not any(check.control for check in outcome.checks)
   assert outcome.checks[2].ours.startswith("better on 5 of 5")
-  assert "| a |" in outcome.tables["Values of held-out prompts"]
+  assert "| a |" in outcome.tables["Values in the test half"]
   *_, costs = outcome.tables.values()
   assert "| critic of the prompt | 10.000" in costs and "arithmetic" in costs
   assert outcomes(estimated(0.5))[:2] == [None, None]
@@ -561,7 +561,7 @@ def test_an_interval_that_reaches_a_threshold_tells_nothing():
 
 
 def collected(arm, seed, unused, skipped=None):
-  """A log in which a share of the sampled tokens is in vain; sampling takes half of the time."""
+  """A log in which a share of the sampled tokens is discarded; sampling takes half of the time."""
   made = run(arm, seed, 0.3)
   rng = np.random.default_rng(seed)
   for row in made.rows[1:]:
@@ -575,7 +575,7 @@ def collected(arm, seed, unused, skipped=None):
   "dapo, greso, poise, expected",
   ((0.5, 0.25, 0.0, [True, True, True]), (0.02, 0.02, 0.01, [False, None, False])),
 )
-def test_what_is_sampled_in_vain_is_found(dapo, greso, poise, expected):
+def test_what_is_discarded_is_found(dapo, greso, poise, expected):
   shares = {detection.POISE.name: poise, detection.DAPO.name: dapo, detection.GRESO.name: greso}
   runs = {
     arm: [
@@ -587,7 +587,7 @@ def test_what_is_sampled_in_vain_is_found(dapo, greso, poise, expected):
   assert outcomes(outcome) == expected and controls(outcome) == [3]
   time = outcome.numbers["time for unused tokens by seed"][detection.DAPO.name]
   np.testing.assert_allclose(np.mean(time), dapo / 2, atol=0.01)
-  assert "| 3.0 |" in outcome.tables["Sampled in vain"]
+  assert "| 3.0 |" in outcome.tables["Sampled and discarded"]
 
 
 def bootstrapped(seed, length, gain=0.3):
