@@ -83,11 +83,22 @@ class PromptEncoder:
     return self.template.replace("{question}", example.question)
 
   def ids(self, example: Example) -> list[int]:
-    """Token ids of one prompt, of any length."""
+    """Token ids of one prompt, of any length.
+
+    Raises:
+      UserError: there are none.
+    """
     text = self.text(example)
-    if not self.chat:
-      return [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
-    return self._chat_ids(text, example.turns)
+    if self.chat:
+      return self._chat_ids(text, example.turns)
+    ids = [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
+    if not ids:
+      raise UserError(
+        f"a prompt of domain {example.domain!r} has no tokens: its question is "
+        f"{example.question!r}, and the template adds nothing; leave the example out, or set "
+        "task.template"
+      )
+    return ids
 
   def _chat_ids(self, text, turns=()):
     """Token ids of a chat; a system turn in `turns` replaces that of the config."""

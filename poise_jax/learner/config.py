@@ -48,7 +48,8 @@ class UpdateOptions:
   # attention kernel: "xla", "splash" (TPU), "cudnn" (GPU), or "auto": the fastest that runs on the
   # devices in use; float32 is always computed by "xla"
   attention: str = "auto"
-  logprob_chunk: int = 0  # tokens whose logits a device holds at once; 0: as many as take 256 MiB
+  # most tokens whose logits a device holds at once; 0: as many as take 256 MiB
+  logprob_chunk: int = 0
 
   def __post_init__(self):
     check_finite("train", self)

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from poise_jax.distributed.sharding import BATCH, batch_shards
+from poise_jax.models.chunks import chunk_size
 from poise_jax.models.products import matmul
 
 
@@ -23,17 +24,17 @@ def token_logprobs(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """Log-probs of `targets` and entropies of softmax(hidden @ unembed / temperature), in nats.
 
-  A device holds the logits of `chunk` tokens at a time, in the forward pass and in the backward
-  pass, which recomputes them. Differentiable with respect to hidden and unembed through both
-  outputs. The matrix products have operands of the hidden states' dtype; all else is float32, the
-  sums over tokens and devices included.
+  A device holds the logits of at most `chunk` tokens at a time, in the forward pass and in the
+  backward pass, which recomputes them. Differentiable with respect to hidden and unembed through
+  both outputs. The matrix products have operands of the hidden states' dtype; all else is float32,
+  the sums over tokens and devices included.
 
   Args:
     hidden: final hidden states, one before each target.
     unembed: unembedding matrix; its gradient has its dtype.
     targets: token ids.
     temperature: divides the logits.
-    chunk: tokens whose logits exist at once; 0: as many as `chunk_of` allows.
+    chunk: most tokens whose logits exist at once; 0: as many as `chunk_of` allows.
   """
   mesh = jax.sharding.get_abstract_mesh()
   chunk = chunk or chunk_of(unembed.shape[1] // (1 if mesh.empty else mesh.shape["tensor"]))
@@ -133,7 +134,7 @@ def _in_chunks(arrays, chunk):
   """Each [B, T, ...] as chunks [N, C, ...] of at most `chunk` tokens; all are about as large, and
   the last one is filled up with zeros."""
   tokens = arrays[0].shape[0] * arrays[0].shape[1]
-  size = -(-tokens // -(-tokens // chunk))
+  size = chunk_size(tokens, chunk)
 
   def cut(x):
     x = x.reshape(tokens, *x.shape[2:])

@@ -17,14 +17,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.distributed import sharding
 from poise_jax.errors import UserError, unknown_name
+from poise_jax.models.chunks import chunk_size
 from poise_jax.models.products import matmul
 
 NEGATIVE = -1e30  # masked score; finite, so that a row without valid keys does not become NaN
 WHOLE = 1024  # most query positions for which xla holds all scores [B, H, S, T] at once
-QUERY_BLOCK = 512  # query positions that it holds at once for longer sequences
-RESIDUALS = (
-  "attention"  # name of splash's residuals [B, H, T, K]; saved, no forward pass is repeated
-)
+QUERY_BLOCK = 512  # most query positions that it holds at once for longer sequences
+# Name of splash's residuals [B, H, T, K]; where they are saved, no forward pass is repeated.
+RESIDUALS = "attention"
 Segments = Bool[Array, "B T"] | Int[Array, "B T"]
 BEST = {"tpu": "splash", "gpu": "cudnn"}  # implementation of a platform; others: xla
 
@@ -100,14 +100,14 @@ def xla(
     context = matmul(weights.reshape(batch, groups, ratio * length, -1), v)
     return context.reshape(batch, groups, ratio, length, dim)
 
-  padded = jnp.pad(segments, ((0, 0), (0, QUERY_BLOCK)))  # the last block reads beyond the end
-  if length <= WHOLE:
+  size = chunk_size(length, WHOLE if length <= WHOLE else QUERY_BLOCK)
+  padded = jnp.pad(segments, ((0, 0), (0, size)))  # the last block reads beyond the end
+  if size == length:
     context = attend(q, start)
   else:  # the backward pass computes a block's scores again
-    blocks = -(-length // QUERY_BLOCK)
-    q = jnp.pad(q, [(0, 0)] * 3 + [(0, blocks * QUERY_BLOCK - length), (0, 0)])
-    q = jnp.moveaxis(q.reshape(batch, groups, ratio, blocks, QUERY_BLOCK, dim), 3, 0)
-    starts = start + QUERY_BLOCK * jnp.arange(blocks)
+    q = jnp.pad(q, [(0, 0)] * 3 + [(0, -length % size), (0, 0)])
+    q = jnp.moveaxis(q.reshape(batch, groups, ratio, -1, size, dim), 3, 0)
+    starts = start + size * jnp.arange(len(q))
     context = jax.lax.map(lambda x: jax.checkpoint(attend)(*x), (q, starts))
     context = jnp.moveaxis(context, 0, 3).reshape(batch, groups, ratio, -1, dim)[:, :, :, :length]
   return context.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)

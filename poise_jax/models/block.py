@@ -101,10 +101,8 @@ class Attention(nn.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     cos, sin = cos[:, :, None], sin[:, :, None]
     k = rotate(k, cos, sin)
-    if c.query_pre_attn_scalar not in (
-      0,
-      c.head_dim,
-    ):  # in the tables, so that narrow queries are not rounded twice
+    if c.query_pre_attn_scalar not in (0, c.head_dim):
+      # In the tables, so that narrow queries are not rounded twice.
       scale = (c.head_dim / c.query_pre_attn_scalar) ** 0.5
       cos, sin = scale * cos, scale * sin
     return rotate(q, cos, sin), k, v

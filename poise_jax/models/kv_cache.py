@@ -22,6 +22,7 @@ from poise_jax.models.config import LayerSpec, ModelConfig
 
 CACHE_DTYPES = ("", "bfloat16", "int8")  # "": computation dtype
 PAGE = 128  # positions are a multiple of it, so that kernels can read a cache as whole pages
+LONG = 4096  # positions; longer caches are a multiple of 4 pages, which kernels read at once
 
 
 @flax.struct.dataclass
@@ -36,7 +37,7 @@ class KVCache:
   @classmethod
   def empty(cls, config: ModelConfig, rows: int, positions: int, dtype: DTypeLike) -> "KVCache":
     """A cache with room for at least `positions` tokens per row."""
-    size = positions + -positions % PAGE
+    size = positions + -positions % (PAGE if positions <= LONG else 4 * PAGE)
     keys = jnp.zeros((config.num_key_value_heads, rows, size, config.head_dim), dtype)
     scales = jnp.zeros(keys.shape[:3]) if keys.dtype == jnp.int8 else None
     return _pinned(cls(keys, keys, scales, scales))

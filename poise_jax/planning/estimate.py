@@ -2,10 +2,12 @@
 
 from poise_jax.distributed import sharding
 from poise_jax.learner.logprobs import chunk_of
+from poise_jax.models.kv_cache import row_bytes
 from poise_jax.planning.flops import device_bytes
 from poise_jax.planning.memory import ProgramMemory, cache_bytes
 from poise_jax.planning.roofline import FlopCount, model_flops
 from poise_jax.planning.step import StepShapes, pass_shape, recomputes_logprobs
+from poise_jax.rollout import queue, slots
 from poise_jax.training.build import StepConfig
 
 
@@ -13,16 +15,12 @@ def estimated_programs(step: StepConfig, shapes: StepShapes) -> dict[str, Progra
   """Temporary memory: caches or saved activations, the work of one layer, logits."""
   model, tensor = step.model, step.mesh.shape["tensor"]
   shards = sharding.batch_shards(step.mesh)
-  prompt = step.config.task.max_prompt_length
   itemsize = 2  # bfloat16
   # Numbers per position in the activations of one layer.
   width = (3 * model.intermediate_size + 4 * model.num_attention_heads * model.head_dim) // tensor
   width += 4 * model.hidden_size
 
-  prompts = step.config.rollouts // step.rollout.n // shards
-  logits = 4 * 4 * step.config.rollouts // shards * model.vocab_size // tensor
-  chunk = step.rollout.prefill_chunk or prompt
-  sampler = cache_bytes(step) + max(prompts * chunk * width * itemsize, logits)
+  sampler = cache_bytes(step) + _rest_of_sampling(step, width)
 
   micro, _ = shapes.passes[0]
   positions = micro.positions // shards
@@ -39,6 +37,26 @@ def estimated_programs(step: StepConfig, shapes: StepShapes) -> dict[str, Progra
     "the sampler": ProgramMemory(0, 0, sampler, 0.0),
     f"the update, {pass_shape(micro)}": ProgramMemory(0, 0, learner, 0.0),
   }
+
+
+def _rest_of_sampling(step: StepConfig, width: int) -> int:
+  """Bytes beside the slots' caches; `width`: numbers per position in a layer's activations.
+
+  The caches of the prompts that are prefilled lie beside those of the slots, and while responses
+  wait for a slot, those of the prompts before. Compiled for TPUs, a prefill at once holds the
+  larger one of caches and activations, and a prefill in chunks the caches in two layouts.
+  """
+  tensor, shards = step.mesh.shape["tensor"], sharding.batch_shards(step.mesh)
+  n, prompt = step.rollout.n, step.config.task.max_prompt_length
+  prompts = step.config.rollouts // n // shards
+  rows = slots.count(step.rollout.slots, step.config.rollouts, shards)
+  count, chunk = queue.batch(prompts, prompt, n, rows), step.rollout.prefill_chunk or prompt
+  dtype = step.rollout.cache_dtype or step.config.model.dtype
+  caches = row_bytes(step.model, prompt, dtype) * count // tensor
+  activations = 2 * count * min(chunk, prompt) * width  # bfloat16
+  prefill = 2 * caches + activations if chunk < prompt else max(caches, activations)
+  logits = 4 * 4 * rows * step.model.vocab_size // tensor
+  return caches * (rows < prompts * n) + max(prefill, logits)
 
 
 def estimated_flops(step: StepConfig, shapes: StepShapes) -> dict[str, FlopCount]:

@@ -137,7 +137,8 @@ class Program:
     return total
 
   def traffic(self, computation: str) -> int:
-    """Bytes that a computation without inner loops moves between the cores and the device's memory.
+    """Bytes that a computation, without its inner loops, moves between the cores and the device's
+    memory.
 
     Operands and results in the device's memory count, for a kernel all of them. Of an operand that
     is only sliced, the slice counts; of a buffer that is updated in place, the update counts.

@@ -12,7 +12,6 @@ from poise_jax.planning.chips import Chip
 from poise_jax.planning.memory import cache_bytes
 from poise_jax.planning.step import StepShapes
 from poise_jax.rollout import slots
-from poise_jax.rollout.sampler import IDLE
 from poise_jax.training.build import StepConfig
 
 
@@ -186,7 +185,7 @@ def ragged_decoding(
   own = slots.count(step.rollout.slots, len(shapes.lengths), shards)
   fewer = own if own < rows else max(rows // 4, 1)
   resident = [ragged.resident(*part, cost) for part in parts]
-  queued = [ragged.in_slots(*part, cost, fewer, max(fewer // IDLE, 1)) for part in parts]
+  queued = [ragged.in_slots(*part, cost, fewer, slots.idle(fewer)) for part in parts]
   lengths = shapes.lengths
   least = ragged.least(lengths.prompts, lengths.responses, lengths.groups, cost)
   weights = lengths.responses.max() * cost.weights

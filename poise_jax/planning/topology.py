@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from poise_jax import models
 from poise_jax.distributed import sharding
+from poise_jax.models.decode_attention import KERNELS
 from poise_jax.planning import hlo, memory
 from poise_jax.planning.chips import CHIPS, parse_topology, topology_devices
 from poise_jax.planning.estimate import estimated_flops, estimated_programs
 from poise_jax.planning.lengths import lengths_of
-from poise_jax.planning.memory import MemoryReport
+from poise_jax.planning.memory import MemoryReport, cache_bytes
 from poise_jax.planning.roofline import (
   DecodeStep,
   FlopCount,
@@ -32,6 +34,7 @@ from poise_jax.planning.roofline import (
   rounds,
 )
 from poise_jax.planning.step import StepShapes, abstract_step, pass_shape, step_shapes
+from poise_jax.rollout import slots
 from poise_jax.training.build import StepConfig
 
 
@@ -151,13 +154,18 @@ def compiled_work(
     if not sampler.trip_count(loop)
   ]
   bodies = [body for computation, body in loops if computation == sampler.entry]
-  if rounds(step) > 1:  # decoding is a loop inside of one that refills the slots
-    bodies = [body for computation, body in loops if computation in bodies]
+  if rounds(step) > 1:  # decoding is a loop inside of the first one, which refills the slots
+    refill, *drains = bodies
+    bodies = [body for computation, body in loops if computation == refill] + drains
   if not bodies:
     raise ValueError("the sampler has no decode loop")
-  decoding = dataclasses.replace(  # a second one would decode what is left at the end in fewer rows
+  with jax.set_mesh(step.mesh):
+    dtype = jnp.dtype(step.config.model.dtype)
+    reads_in_loops = slots.implementation(step.model, dtype, step.rollout) not in KERNELS
+  decoding = dataclasses.replace(  # others decode what is left at the end in fewer rows
     decoding,
-    bytes=sampler.traffic(bodies[0]),
+    # Without a kernel, attention reads the caches in loops over blocks, which `traffic` leaves out.
+    bytes=sampler.traffic(bodies[0]) + reads_in_loops * cache_bytes(step),
     flops=sampler.flops(bodies[0]),
     collective_bytes=sampler.collective_bytes(bodies[0]),
   )

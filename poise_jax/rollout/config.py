@@ -74,7 +74,6 @@ class RolloutConfig(RolloutOptions):
 
   eos_ids: tuple[int, ...] = ()  # token ids that end a response; empty: always T tokens
   pad_id: int = 0  # token id at positions after the end; masks never read it
-  think_end: tuple[
-    int, ...
-  ] = ()  # token ids of the end-of-thinking marker; empty: all is reasoning
+  # token ids of the end-of-thinking marker; empty: all is reasoning
+  think_end: tuple[int, ...] = ()
   attention: str = "auto"  # implementation of attention, see models/attention.py

@@ -13,6 +13,7 @@ from poise_jax.distributed.sharding import constrain
 from poise_jax.models import ModelConfig, kv_cache
 from poise_jax.models.attention import attention, xla
 from poise_jax.models.block import Block, scaled
+from poise_jax.models.chunks import chunk_size
 from poise_jax.models.products import einsum
 from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.features import last_k
@@ -65,8 +66,7 @@ def prefill(
     rollout: sampling options.
   """
   width = tokens.shape[1]
-  passes = -(-width // (rollout.prefill_chunk or width))
-  chunk = -(-width // passes)
+  chunk = chunk_size(width, rollout.prefill_chunk or width)
   tokens = jnp.pad(tokens, ((0, 0), (0, -width % chunk)))
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   mask = positions < lengths[:, None]

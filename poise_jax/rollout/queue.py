@@ -16,6 +16,10 @@ from poise_jax.rollout.draw import Drawn, next_tokens
 from poise_jax.rollout.prefill import prefill
 from poise_jax.types import Prompts
 
+# Most positions of prompts that are prefilled at once while others wait: enough for the chip's
+# peak, and few, since their caches lie beside those of the slots.
+POSITIONS = 2**14
+
 
 @flax.struct.dataclass
 class Queue:
@@ -35,6 +39,20 @@ class Staged:
   caches: list[KVCache]  # keys and values per layer, B rows
   features: Float[Array, "layers B D"]  # pooled prompt states of the feature layers
   drawn: Drawn  # first token of each of the B * n responses
+
+
+def batch(prompts: int, width: int, n: int, rows: int) -> int:
+  """The number of prompts B that a device prefills at once.
+
+  Args:
+    prompts: P, of the device.
+    width: positions of a prompt.
+    n: responses a prompt.
+    rows: slots of the device. If each response has one, B is P.
+  """
+  if rows >= prompts * n:
+    return prompts
+  return min(-(-rows // n), max(POSITIONS // width, 1))
 
 
 def make(prompts: Prompts, keys: Key[Array, "P n"], rollout: RolloutConfig) -> Queue:

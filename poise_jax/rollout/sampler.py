@@ -27,11 +27,11 @@ from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.features import check_layers
 from poise_jax.types import Prompts, Rollouts
 
-IDLE = 16  # slots are refilled once one in IDLE is free: each refill rewrites the prompts' caches
-# At the end, when no more than one slot in DRAIN[0] is alive, the rest decodes in as many rows, and
-# so on, if free slots cost something and the last rows are at least DRAIN_ROWS: each is another
-# copy of the decode step.
-DRAIN, DRAIN_ROWS = (2, 8), 8
+# At the end, once no more than a half of a device's slots are alive, the rest decodes in half as
+# many rows, and then in an eighth. Each is another copy of the decode step, so this is done from
+# DRAIN_FROM slots on, and only where free slots cost something.
+DRAIN = (2, 8)
+DRAIN_FROM = 64
 
 
 def sample(
@@ -54,8 +54,9 @@ def sample(
     rollout: sampling options.
 
   Raises:
-    UserError: a feature layer does not exist, there are no prompts, one is padded on the right or
-      has a token that the model does not know, or `key` is not a typed key of these shapes.
+    UserError: a feature layer does not exist, there are no prompts, one has no token, is padded on
+      the right or has a token that the model does not know, or `key` is not a typed key of these
+      shapes.
   """
   check_layers(config, rollout)
   if not prompts.tokens.size:
@@ -83,8 +84,8 @@ def _check_key(key, prompts):
 
 
 def _check_prompts(config, prompts):
-  """Raises UserError for prompts that do not end at the last position and for tokens that the model
-  does not know, which would be read as others, if they can be read here."""
+  """Raises UserError for prompts that are empty or do not end at the last position and for tokens
+  that the model does not know, which would be read as others, if they can be read here."""
   arrays = (prompts.tokens, prompts.mask)
   if any(isinstance(x, jax.core.Tracer) or not _is_here(x) for x in arrays):
     return
@@ -94,6 +95,12 @@ def _check_prompts(config, prompts):
     raise UserError(
       f"prompts are padded on the left, so that all end at the last position, but prompt "
       f"{padded[0]} has padding after a token; move its tokens and mask to the right"
+    )
+  empty = np.flatnonzero(~mask.astype(bool).any(1))
+  if len(empty):
+    raise UserError(
+      f"prompt {empty[0]} has no token, but a response's first token follows from the prompt's "
+      "last one; leave the prompt out, or begin it with a token such as tokenizer.bos_ids"
     )
   unknown = np.argwhere(mask.astype(bool) & ((tokens < 0) | (tokens >= config.vocab_size)))
   if len(unknown):
@@ -138,13 +145,11 @@ def _run(config, params, prompts, keys, *, rollout, rows, in_step) -> dict[str, 
   n, total = rollout.n, keys.size
   dtype = params["norm"]["scale"].dtype
   free_is_free = slots.implementation(config, dtype, rollout) in KERNELS
-  idle = -(-rows // IDLE)
-  drains = not free_is_free and rows // DRAIN[-1] >= DRAIN_ROWS
+  drains = not free_is_free and rows >= DRAIN_FROM
   floors = [*(rows // k for k in DRAIN if drains), 0]
   step = functools.partial(decode.step, inputs=inputs, config=config, rollout=rollout)
-  stage = functools.partial(
-    queue.stage, config, params, responses, size=min(len(keys), -(-rows // n)), rollout=rollout
-  )
+  size = queue.batch(*prompts.tokens.shape, n, rows)
+  stage = functools.partial(queue.stage, config, params, responses, size=size, rollout=rollout)
 
   def refill(state, staged, following):
     buffers = results.keep_windows(state.results, state.slots)
@@ -164,7 +169,7 @@ def _run(config, params, prompts, keys, *, rollout, rows, in_step) -> dict[str, 
 
     def go_on(state):
       alive = state.slots.alive.sum()
-      due = anywhere(waiting & (alive <= rows - idle))
+      due = anywhere(waiting & (alive <= rows - slots.idle(rows)))
       return ~due & anywhere(alive > jnp.where(waiting, 0, least))
 
     return jax.lax.while_loop(go_on, step, state)

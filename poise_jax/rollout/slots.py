@@ -16,6 +16,8 @@ from poise_jax.rollout.config import RolloutConfig
 from poise_jax.rollout.draw import is_eos
 from poise_jax.rollout.queue import Queue, Staged
 
+IDLE = 16  # slots are refilled once one in so many is free
+
 
 @flax.struct.dataclass
 class Window:
@@ -50,6 +52,12 @@ def count(slots: int, responses: int, shards: int) -> int:
     shards: number of devices that split the batch.
   """
   return -(-min(slots or responses, responses) // shards)
+
+
+def idle(rows: int) -> int:
+  """The number of free slots, of so many, at which they are refilled: at once would be too often,
+  since each refill rewrites the prompts' part of all caches."""
+  return -(-rows // IDLE)
 
 
 def implementation(config: ModelConfig, dtype: DTypeLike, rollout: RolloutConfig) -> str:

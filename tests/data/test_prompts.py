@@ -82,6 +82,11 @@ def test_a_prompt_that_is_too_long_is_an_error():
     encoder(max_length=4)([example("1 + 2")])
 
 
+def test_a_prompt_without_tokens_is_an_error():
+  with pytest.raises(UserError, match="a prompt of domain 'sums' has no tokens: its question is ''"):
+    encoder().encode(example("", domain="sums"))
+
+
 def test_a_template_without_question_is_an_error():
   with pytest.raises(ValueError, match="task.template='What is it\\?'.*{question}"):
     encoder("What is it?")

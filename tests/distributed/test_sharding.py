@@ -111,6 +111,8 @@ def on_mesh(mesh, params, inputs, expected):
     sharding.SAMPLING_RULES,
   )
   layout = jax.jit(lambda p: models.sampling_params(MODEL, p), out_shardings=sampling_shardings)
+  # Two slots a device are drained in one, at times of its own or, with tensor shards, together.
+  rollout.sampler.DRAIN, rollout.sampler.DRAIN_FROM = (2,), 2
   with jax.set_mesh(mesh):
     params = jax.device_put(params, shardings)
     fresh = adam(update.init(params, UPDATE))

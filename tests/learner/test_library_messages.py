@@ -92,7 +92,7 @@ def sample(monkeypatch):
 
 def call(sample, mask, eos_ids=(1,), key=None, token=0):
   mask = np.array(mask, bool)
-  prompts = Prompts(np.full(mask.shape, token, np.int32), mask)
+  prompts = Prompts(np.broadcast_to(np.int32(token), mask.shape), mask)
   options = rollout.RolloutConfig(n=1, max_new_tokens=7, eos_ids=eos_ids)
   key = jax.random.key(0) if key is None else key
   return sample(MODEL, {}, prompts, key, options)
@@ -122,7 +122,12 @@ def test_a_key_or_one_a_prompt_is_taken(sample, key):
 def test_tokens_that_the_model_does_not_know_are_named(sample, token):
   with pytest.raises(UserError, match=f"prompt 1 has the token {token}, .* has 11 tokens"):
     call(sample, [[0, 0], [0, 1]], token=token)
-  assert call(sample, [[0, 0]], token=token) == "sampled"  # padding may be anything
+  assert call(sample, [[0, 1]], token=[[token, 0]]) == "sampled"  # padding may be anything
+
+
+def test_a_prompt_without_a_token_is_named(sample):
+  with pytest.raises(UserError, match="prompt 1 has no token, .* tokenizer.bos_ids"):
+    call(sample, [[0, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("mask", [[[1, 1, 0]], [[0, 1, 1], [0, 1, 0]], [[1, 0, 1]]])

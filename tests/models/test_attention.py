@@ -118,6 +118,15 @@ def test_blocks_of_queries_do_not_change_gradients(monkeypatch):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_blocks_of_queries_are_equal(monkeypatch):
+  """33 positions, at most 16 at a time: 3 blocks of 11, not 2 of 16 and a third for the last."""
+  monkeypatch.setattr(lib, "WHOLE", 30)
+  monkeypatch.setattr(lib, "QUERY_BLOCK", 16)
+  q, k, v, _, valid = make(33, 2, 1, 8)
+  text = str(jax.make_jaxpr(lib.xla)(q, k, v, valid))
+  assert "f32[4,1,2,11,33]" in text and "16" not in text.replace("float16", "")
+
+
 def test_no_buffer_holds_all_scores(optimized):
   """Forward and backward over 2,048 positions need less memory than one array of scores."""
   length, heads = 2 * lib.WHOLE, 4

@@ -192,6 +192,13 @@ def test_row_bytes_is_the_size_of_a_row(cache_type, unit, dtype, size):
   assert cache_type.empty(config(16), 3, 257, jnp.dtype(dtype)).positions == 256 + unit
 
 
+@pytest.mark.parametrize("positions, size", [(4096, 4096), (4097, 4608), (8192 + 128, 8704)])
+def test_long_caches_are_read_in_blocks_of_512(positions, size):
+  """Where the number of pages is odd, kernels and `xla` would read 128 positions at once."""
+  cache = jax.eval_shape(lambda: KVCache.empty(config(16), 1, positions, jnp.bfloat16))
+  assert cache.positions == size
+
+
 def test_a_window_bounds_the_size_of_a_row():
   shape = dict(layer_types=("full_attention", "sliding_attention"), sliding_window=9)
   mixed = dataclasses.replace(config(16), **shape)

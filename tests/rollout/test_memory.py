@@ -35,7 +35,7 @@ def sample(params, **changes):
 
 
 def test_prefill_in_chunks_changes_nothing(params):
-  """7 positions in 3 chunks of 3 and 2 of 4; one row's first chunk is all padding."""
+  """7 positions in 3 chunks of 3 and 2 of 4; one row's last chunks are all padding."""
   plain = sample(params)
   for chunk in (3, 4):
     out = sample(params, prefill_chunk=chunk)

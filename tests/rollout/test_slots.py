@@ -137,7 +137,7 @@ def test_a_row_per_response_is_drained_in_fewer_rows(params, monkeypatch):
   prompts = PROMPTS.replace(max_tokens=jnp.array([T, 1, 3, 3, 2, 4]))
   expected = sample(params, prompts)
   monkeypatch.setattr(rollout.sampler, "DRAIN", (2, 6))
-  monkeypatch.setattr(rollout.sampler, "DRAIN_ROWS", 4)
+  monkeypatch.setattr(rollout.sampler, "DRAIN_FROM", 12)
   jax.clear_caches()
   out = sample(params, prompts)
   jax.clear_caches()
@@ -146,6 +146,53 @@ def test_a_row_per_response_is_drained_in_fewer_rows(params, monkeypatch):
   alive = [(fed > t).sum() for t in range(fed.max())]
   rows = sum(24 if a > 12 else 12 if a > 4 else 4 for a in alive)
   np.testing.assert_allclose(out.decode_rows.sum(), rows)
+
+
+def test_what_is_left_of_a_queue_is_drained_in_fewer_rows(params, monkeypatch):
+  """Slots for half of the responses, refilled; the last ones go on in 6 rows, and then in 2."""
+  expected = sample(params)
+  monkeypatch.setattr(rollout.sampler, "DRAIN", (2, 6))
+  monkeypatch.setattr(rollout.sampler, "DRAIN_FROM", 12)
+  jax.clear_caches()
+  out = sample(params, slots=12)
+  monkeypatch.setattr(rollout.sampler, "DRAIN_FROM", 13)
+  jax.clear_caches()
+  whole = sample(params, slots=12)
+  jax.clear_caches()
+  assert_same(out, expected)
+  assert out.decode_rows.sum() < whole.decode_rows.sum()
+
+
+def test_prompts_are_prefilled_in_small_batches_while_others_wait(params, monkeypatch):
+  """At most 14 positions at once are two of the prompts, where 12 slots would take three."""
+  expected, widths = sample(params), []
+  prefill = rollout.queue.prefill
+
+  def noted(config, params, tokens, *rest):
+    widths.append(tokens.shape)
+    return prefill(config, params, tokens, *rest)
+
+  monkeypatch.setattr(rollout.queue, "prefill", noted)
+  monkeypatch.setattr(rollout.queue, "POSITIONS", 14)
+  jax.clear_caches()
+  out = sample(params, slots=12)
+  jax.clear_caches()
+  assert set(widths) == {(2, 7)}
+  assert_same(out, expected)
+
+
+@pytest.mark.parametrize(
+  "prompts, width, n, rows, expected",
+  [
+    (64, 4096, 2, 128, 64),  # a slot for each: all at once
+    (64, 4096, 2, 32, 4),
+    (64, 128, 2, 32, 16),  # as many as the slots take
+    (64, 20_000, 2, 32, 1),
+    (64, 128, 8, 1, 1),
+  ],
+)
+def test_how_many_prompts_are_prefilled_at_once(prompts, width, n, rows, expected):
+  assert rollout.queue.batch(prompts, width, n, rows) == expected
 
 
 def test_rows_are_counted(params):
