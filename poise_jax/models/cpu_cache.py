@@ -12,10 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from poise_jax.distributed.sharding import constrain
-from poise_jax.models.attention import NEGATIVE
+from poise_jax.models import online_softmax
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.kv_cache import KVCache, numbers
-from poise_jax.models.products import matmul
 
 UNIT = 32  # positions; the size of a segment is a multiple
 SEGMENTS = 4  # at most; each is a branch of the program
@@ -118,28 +117,15 @@ def attend(
   q: Float[Array, "R H K"], cache: CpuCache, lengths: Int[Array, " R"]
 ) -> Float[Array, "R H K"]:
   """See models/decode_attention.py."""
-  rows, heads, dim = q.shape
-  groups = cache.segments[0].keys.shape[0]
-  q = (q * dim**-0.5).reshape(rows, groups, heads // groups, dim).swapaxes(0, 1)
 
   def read(parts, segment, start):
-    top, mass, summed = parts
-    scores = matmul(q, segment.keys.astype(q.dtype), jnp.float32)
-    if segment.key_scales is not None:
-      scores *= segment.key_scales[:, :, None]
     written = start + jnp.arange(segment.positions) < lengths[:, None]
-    scores = jnp.where(written[:, None], scores, NEGATIVE)
-    new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
-    weights, before = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-    mass = before * mass + weights.sum(-1, keepdims=True)
-    if segment.value_scales is not None:
-      weights *= segment.value_scales[:, :, None]
-    values = segment.values.astype(q.dtype)
-    return new_top, mass, before * summed + matmul(weights.astype(q.dtype), values, jnp.float32)
+    scales = segment.key_scales, segment.value_scales
+    return online_softmax.read(parts, segment.keys, segment.values, *scales, written)
 
-  zeros = jnp.zeros((*q.shape[:3], 1))
-  parts = read((zeros + NEGATIVE, zeros, jnp.zeros(q.shape)), cache.segments[0], 0)
-  for start, segment in zip(cache.starts[1:], cache.segments[1:], strict=True):
+  first, *others = cache.segments
+  parts = read(online_softmax.start(q, first.keys.shape[0]), first, 0)
+  for start, segment in zip(cache.starts[1:], others, strict=True):
     reached = lengths.max() > start
     parts = jax.lax.cond(
       reached,
@@ -148,8 +134,7 @@ def attend(
       parts,
       segment,
     )
-  _, mass, summed = parts
-  return (summed / mass).swapaxes(0, 1).reshape(rows, heads, dim).astype(q.dtype)
+  return online_softmax.context(parts)
 
 
 def _segment(cache):

@@ -16,11 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from poise_jax.distributed import sharding
-from poise_jax.models import attention, cpu_cache
+from poise_jax.models import attention, cpu_cache, online_softmax
 from poise_jax.models.config import ModelConfig
 from poise_jax.models.cpu_cache import CpuCache
 from poise_jax.models.kv_cache import PAGE, KVCache
-from poise_jax.models.products import matmul
 
 KEY_BLOCK = 512  # positions that `xla` reads at once
 
@@ -94,36 +93,19 @@ def append_and_attend(
 def xla(
   q: Float[Array, "R H K"], cache: KVCache, lengths: Int[Array, " R"]
 ) -> Float[Array, "R H K"]:
-  """By matrix products, block after block of positions up to the longest row.
-
-  The scales of an int8 cache multiply scores and weights, not the keys and values.
-  """
-  rows, heads, dim = q.shape
-  groups = cache.keys.shape[0]
-  q = (q * dim**-0.5).reshape(rows, groups, heads // groups, dim).swapaxes(0, 1)
+  """By matrix products, block after block of positions up to the longest row."""
   size = math.gcd(cache.positions, KEY_BLOCK)
 
   def read_block(i, parts):
-    top, mass, summed = parts
     block = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, 2), cache)
-    scores = matmul(q, block.keys.astype(q.dtype).swapaxes(2, 3), jnp.float32)
-    if block.key_scales is not None:
-      scores *= block.key_scales[:, :, None]
     written = i * size + jnp.arange(size) < lengths[:, None]
-    scores = jnp.where(written[:, None], scores, attention.NEGATIVE)
-    new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
-    weights, before = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-    mass = before * mass + weights.sum(-1, keepdims=True)
-    if block.value_scales is not None:
-      weights *= block.value_scales[:, :, None]
-    values = block.values.astype(q.dtype)
-    return new_top, mass, before * summed + matmul(weights.astype(q.dtype), values, jnp.float32)
+    keys = block.keys.swapaxes(2, 3)
+    scales = block.key_scales, block.value_scales
+    return online_softmax.read(parts, keys, block.values, *scales, written)
 
-  zeros = jnp.zeros((*q.shape[:3], 1))
-  parts = (zeros + attention.NEGATIVE, zeros, jnp.zeros(q.shape))
   blocks = jnp.maximum(-(-lengths.max() // size), 1)  # a row of length 0 has a mass, too
-  _, mass, summed = jax.lax.fori_loop(0, blocks, read_block, parts)
-  return (summed / mass).swapaxes(0, 1).reshape(rows, heads, dim).astype(q.dtype)
+  parts = online_softmax.start(q, cache.keys.shape[0])
+  return online_softmax.context(jax.lax.fori_loop(0, blocks, read_block, parts))
 
 
 def paged_tpu(
