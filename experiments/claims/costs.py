@@ -1,18 +1,22 @@
-"""FLOPs of a training run, from its log.
+"""FLOPs and minutes of a training run, from its log.
 
 Counted as in poise_jax/planning/flops.py: matrix products and attention of the policy and of a
 critic, and of the fits of all probes: matrix products, Cholesky factors and triangular solves, but
-no eigenvectors. Evaluations, which are no part of training, do not count.
+no eigenvectors. In sampling, the answers to a prompt share its prefill. In an update each answer
+has a prompt of its own: with prompts and answers of the lab's lengths the planner packs them so.
+Evaluations, which are no part of training, do not count.
 """
 
 import functools
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from poise_jax.planning import flops
 from poise_jax.reports.run_log import Run
 from poise_jax.rollout.features import ENTROPIES
+
+SLOW = 3.0  # a step that takes as many medians compiles a program
 
 
 def cumulative(run: Run) -> Float[np.ndarray, " rows"]:
@@ -30,10 +34,29 @@ def cumulative(run: Run) -> Float[np.ndarray, " rows"]:
   return np.cumsum([step(row) if row["step"] else 0.0 for row in run.rows])
 
 
+def steady(run: Run) -> Bool[np.ndarray, " rows"]:
+  """Which rows of a run's log are of steps that compile no program, by the time that they take."""
+  times = _step_times(run)
+  return (times > 0) & (times <= SLOW * np.median(times[times > 0]))
+
+
+def minutes(run: Run) -> Float[np.ndarray, " rows"]:
+  """Minutes of all steps up to every row of a run's log, without evaluations. Steps that compile a
+  program count as the median of the others: how many there are depends on restarts and caches."""
+  times, known = _step_times(run), steady(run)
+  times = np.where(known | (times == 0), times, np.median(times[known]))
+  return np.cumsum(times) / 60
+
+
+def _step_times(run):
+  return np.array([row.get("time/step", 0.0) for row in run.rows])
+
+
 def _prompt_length(run, tokenizer) -> float:
   """Mean tokens of the prompts in samples.jsonl."""
   template = run.config["task"]["template"]
-  questions = {row["question"] for row in run.samples(lambda steps: steps)}
+  rows = run.samples(lambda steps: steps)
+  questions = {row["question"] for row in rows if not row.get("extra")}  # those are unusual
   prompts = [template.replace("{question}", question) for question in questions]
   return float(np.mean([len(tokenizer.encode(prompt)) for prompt in prompts]))
 
@@ -45,7 +68,7 @@ def _step(config, model, prompt, fits, row) -> float:
   length = row["collect/tokens"] / generated
   total = flops.sampling_flops(model, prompt, n, length) * generated / n
   groups = row.get("collect/groups", rollouts // n)
-  update = flops.training_flops(model, prompt, n, row.get("rollout/length", 0.0)) * groups
+  update = flops.training_flops(model, prompt, 1, row.get("rollout/length", 0.0)) * groups * n
   train = config["train"]
   total += update * train["epochs"]
   several = rollouts > train["minibatch_size"] or train["epochs"] > 1

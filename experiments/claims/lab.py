@@ -261,9 +261,15 @@ def sampled_accuracy(run: Run) -> float:
   before, but for short questions that are in the training set several times. The warm start has
   seen all problems with worked solutions, in all arms alike.
   """
-  steps, scores = run.series("collect/score")
-  scores = scores[steps * LATE > run.step * (LATE - 1)]
-  return float(scores.mean()) if len(scores) else float("nan")
+  late = [
+    (row["collect/score"], row.get("collect/generated", run.config["rollouts"]))
+    for row in run.rows
+    if "collect/score" in row and row["step"] * LATE > run.step * (LATE - 1)
+  ]
+  if not late:
+    return float("nan")
+  scores, counts = zip(*late, strict=True)  # a step of dynamic sampling has up to three batches
+  return float(np.average(scores, weights=counts))
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

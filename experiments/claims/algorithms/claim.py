@@ -1,4 +1,4 @@
-"""POISE against DAPO, GRPO, RLOO, PPO and SPPO at equal rollouts a step and equal optimizer steps.
+"""POISE against DAPO, GRPO, RLOO, PPO and SPPO: equal optimizer steps on equally many rollouts.
 
 Each arm's learning rate and clipping are tuned by the same search, on a seed of its own. Accuracy
 is then compared at the end, on the sampled answers and on held-out problems, and at equal numbers
@@ -26,7 +26,7 @@ from experiments.claims.lab import (
   sampled_accuracy,
 )
 from experiments.claims.runner import Unit
-from poise_jax.reports import comparison, markdown, svg
+from poise_jax.reports import markdown, svg
 from poise_jax.reports.run_log import Run
 
 NAME = "algorithms"
@@ -40,7 +40,7 @@ HEADER = (
   *("arm", "learning rate", "max_grad_norm", "steps clipped", "groups trained on a step"),
   *("sampled accuracy", "minus DAPO", "held-out accuracy", "minus DAPO"),
 )
-AT_EQUAL = ("arm", *(f"at equal {name}" for name in AXES.values()))
+AT_EQUAL = ("arm", *(x for name in AXES.values() for x in (f"at equal {name}", "minus DAPO")))
 REACHED = ("arm", *(f"{name} / DAPO's" for name in AXES.values()))
 
 
@@ -59,7 +59,8 @@ def units(lab: Lab) -> list[Unit]:
 
 def position(run: Run, axis: str) -> Float[np.ndarray, " N"]:
   """Where on an axis a run's evaluations are."""
-  values = costs.cumulative(run) if axis == "flops" else run.positions(axis)
+  counted = {"flops": costs.cumulative, "minutes": costs.minutes}
+  values = counted[axis](run) if axis in counted else run.positions(axis)
   return np.array([x for x, row in zip(values, run.rows, strict=True) if "eval/accuracy" in row])
 
 
@@ -83,21 +84,17 @@ def at_equal(curves: Curves) -> dict[str, list[float]]:
 def to_reach(curves: Curves, arm: str, other: str, share: float) -> Interval:
   """What an arm needs for a share of another one's gain, divided by what that one needs for it.
 
-  The level is the other arm's accuracy at the start, plus the share of what it gains until its end.
-  Seeds are averaged before the level and the crossings are read off, since the curve of a single
-  seed is noisy. Infinite if the mean curve never reaches the level; NaN if there is no gain.
+  The level is the other arm's accuracy at the start, plus the share of what it gains until its end,
+  the mean of its last FINAL evaluations. Seeds are averaged, evaluation by evaluation, before the
+  level and the crossings are read off, since the curve of a single seed is noisy. Infinite if the
+  mean curve never reaches the level; NaN if there is no gain.
   """
-
-  grids = {}
-  for name in (arm, other):
-    x = np.linspace(0.0, min(x[-1] for x, _ in curves[name]), 200)
-    grids[name] = x, np.array([np.interp(x, *curve) for curve in curves[name]])
-  ends = np.array([y[-FINAL:].mean() for _, y in curves[other]])
+  stacked = {name: np.array(curves[name]) for name in (arm, other)}  # [seeds, 2, evaluations]
 
   def statistic(indices):
-    (x, y), (other_x, other_y) = ((x, ys[indices].mean(0)) for x, ys in grids.values())
+    (x, y), (other_x, other_y) = (curve[indices].mean(0) for curve in stacked.values())
     start = other_y[0]
-    level = min(start + share * (ends[indices].mean() - start), other_y.max())
+    level = min(start + share * (other_y[-FINAL:].mean() - start), other_y.max())
     if level <= start:
       return np.nan  # it learned nothing that could be reached
     return intervals.crossing(x, y, level) / intervals.crossing(other_x, other_y, level)
@@ -164,21 +161,18 @@ def outcome(
       intervals.difference(sampled["poise"], sampled["ppo"]),
     ),
   ]
-  equal = {axis: at_equal(curves[axis]) for axis in AXES}
-  equal_rows = [[arm, *(intervals.mean(equal[axis][arm]) for axis in AXES)] for arm in runs]
-  panels = list(comparison.panels(runs, ["rollouts", "tokens", "minutes"], PANEL))
   return Outcome(
     checks=checks,
     tables={
       "Accuracy": accuracies(runs, sampled, final, against),
-      "Held-out accuracy at equal cost": markdown.table(AT_EQUAL, equal_rows),
+      "Held-out accuracy at equal cost": at_equal_cost(curves),
       f"Cost of {NEARLY:.0%} of DAPO's gain": costs_table(reached[NEARLY]),
       "Cost of DAPO's final accuracy": costs_table(reached[1.0]),
       f"The search: sampled accuracy with seed {search.SEED}, the chosen trial in bold": (
         search.table(searched["sampled accuracy"])
       ),
     },
-    figure=svg.picture(panels, list(runs), 3),
+    figure=svg.picture([panel(curves[axis], axis) for axis in AXES], list(runs), 2),
     numbers={
       "sampled accuracy": {arm: intervals.mean(x).to_json() for arm, x in sampled.items()},
       "sampled accuracy by seed": sampled,
@@ -229,13 +223,34 @@ def groups(runs: Sequence[Run]) -> str:
   return f"{config['rollouts'] // config['rollout']['n'] if np.isnan(found) else found:.1f}"
 
 
+def at_equal_cost(curves: Mapping[str, Curves]) -> str:
+  """The table of `at_equal` by arm and axis, with differences paired by seed."""
+  equal = {axis: at_equal(curves[axis]) for axis in AXES}
+  rows = []
+  for arm in curves["tokens"]:
+    cells = []
+    for axis in AXES:
+      found = equal[axis][arm]
+      minus = "" if arm == "dapo" else intervals.difference(found, equal[axis]["dapo"])
+      cells += [intervals.mean(found), minus]
+    rows.append([arm, *cells])
+  return markdown.table(AT_EQUAL, rows)
+
+
+def panel(curves: Curves, axis: str) -> tuple[str, str]:
+  """Mean and standard error of held-out accuracy over seeds, by evaluation, against an axis."""
+  lines = []
+  for arm, seeds in curves.items():
+    x, y = np.array(seeds).swapaxes(0, 1)
+    error = y.std(0, ddof=1) / np.sqrt(len(y)) if len(y) > 1 else None
+    lines.append(svg.Line(arm, x.mean(0), y.mean(0), error))
+  return f"Held-out accuracy by {AXES[axis]}", svg.curves(lines, AXES[axis])
+
+
 def costs_table(reached: Mapping[str, Mapping[str, Interval]]) -> str:
   """The table of `to_reach` by arm and axis."""
   rows = [[arm, *(shown(by_axis[axis]) for axis in AXES)] for arm, by_axis in reached.items()]
   return markdown.table(REACHED, rows)
-
-
-PANEL = {"eval/accuracy": "Held-out accuracy"}
 
 
 def shown(ratio: Interval) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.claims import intervals
+from experiments.claims import costs, intervals
 from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.lab import Arm, Lab, mean_series
 from experiments.claims.runner import Unit
@@ -40,8 +40,15 @@ def unused_tokens(run: Run) -> float:
 
 
 def unused_time(run: Run) -> float:
-  """The share of the time of all steps that was spent on sampling those tokens."""
-  return unused_tokens(run) * total(run, "time/rollout") / total(run, "time/step")
+  """The share of the time of all steps that went into sampling and judging rollouts that no update
+  has seen, in proportion to their number: a batch takes as long as its longest answer. Steps that
+  compile a program are left out."""
+  n, rollouts = run.config["rollout"]["n"], run.config["rollouts"]
+  rows = [row for row, counts in zip(run.rows, costs.steady(run), strict=True) if counts]
+  used = sum(n * row.get("collect/groups", rollouts // n) for row in rows)
+  sampled = sum(row["collect/generated"] for row in rows)
+  spent = sum(row["time/rollout"] + row["time/reward"] for row in rows)
+  return (1 - used / sampled) * spent / sum(row["time/step"] for row in rows)
 
 
 def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:

@@ -21,6 +21,7 @@ PROBE = {"buffer_rows": 100, "pca_prompt": 4, "pca_response": 0, "bootstrap_step
 def log(tmp_path, monkeypatch):
   """A function that makes the log of a run whose prompts have 6 tokens on average."""
   rows = [{"step": 1, "question": q, "reward": 0.0} for q in ("1+1", "12+34")]
+  rows.append({"step": 1, "question": "1234567890", "reward": 1.0, "extra": True})
   (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   tokenizer = types.SimpleNamespace(encode=list)
   monkeypatch.setattr(models, "load_tokenizer", lambda source: tokenizer)
@@ -45,7 +46,7 @@ def log(tmp_path, monkeypatch):
 
 def test_a_step_by_hand(log):
   (start, found) = costs.cumulative(log("rloo", 2))
-  update = 8 * flops.training_flops(MODEL, 6, 2, 10)
+  update = 16 * flops.training_flops(MODEL, 6, 1, 10)
   sampling = 8 * flops.sampling_flops(MODEL, 6, 2, 10)
   assert start == 0
   np.testing.assert_allclose(found, sampling + update * 4 / 3)
@@ -61,8 +62,8 @@ def test_passes_repeat_the_updates_alone(log, estimator):
   critic = {"rloo": 0, "ppo": update, "sppo": 48 * flops.forward_flops(MODEL, 6, 0)}[estimator]
   np.testing.assert_allclose(three - one, 2 * (update + critic))
   (_, found) = costs.cumulative(log("rloo", 2, minibatch=16, epochs=2))
-  pair = 8 * flops.training_flops(MODEL, 6, 2, 10)
-  np.testing.assert_allclose(found, 8 * flops.sampling_flops(MODEL, 6, 2, 10) + pair * (2 + 1 / 3))
+  sampling = 8 * flops.sampling_flops(MODEL, 6, 2, 10)
+  np.testing.assert_allclose(found, sampling + update * (2 + 1 / 3))
 
 
 def test_what_each_baseline_adds(log):
@@ -114,11 +115,21 @@ def test_a_fit_is_counted_as_it_is_computed(rows, width, components):
   )
 
 
-def test_what_is_sampled_in_vain_costs_and_is_not_trained_on(log):
+def test_minutes_are_those_of_steps_that_compile_nothing(log):
+  """Two steps compile: they count as the median of the others. Rows of evaluations have no time."""
+  made = log("rloo", 2, steps=7)
+  for row, seconds in zip(made.rows[1:], (90.0, 2.0, 3.0, 4.0, 40.0, 3.0, 6.0), strict=True):
+    row["time/step"] = seconds
+  assert costs.steady(made).tolist() == [False, False, True, True, True, False, True, True]
+  expected = np.cumsum([0, 3, 2, 3, 4, 3, 3, 6]) / 60
+  np.testing.assert_allclose(costs.minutes(made), expected)
+
+
+def test_what_is_discarded_costs_and_is_not_trained_on(log):
   plain = costs.cumulative(log("grpo", 8))[-1]
   more = {"collect/generated": 48, "collect/tokens": 480.0}
   wasted = costs.cumulative(log("grpo", 8, **more))[-1]
   np.testing.assert_allclose(wasted - plain, 4 * flops.sampling_flops(MODEL, 6, 8, 10))
   half = costs.cumulative(log("grpo", 8, **{"collect/groups": 1}))[-1]
-  update = flops.training_flops(MODEL, 6, 8, 10)
+  update = 8 * flops.training_flops(MODEL, 6, 1, 10)
   np.testing.assert_allclose(plain - half, update * 4 / 3)

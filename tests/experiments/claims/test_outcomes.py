@@ -99,7 +99,7 @@ def compared(gains, cost):
     for axis in algorithms.AXES
   }
   lab = Lab(pathlib.Path("unused"), SEEDS)
-  searched = search.record(lab, {arm: [0.5, 0.7, 0.7, 0.6] for arm in ARMS})
+  searched = search.record(lab, {arm: [0.5, 0.7, 0.7, 0.6, 0.3] for arm in ARMS})
   return algorithms.outcome(runs, curves, searched)
 
 
@@ -112,16 +112,21 @@ def test_a_better_and_cheaper_algorithm_is_found():
     assert 0.4 < ratio["value"] < 0.6, share  # 3 / 4 of 2 / 3
     assert ratio["low"] <= ratio["value"] <= ratio["high"] < 0.8
   assert set(shares) == {"0.9", "1"}
+  equal = next(
+    x for x in outcome.tables["Held-out accuracy at equal cost"].splitlines() if "poise" in x
+  )
+  minus = float(equal.split("|")[5].split()[0])  # at equal tokens
+  assert 0.1 < minus < 0.2
   assert "<svg" in outcome.figure and "| poise |" in outcome.tables["Accuracy"]
   json.dumps(outcome.numbers, allow_nan=False)
 
 
 def test_the_trials_of_the_search_are_shown():
   *_, table = compared({}, {}).tables.values()
-  assert "| arm | 0.0002 | 0.0004 | 0.0008 | the best, max_grad_norm=0.2 |" in table
-  assert "| ppo | 0.500 | **0.700** | 0.700 | 0.600 |" in table  # of equal ones the first
+  assert "| arm | 0.0001 | 0.0002 | 0.0004 | 0.0008 | the best, max_grad_norm=0.2 |" in table
+  assert "| ppo | 0.500 | **0.700** | 0.700 | 0.600 | 0.300 |" in table  # of equal ones the first
   quick = search.table({"poise": [0.2, 0.1, 0.3]})
-  assert "| arm | 0.0002 | 0.0004 | the best, max_grad_norm=0.2 |" in quick
+  assert "| arm | 0.0001 | 0.0002 | the best, max_grad_norm=0.2 |" in quick
 
 
 @pytest.mark.parametrize("steps, counted", ((60, 20), (30, 10), (4, 2), (1, 1)))
@@ -133,6 +138,14 @@ def test_sampled_accuracy_is_that_of_the_last_third_of_the_steps(steps, counted)
   del rows[-1]["collect/score"]  # the pool held enough groups
   expected = np.mean(np.arange(steps - counted + 1, steps)) / 100 if counted > 1 else np.nan
   assert sampled_accuracy(made) == pytest.approx(expected, nan_ok=True)
+
+
+def test_sampled_accuracy_is_a_mean_over_answers():
+  """Dynamic sampling needs three batches in one step, a step of other arms has one."""
+  rows = [{"step": step, "collect/score": 0.2} for step in range(10)]
+  rows[8] |= {"collect/score": 0.9, "collect/generated": 48}
+  made = Run(pathlib.Path("unused"), {"rollouts": 16}, rows, [])
+  assert sampled_accuracy(made) == pytest.approx((0.2 + 3 * 0.9 + 0.2) / 5)
 
 
 def curves(*finals):
@@ -164,7 +177,7 @@ def test_the_groups_that_are_trained_on_are_shown():
 
 def test_the_choice_goes_by_sampled_accuracy(tmp_path, monkeypatch):
   lab, (poise, *_) = Lab(tmp_path, SEEDS), algorithms.ARMS
-  gains = {"0.0002": 0.1, "0.0004": 0.3, "0.0008": 0.2, "clipped": 0.2}
+  gains = {"0.0001": 0.0, "0.0002": 0.1, "0.0004": 0.3, "0.0008": 0.2, "clipped": 0.2}
 
   def read(path):
     name = path.name.removeprefix("poise_").removesuffix(f"-{search.SEED}")
@@ -186,7 +199,8 @@ def test_the_choice_goes_by_sampled_accuracy(tmp_path, monkeypatch):
 def test_a_recorded_search_stands_for_its_runs(tmp_path):
   lab = Lab(tmp_path, (3,))
   searching = algorithms.CLAIM.units(lab)
-  scores = {arm: [0.5, 0.6, 0.4, 0.3] for arm in ARMS} | {"ppo": [0.5, 0.6, 0.4, 0.7]}
+  scores = {arm: [0.3, 0.5, 0.6, 0.4, 0.3] for arm in ARMS}
+  scores["ppo"] = [0.3, 0.5, 0.6, 0.4, 0.7]
   (tmp_path / "search.json").write_text(json.dumps(search.record(lab, scores)))
   made = runner.check(algorithms.CLAIM.units(lab))
   assert [unit.name for unit in made] == [u.name for u in searching if u.seed == 3]
@@ -561,13 +575,19 @@ def test_an_interval_that_reaches_a_threshold_tells_nothing():
 
 
 def collected(arm, seed, unused, skipped=None):
-  """A log in which a share of the sampled tokens is discarded; sampling takes half of the time."""
+  """A log in which a share of the sampled tokens is discarded; sampling and judging take half of
+  the time."""
   made = run(arm, seed, 0.3)
   rng = np.random.default_rng(seed)
   for row in made.rows[1:]:
     share = np.clip(unused + 0.02 * rng.normal() * (unused > 0), 0, 1)
-    row |= {"rollout/tokens": row["collect/tokens"] * (1 - share), "time/rollout": 30.0}
-    row |= {"time/step": 60.0} | ({} if skipped is None else {"collect/skipped": skipped})
+    row |= {
+      "rollout/tokens": row["collect/tokens"] * (1 - share),
+      "collect/groups": 8 * (1 - share),
+    }
+    row |= {"time/rollout": 20.0, "time/reward": 10.0, "time/step": 60.0}
+    row |= {} if skipped is None else {"collect/skipped": skipped}
+  made.rows[1] |= {"time/rollout": 600.0, "time/step": 610.0}  # compiles
   return made
 
 
