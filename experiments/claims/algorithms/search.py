@@ -17,7 +17,7 @@ from experiments.claims.runner import Unit
 from poise_jax.errors import UserError
 from poise_jax.reports import markdown, run_log
 
-LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 CLIPPED = {"train.max_grad_norm": 0.2}  # tried with the best learning rate
 SEED = 100
 RECORD = "search.json"

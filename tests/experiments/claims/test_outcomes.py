@@ -99,7 +99,7 @@ def compared(gains, cost):
     for axis in algorithms.AXES
   }
   lab = Lab(pathlib.Path("unused"), SEEDS)
-  searched = search.record(lab, {arm: [0.5, 0.7, 0.7, 0.6, 0.3] for arm in ARMS})
+  searched = search.record(lab, {arm: [0.2, 0.5, 0.7, 0.7, 0.6, 0.3] for arm in ARMS})
   return algorithms.outcome(runs, curves, searched)
 
 
@@ -123,10 +123,14 @@ def test_a_better_and_cheaper_algorithm_is_found():
 
 def test_the_trials_of_the_search_are_shown():
   *_, table = compared({}, {}).tables.values()
-  assert "| arm | 0.0001 | 0.0002 | 0.0004 | 0.0008 | the best, max_grad_norm=0.2 |" in table
-  assert "| ppo | 0.500 | **0.700** | 0.700 | 0.600 | 0.300 |" in table  # of equal ones the first
+  assert (
+    "| arm | 5e-05 | 0.0001 | 0.0002 | 0.0004 | 0.0008 | the best, max_grad_norm=0.2 |" in table
+  )
+  assert (
+    "| ppo | 0.200 | 0.500 | **0.700** | 0.700 | 0.600 | 0.300 |" in table
+  )  # of equal ones the first
   quick = search.table({"poise": [0.2, 0.1, 0.3]})
-  assert "| arm | 0.0001 | 0.0002 | the best, max_grad_norm=0.2 |" in quick
+  assert "| arm | 5e-05 | 0.0001 | the best, max_grad_norm=0.2 |" in quick
 
 
 @pytest.mark.parametrize("steps, counted", ((60, 20), (30, 10), (4, 2), (1, 1)))
@@ -177,11 +181,11 @@ def test_the_groups_that_are_trained_on_are_shown():
 
 def test_the_choice_goes_by_sampled_accuracy(tmp_path, monkeypatch):
   lab, (poise, *_) = Lab(tmp_path, SEEDS), algorithms.ARMS
-  gains = {"0.0001": 0.0, "0.0002": 0.1, "0.0004": 0.3, "0.0008": 0.2, "clipped": 0.2}
+  gains = {"5e_05": 0.0, "0_0001": 0.0, "0_0002": 0.1, "0_0004": 0.3, "0_0008": 0.2, "clipped": 0.2}
 
   def read(path):
     name = path.name.removeprefix("poise_").removesuffix(f"-{search.SEED}")
-    gain = gains[name.replace("_", ".")]
+    gain = gains[name]
     made = run("poise", 0, gain)
     for row in made.rows:
       row["eval/accuracy"] = 1 - gain  # which would choose another
@@ -199,8 +203,8 @@ def test_the_choice_goes_by_sampled_accuracy(tmp_path, monkeypatch):
 def test_a_recorded_search_stands_for_its_runs(tmp_path):
   lab = Lab(tmp_path, (3,))
   searching = algorithms.CLAIM.units(lab)
-  scores = {arm: [0.3, 0.5, 0.6, 0.4, 0.3] for arm in ARMS}
-  scores["ppo"] = [0.3, 0.5, 0.6, 0.4, 0.7]
+  scores = {arm: [0.2, 0.3, 0.5, 0.6, 0.4, 0.3] for arm in ARMS}
+  scores["ppo"] = [0.2, 0.3, 0.5, 0.6, 0.4, 0.7]
   (tmp_path / "search.json").write_text(json.dumps(search.record(lab, scores)))
   made = runner.check(algorithms.CLAIM.units(lab))
   assert [unit.name for unit in made] == [u.name for u in searching if u.seed == 3]
