@@ -64,20 +64,20 @@ QUICK = {
 }
 # Seconds of a run with one thread until one of its kind is measured.
 ESTIMATES = {
-  "warm start": 12.5 * 60.0,
-  "training poise": 5 * 60.0,
-  "training poise_sibling": 5 * 60.0,
-  "training rloo": 5 * 60.0,
-  "training grpo": 5 * 60.0,
-  "training dapo": 9 * 60.0,
-  "training dapo_greso": 8 * 60.0,
-  "training ppo": 9 * 60.0,
-  "training sppo": 6 * 60.0,
-  "export": 30.0,
+  "warm start": 12 * 60.0,
+  "training poise": 4 * 60.0,
+  "training poise_sibling": 4 * 60.0,
+  "training rloo": 3.5 * 60.0,
+  "training grpo": 3.5 * 60.0,
+  "training dapo": 4.5 * 60.0,
+  "training dapo_greso": 5 * 60.0,
+  "training ppo": 7.5 * 60.0,
+  "training sppo": 5 * 60.0,
+  "export": 6.0,
   "probes": 3 * 60.0,
   "probes and critics": 12 * 60.0,
-  "gradients": 3 * 60.0,
-  "evaluation of values": 3 * 60.0,
+  "gradients": 2.5 * 60.0,
+  "evaluation of values": 45.0,
 }
 Fields = Mapping[str, object]
 
