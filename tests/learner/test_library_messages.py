@@ -121,7 +121,7 @@ def test_a_key_or_one_a_prompt_is_taken(sample, key):
 @pytest.mark.parametrize("token", [-1, 11, 40_000])
 def test_tokens_that_the_model_does_not_know_are_named(sample, token):
   with pytest.raises(UserError, match=f"prompt 1 has the token {token}, .* has 11 tokens"):
-    call(sample, [[0, 0], [0, 1]], token=token)
+    call(sample, [[0, 1], [0, 1]], token=[[0, 0], [0, token]])
   assert call(sample, [[0, 1]], token=[[token, 0]]) == "sampled"  # padding may be anything
 
 
