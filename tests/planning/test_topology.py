@@ -102,6 +102,21 @@ def test_gpu_memory_by_arithmetic(ppo_on_gpus):
   assert not smaller.fits and "raise mesh.tensor" in smaller.verdict
 
 
+@pytest.mark.parametrize("chunk", [8, 0])
+def test_the_caches_of_prefilled_prompts_are_counted(chunk):
+  """On each of 4 shards 16 responses take turns in 4 slots: the caches of 4 prompts wait beside the
+  slots, and the next ones are made beside both, in chunks in two layouts."""
+  config = small("ppo", mesh__fsdp=4, mesh__tensor=2, rollout__n=1, rollouts=64)
+  config.rollout.slots, config.rollout.prefill_chunk = 16, chunk
+  config.task.max_prompt_length = width = 4096
+  caches = 4 * width * 3 * 2 * 64 * 4  # 3 layers, keys and values, one of two heads on a device
+  numbers = (3 * MODEL.intermediate_size + 4 * 4 * 64) // 2 + 4 * 256
+  activations = 2 * 4 * (chunk or width) * numbers
+  making = 2 * caches + activations if chunk else max(caches, activations)
+  found = topology.report(config, "h100:8").memory.sampling["activations and logits"]
+  assert found == caches + making
+
+
 def test_gpu_flops_by_arithmetic(ppo_on_gpus):
   config, report = ppo_on_gpus
   length, width = config.rollout.max_new_tokens, config.task.max_prompt_length
