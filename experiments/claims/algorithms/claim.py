@@ -27,6 +27,7 @@ from experiments.claims.lab import (
 )
 from experiments.claims.runner import Unit
 from poise_jax.reports import markdown, svg
+from poise_jax.reports.comparison_tables import standard_error
 from poise_jax.reports.run_log import Run
 
 NAME = "algorithms"
@@ -242,7 +243,7 @@ def panel(curves: Curves, axis: str) -> tuple[str, str]:
   lines = []
   for arm, seeds in curves.items():
     x, y = np.array(seeds).swapaxes(0, 1)
-    error = y.std(0, ddof=1) / np.sqrt(len(y)) if len(y) > 1 else None
+    error = standard_error(y) if len(y) > 1 else None
     lines.append(svg.Line(arm, x.mean(0), y.mean(0), error))
   return f"Held-out accuracy by {AXES[axis]}", svg.curves(lines, AXES[axis])
 
