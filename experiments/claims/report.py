@@ -22,16 +22,15 @@ NOTHING = "Not run yet."
 CONCLUSION = "## What we conclude"  # heading behind the results; written by hand
 QUICK = "A quick run of tiny models: it tests the machinery, and its numbers say nothing."
 CHECKS = ("hypothesis", "source", "ours, 95 % interval", "outcome")
-ABOUT = """Each claim of the paper that is tested here, with its source's number and ours.
-Hypotheses, arms, metric and seeds were written into the claim's page before the runs; pages name
-the hypotheses that were added later. Intervals are 95 % bootstrap intervals over seeds, paired
-where arms share the warm start and the problems. A claim *holds* if all of its hypotheses do,
-*holds in part* if some do, *does not hold here* if none does and one is refuted, and *cannot be
+ABOUT = """This page lists the claims of the paper that are tested here, with the source's result
+and ours. Hypotheses, arms, metric and seeds were written into the claim's page before the runs;
+pages name the hypotheses that were added later. Intervals are 95 % bootstrap intervals over seeds,
+paired where arms share the warm start and the problems. A claim *holds* if all of its hypotheses
+do, *holds in part* if some do, *does not hold here* if none does and one is refuted, and *cannot be
 told* if intervals contain their thresholds or seeds are missing. Hypotheses that are nearly
-certain, or that test the measurement, are controls and do not count. The models are tiny
-([configs/lab.py](configs/lab.py), reduced from three million parameters to one): what holds here
-may fail at the source's scale, and vice versa. This page is written by `python -m
-experiments.claims`."""
+certain, or that test the measurement, are controls and do not count. The models are tiny, 0.75
+million parameters ([configs/lab.py](configs/lab.py), made smaller): what holds here may fail at the
+source's scale, and vice versa. This page is written by `python -m experiments.claims`."""
 
 
 def write(

@@ -40,7 +40,7 @@ from poise_jax.verifiers.pool import Pool
 
 
 def train(config: ConfigDict, workdir: str, allow_config_change: bool = False, overwrite: str = ""):
-  """Trains a model; docs/architecture.md lists the files that it writes to the workdir.
+  """Trains a model; README.md lists the files that it writes to the workdir.
 
   The same call on the same workdir continues after the last whole checkpoint.
 

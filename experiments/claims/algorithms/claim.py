@@ -38,7 +38,7 @@ MARGIN = 0.02  # of accuracy: a smaller loss against DAPO counts as "as good as"
 NEARLY = 0.9
 AXES = {"rollouts": "rollouts", "tokens": "tokens", "flops": "FLOPs", "minutes": "minutes"}
 HEADER = (
-  *("arm", "learning rate", "max_grad_norm", "steps clipped", "groups trained on a step"),
+  *("arm", "learning rate", "max_grad_norm", "steps clipped", "groups trained on per step"),
   *("sampled accuracy", "minus DAPO", "held-out accuracy", "minus DAPO"),
 )
 AT_EQUAL = ("arm", *(x for name in AXES.values() for x in (f"at equal {name}", "minus DAPO")))

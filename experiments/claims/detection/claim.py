@@ -1,4 +1,4 @@
-"""What dynamic sampling and GRESO spend on groups without a difference; POISE discards none."""
+"""What dynamic sampling and GRESO spend on groups without mixed rewards; POISE discards none."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ def outcome(runs: Mapping[str, Sequence[Run]]) -> Outcome:
   ]
   header = (
     *("arm", "share of sampled tokens unused", "share of time for them", "rollouts sampled"),
-    *("prompts skipped a step", "groups trained on a step"),
+    *("prompts skipped per step", "groups trained on per step"),
   )
   panels = list(comparison.panels(runs, ["rollouts", "tokens"], {"eval/accuracy": "Accuracy"}))
   return Outcome(
@@ -110,7 +110,7 @@ def _skipped(runs):
 
 CLAIM = Claim(
   folder=pathlib.Path(__file__).parent,
-  title="POISE pays nothing for finding groups with a difference",
+  title="POISE discards no rollouts to find groups with mixed rewards",
   source="DAPO samples groups again until enough differ, and GRESO predicts which will; POISE "
   "trains on all that it samples (v2 sections 1 and 4.2, no number)",
   seeds=(0, 1, 2, 3, 4),

@@ -118,7 +118,7 @@ def outcome(results: Results) -> Outcome:
         1.0,
       ),
       Check.below(
-        f"Proposition 1 predicts this ratio on other prompts (deviation below {DEVIATION:.0%})",
+        f"Proposition 1 predicts the ratio of 8 answers to one on other prompts (deviation below {DEVIATION:.0%})",
         "proved for given baselines",
         intervals.mean(deviations(first, largest)),
         DEVIATION,

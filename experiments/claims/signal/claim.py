@@ -27,7 +27,7 @@ LABELS = {  # of the figure, where names are too long
   "the sibling's reward (RLOO, n = 2)": "the sibling's reward",
   PROBE: "the whole probe",
   "poise_sibling: also its reward": "with the sibling's reward",
-  "critic of sppo": "critic of the prompt",
+  "critic of sppo": "prompt-only critic",
   "critic of ppo": "token critic",
 }
 CONTROL = (PROBE, "entropy alone")  # the whole against a part of it

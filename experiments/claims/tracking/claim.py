@@ -157,7 +157,8 @@ def outcome(
         -CLOSE,
       ),
       Check.above(
-        f"r over its ceiling falls by less than {STEADY} from step {first} to {last} (difference)",
+        f"r as a share of its ceiling falls by less than {STEADY} from step {first} to step {last} "
+        "(difference)",
         "r 0.774 at step 40, 0.723 at step 360 (v3 Figure 5)",
         intervals.difference(shares[last], shares[first]),
         -STEADY,

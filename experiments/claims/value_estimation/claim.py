@@ -14,9 +14,9 @@ from experiments.claims.value_estimation.source_scale import source_bytes
 from poise_jax.reports import markdown, svg
 
 PROBE = "POISE: states and entropies of the sibling"
-CRITICS = {"critic of the prompt": "critic of sppo", "token critic": "critic of ppo"}
+CRITICS = {"prompt-only critic": "critic of sppo", "token critic": "critic of ppo"}
 PREDICTORS = {"probe": PROBE, **CRITICS}
-COSTS = {"probe": "probe", "critic of the prompt": "sppo", "token critic": "ppo"}
+COSTS = {"probe": "probe", "prompt-only critic": "sppo", "token critic": "ppo"}
 ALL = "all"
 FAMILIES = 4  # of five, on which the probe is to be better on average; of fewer families all
 
@@ -44,7 +44,7 @@ def values(results: Sequence[Mapping], name: str, domain: str | None, metric: st
 def outcome(results: Sequence[Mapping]) -> Outcome:
   """The outcome of the results of each seed."""
   families = sorted({row["domain"] for result in results for row in result["results"]} - {None})
-  prompt = CRITICS["critic of the prompt"]
+  prompt = CRITICS["prompt-only critic"]
   better = {
     metric: {
       family: gain(*(values(results, name, family, metric) for name in pair))
@@ -73,12 +73,12 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
   return Outcome(
     checks=[
       Check.above(
-        "The probe's MAE is lower than that of the critic of the prompt, over all prompts (gain)",
+        "The probe's MAE is lower than that of the prompt-only critic, over all prompts (gain)",
         "0.141 against 0.262 (v2 Figure 1)",
         better["MAE"][None],
       ),
       Check.above(
-        "The probe's r is higher than that of the critic of the prompt, over all prompts (gain)",
+        "The probe's r is higher than that of the prompt-only critic, over all prompts (gain)",
         "0.870 against 0.676 (v2 Figure 1)",
         better["r"][None],
       ),
@@ -90,7 +90,7 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
     },
     figure=figure(results, [None, *families]),
     numbers={
-      "probe minus critic of the prompt": {
+      "probe minus prompt-only critic": {
         metric: {family or ALL: x.to_json() for family, x in found.items()}
         for metric, found in better.items()
       },
@@ -140,7 +140,7 @@ def families_better(metric: str, better: Mapping[str, Interval]) -> Check:
   holds = True if len(won) >= needed else None if len(won) + unknown >= needed else False
   sides = ", ".join(f"{family} {x}" for family, x in better.items())
   return Check(
-    f"The probe's mean {metric} is better than that of the critic of the prompt on at least "
+    f"The probe's mean {metric} is better than that of the prompt-only critic on at least "
     f"{needed} families (gain)",
     "on all five sets for Qwen3-4B (v2 Table 7)",
     f"better on {len(won)} of {len(known)}: {sides}",

@@ -331,7 +331,7 @@ def test_a_better_probe_is_found():
   assert outcome.checks[2].ours.startswith("better on 5 of 5")
   assert "| a |" in outcome.tables["Values in the test half"]
   *_, costs = outcome.tables.values()
-  assert "| critic of the prompt | 10.000" in costs and "arithmetic" in costs
+  assert "| prompt-only critic | 10.000" in costs and "arithmetic" in costs
   assert outcomes(estimated(0.5))[:2] == [None, None]
   assert outcomes(estimated(0.3)) == [False] * 4
 
