@@ -19,8 +19,8 @@ from poise_jax.reports.run_log import Run
 CONFIG = "configs/lab.py"
 FINAL = 3  # last evaluations whose mean is the final accuracy
 LATE = 3  # sampled_accuracy is of the last one of so many parts of the steps
-# Changes of configs/lab.py for all claims: a quarter of the model's parameters, so that five seeds of
-# all arms take hours instead of a day. An evaluation takes as long as about two steps.
+# Changes of configs/lab.py for all claims: a quarter of the model's parameters, so that five seeds
+# of all arms take hours instead of a day. An evaluation takes as long as about two steps.
 FULL = {
   "eval_every": 10,
   "loggers": (),

@@ -32,9 +32,11 @@ compiled update, every loop multiplied by its trip count, relative to the model'
 causal attention). Decode bytes: traffic between a chip and its memory in one decode step with
 caches of full length, relative to reading weights and caches once. Useful positions: share of the
 positions of the update's passes that hold a token. With lengths, decode time by roofline is
-relative to the least: as many steps as the longest answer has tokens, each reading the weights once, each response's keys and values up to its own position, and a prompt's once for all samples. Fewer slots: those of the config, or a quarter of
-the rows if each row has a slot. Tokens per second are a roofline: products at peak speed, memory at
-full bandwidth, communication between chips free. No run is faster."""
+relative to the least: as many steps as the longest answer has tokens, each reading the weights
+once, each response's keys and values up to its own position, and a prompt's once for all samples.
+Fewer slots: those of the config, or a quarter of the rows if each row has a slot. Tokens per second
+are a roofline: products at peak speed, memory at full bandwidth, communication between chips free.
+No run is faster."""
 
 
 def text(report: TopologyReport) -> str:

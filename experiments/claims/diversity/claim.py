@@ -118,7 +118,8 @@ def outcome(results: Results) -> Outcome:
         1.0,
       ),
       Check.below(
-        f"Proposition 1 predicts the ratio of 8 answers to one on other prompts (deviation below {DEVIATION:.0%})",
+        "Proposition 1 predicts the ratio of 8 answers to one on other prompts (deviation below "
+        f"{DEVIATION:.0%})",
         "proved for given baselines",
         intervals.mean(deviations(first, largest)),
         DEVIATION,
