@@ -135,6 +135,40 @@ def test_an_update_that_the_compiler_rejects_counts_with_the_models_own_flops():
   assert times.updating_seconds == needed / CHIPS["h100"].flops
 
 
+class OneLoop:
+  """A compiled sampler with one decode loop."""
+
+  entry = "main"
+
+  def loops(self):
+    return [("main", self)]
+
+  def attribute(self, name):
+    return "decode"
+
+  def trip_count(self, loop):
+    return None  # unknown
+
+  def traffic(self, computation):
+    return 1000
+
+  def flops(self, computation=None):
+    return 5.0
+
+  def collective_bytes(self, computation=None):
+    return {}
+
+
+@pytest.mark.parametrize("dtype, with_kernel", [("bfloat16", True), ("float32", False)])
+def test_without_a_kernel_the_caches_count_as_read(dtype, with_kernel):
+  """Attention by blocks reads them in a loop, which the traffic of the decode loop leaves out."""
+  step = topology.topology_step(small(model__dtype=dtype), "h100:1")
+  shapes = step_shapes(step)
+  decoding = roofline.decode_step(step, shapes)
+  _, found = topology.compiled_work(step, shapes, decoding, {"the sampler": OneLoop()})
+  assert found.bytes == 1000 + (0 if with_kernel else topology.cache_bytes(step))
+
+
 @pytest.fixture(scope="module")
 def ragged_report():
   config = small(mesh__fsdp=2, rollouts=32, rollout__max_new_tokens=2000, rollout__n=2)
