@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.claims import costs, intervals
 from experiments.claims.claim import Check, Claim, Outcome
-from experiments.claims.lab import Arm, Lab, mean_series
+from experiments.claims.lab import Arm, Lab, final_accuracy, mean_series
 from experiments.claims.runner import Unit
 from poise_jax.reports import comparison, markdown, svg
 from poise_jax.reports.run_log import Run
@@ -66,15 +66,18 @@ def outcome(runs: Mapping[str, Sequence[Run]]) -> Outcome:
       arm,
       intervals.mean(tokens[arm]),
       intervals.mean(time[arm]),
-      intervals.mean([run.positions("rollouts")[-1] for run in members]),
+      f"{np.mean([run.positions('rollouts')[-1] for run in members]):,.0f}",
+      f"{np.mean([total(run, 'collect/tokens') for run in members]):,.0f}",
       _skipped(members),
       f"{mean_series(members, 'collect/groups'):.1f}" if arm != POISE.name else "all",
+      intervals.mean([final_accuracy(run) for run in members]),
     ]
     for arm, members in runs.items()
   ]
   header = (
     *("arm", "share of sampled tokens unused", "share of time for them", "rollouts sampled"),
-    *("prompts skipped per step", "groups trained on per step"),
+    *("tokens sampled", "prompts skipped per step", "groups trained on per step"),
+    "held-out accuracy",
   )
   panels = list(comparison.panels(runs, ["rollouts", "tokens"], {"eval/accuracy": "Accuracy"}))
   return Outcome(
