@@ -19,6 +19,7 @@ from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.intervals import Interval
 from experiments.claims.lab import (
   FINAL,
+  LATE,
   Arm,
   Lab,
   final_accuracy,
@@ -36,6 +37,8 @@ MARGIN = 0.02  # of accuracy: a smaller loss against DAPO counts as "as good as"
 # Share of DAPO's gain whose cost is compared. At the whole gain its curve is flat, and a curve that
 # ends 0.001 lower never reaches it.
 NEARLY = 0.9
+WINDOW = 5  # steps whose mean sampled accuracy is a point of its curve
+SHARES = (0.5, 0.7, 0.9, 1.0)  # of DAPO's gain in sampled accuracy
 AXES = {"rollouts": "rollouts", "tokens": "tokens", "flops": "FLOPs", "minutes": "minutes"}
 HEADER = (
   *("arm", "learning rate", "max_grad_norm", "steps clipped", "groups trained on per step"),
@@ -82,25 +85,46 @@ def at_equal(curves: Curves) -> dict[str, list[float]]:
   }
 
 
-def to_reach(curves: Curves, arm: str, other: str, share: float) -> Interval:
+def to_reach(curves: Curves, arm: str, other: str, share: float, last: int = FINAL) -> Interval:
   """What an arm needs for a share of another one's gain, divided by what that one needs for it.
 
   The level is the other arm's accuracy at the start, plus the share of what it gains until its end,
-  the mean of its last FINAL evaluations. Seeds are averaged, evaluation by evaluation, before the
-  level and the crossings are read off, since the curve of a single seed is noisy. Infinite if the
-  mean curve never reaches the level; NaN if there is no gain.
+  the mean of its `last` points. Seeds are averaged, point by point, before the level and the
+  crossings are read off, since the curve of a single seed is noisy. Infinite if the mean curve
+  never reaches the level; NaN if there is no gain.
   """
-  stacked = {name: np.array(curves[name]) for name in (arm, other)}  # [seeds, 2, evaluations]
+  stacked = {name: np.array(curves[name]) for name in (arm, other)}  # [seeds, 2, points]
 
   def statistic(indices):
     (x, y), (other_x, other_y) = (curve[indices].mean(0) for curve in stacked.values())
     start = other_y[0]
-    level = min(start + share * (other_y[-FINAL:].mean() - start), other_y.max())
+    level = min(start + share * (other_y[-last:].mean() - start), other_y.max())
     if level <= start:
       return np.nan  # it learned nothing that could be reached
     return intervals.crossing(x, y, level) / intervals.crossing(other_x, other_y, level)
 
   return intervals.bootstrap(statistic, len(curves[arm]))
+
+
+def sampled_curve(run: Run) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+  """Tokens so far and sampled accuracy, means over every WINDOW steps in a row."""
+  scores = np.array([row.get("collect/score", np.nan) for row in run.rows])
+  known = np.isfinite(scores)
+  points = np.stack([np.array(run.positions("tokens"))[known], scores[known]])
+  windows = np.lib.stride_tricks.sliding_window_view(points, min(WINDOW, known.sum()), axis=1)
+  return tuple(windows.mean(-1))
+
+
+def tokens_to_reach(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[float, Interval]]:
+  """Tokens for SHARES of DAPO's gain in sampled accuracy, from its first WINDOW steps to the mean
+  of the windows in the last one of LATE parts of its steps, by arm and share."""
+  curves = {arm: [sampled_curve(run) for run in members] for arm, members in runs.items()}
+  last = max(runs["dapo"][0].step // LATE - WINDOW + 1, 1)
+  return {
+    arm: {share: to_reach(curves, arm, "dapo", share, last) for share in SHARES}
+    for arm in runs
+    if arm != "dapo"
+  }
 
 
 def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
@@ -136,6 +160,7 @@ def outcome(
     }
     for share in (NEARLY, 1.0)
   }
+  by_sampled = tokens_to_reach(runs)
   ratio = reached[NEARLY]["poise"]["tokens"]
   checks = [
     Check(
@@ -169,6 +194,10 @@ def outcome(
       "Held-out accuracy at equal cost": at_equal_cost(curves),
       f"Cost of {NEARLY:.0%} of DAPO's gain": costs_table(reached[NEARLY]),
       "Cost of DAPO's final accuracy": costs_table(reached[1.0]),
+      "Tokens for a share of DAPO's gain in sampled accuracy, as a share of DAPO's": markdown.table(
+        ("arm", *(f"{share:.0%} of the gain" for share in SHARES)),
+        [[arm, *map(shown, found.values())] for arm, found in by_sampled.items()],
+      ),
       f"The search: sampled accuracy with seed {search.SEED}, the chosen trial in bold": (
         search.table(searched["sampled accuracy"])
       ),
@@ -187,6 +216,10 @@ def outcome(
           arm: {axis: x.to_json() for axis, x in by_axis.items()} for arm, by_axis in arms.items()
         }
         for share, arms in reached.items()
+      },
+      "tokens by share of DAPO's gain in sampled accuracy": {
+        arm: {f"{share:g}": x.to_json() for share, x in found.items()}
+        for arm, found in by_sampled.items()
       },
       "search": searched,
     },

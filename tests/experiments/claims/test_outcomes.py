@@ -112,6 +112,8 @@ def test_a_better_and_cheaper_algorithm_is_found():
     assert 0.4 < ratio["value"] < 0.6, share  # 3 / 4 of 2 / 3
     assert ratio["low"] <= ratio["value"] <= ratio["high"] < 0.8
   assert set(shares) == {"0.9", "1"}
+  by_sampled = outcome.numbers["tokens by share of DAPO's gain in sampled accuracy"]["poise"]
+  assert 0.4 < by_sampled["0.9"]["value"] < 0.6
   equal = next(
     x for x in outcome.tables["Held-out accuracy at equal cost"].splitlines() if "poise" in x
   )
@@ -222,12 +224,16 @@ def test_equal_algorithms_cannot_be_told_apart():
   outcome = compared({}, {})
   cheaper, as_good, above_rloo, above_ppo = outcomes(outcome)
   assert cheaper is None and as_good is True and above_rloo is None and above_ppo is None
+  for found in outcome.numbers["tokens by share of DAPO's gain in sampled accuracy"].values():
+    assert 0.9 < found["0.9"]["value"] < 1.1
 
 
 def test_a_worse_algorithm_never_reaches_the_level():
   outcome = compared({"poise": 0.1}, {})
   assert outcomes(outcome) == [False, False, False, False]
   assert "not reached" in outcome.checks[0].ours
+  by_sampled = outcome.numbers["tokens by share of DAPO's gain in sampled accuracy"]["poise"]
+  assert by_sampled["0.9"]["value"] is None  # infinite
   assert claims.verdict(outcome.checks, 5, 5) == claims.FAILS
 
 
