@@ -173,8 +173,9 @@ def under_baseline(
     scale, and to first order a step along m raises the objective by <g, m>, where g is the true
     gradient; so it is multiplied by <g, g> / <g, m>, with which both make the same progress. All
     others have the true mean and the scale 1. "per sampled": the same times the answers sampled for
-    it, those of groups that are left out included. "adam": the proxy of v3 with the same scale,
-    times the answers of its batches. "kept": the share of groups that count.
+    it, those of groups that are left out included. "unscaled": "variance" with the scale 1. "adam":
+    the proxy of v3 with the same scale, times the answers of its batches. "kept": the share of
+    groups that count.
   """
   p, n, s = scores.shape
   groups = (advantages[..., None] * scores).reshape(p, n // m, m, s).mean(2)
@@ -183,20 +184,23 @@ def under_baseline(
     used = statistics.mixed(rewards.reshape(-1, m)).reshape(used.shape)
   share_used = float(used.mean())
   if used.sum() < 2:
-    return {"variance": np.nan, "per sampled": np.nan, "adam": np.nan, "kept": share_used}
+    unknown = dict.fromkeys(("variance", "per sampled", "unscaled", "adam"), np.nan)
+    return {**unknown, "kept": share_used}
   scale = 1.0
   if rewards is not None:
     weights = used / share_used  # for the mean over the groups in use
     means = (groups * weights[..., None]).mean(1)
     scale = share(product(gradient, gradient), product(gradient, means))
   chosen = groups[used]
-  variance = float(chosen.var(0, ddof=1, dtype=np.float64).sum()) * scale**2 * m
+  unscaled = float(chosen.var(0, ddof=1, dtype=np.float64).sum()) * m
+  variance = unscaled * scale**2
   count = min(max(batch // m, 1), len(chosen))
   order = np.random.default_rng(0).permutation(len(chosen))
   batches = batch_means(chosen[:, None], count, order)[0]
   return {
     "variance": variance,
     "per sampled": variance / share_used,
+    "unscaled": unscaled,
     "adam": adam_proxy(batches) * scale**2 * count * m,
     "kept": share_used,
   }

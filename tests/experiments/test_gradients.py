@@ -127,6 +127,8 @@ def test_a_better_baseline_leaves_less_variance(policy):
   tripled = left(3 * np.asarray(group.grpo(rewards)), N, rewards)
   np.testing.assert_allclose(tripled["variance"], dapo["variance"], rtol=1e-6)
   np.testing.assert_allclose(tripled["adam"], dapo["adam"], rtol=1e-6)
+  np.testing.assert_allclose(tripled["unscaled"], 9 * dapo["unscaled"], rtol=1e-6)
+  assert ideal["unscaled"] == ideal["variance"]
 
 
 @pytest.mark.parametrize("true, aside", ((1.0, 0.0), (1.0, 1.0), (2.0, 5.0), (0.0, 1.0)))

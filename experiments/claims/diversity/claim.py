@@ -17,7 +17,12 @@ from poise_jax.reports.svg import Line
 LEAST = 1.4  # the low end of the source's variance with 8 answers a prompt over that with one
 DEVIATION = 0.1  # of the formula's ratio from the measured one
 POISE_ROW, RLOO_ROW = "poise, n = 2", "rloo, n = 2"
-KINDS = {"variance": "per answer trained on", "per sampled": "per answer sampled", "adam": "Adam"}
+KINDS = {
+  "variance": "per answer trained on",
+  "per sampled": "per answer sampled",
+  "adam": "Adam",
+  "unscaled": "per answer trained on, not rescaled",
+}
 Results = Mapping[str, Sequence[Mapping]]  # policy -> results.json of each seed
 
 
