@@ -16,12 +16,25 @@ from poise_jax.estimators import CriticConfig, EstimatorContext
 from poise_jax.training.build import Experiment
 from poise_jax.types import Experience, Prompts, Rollouts
 
-# A critic of the prompt alone, whose pass is cheap, and one of each token -> passes over the
-# answers, of which the best counts.
-PASSES = {"sppo": 16, "ppo": 4}
-RATES = (1.0, 0.1)  # multiples of critic.learning_rate, of which the best counts
-HELD_OUT = 8  # one of so many prompts is held out to choose them
+HELD_OUT = 8  # one of so many prompts is held out to choose passes and rate
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """How a critic is trained: of the passes and the rates, the best count."""
+
+  algorithm: str
+  passes: int  # over the answers, at most
+  rates: tuple[float, ...] = (1.0, 0.1)  # multiples of critic.learning_rate
+
+
+# A critic of the prompt alone, whose pass is cheap; one of each token; and the first, longer.
+SEARCHES = {
+  "sppo": Search("sppo", 16),
+  "ppo": Search("ppo", 4),
+  "sppo, longer": Search("sppo", 32, (0.1,)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,26 +94,26 @@ def learn(
     experiment: model, options and mesh.
     params: the policy, from which the critic starts.
     arrays: of probe_ablation.sample.
-    name: one of PASSES.
+    name: one of SEARCHES.
 
   Returns:
     Predictions, and the cost of one pass over the whole half: "seconds", "bytes"; and the choice,
     "passes" and "learning_rate".
   """
-  half = len(arrays["rewards"]) // 2
+  half, search = len(arrays["rewards"]) // 2, SEARCHES[name]
   ids = np.arange(half)
   held_out = ids % HELD_OUT == HELD_OUT - 1 if half >= HELD_OUT else ids == half - 1
   candidates = []  # (error, passes, factor)
-  for factor in RATES:
-    learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
+  for factor in search.rates:
+    learner = Learner(experiment, arrays, _estimator(experiment, arrays, search, factor))
     state = learner.estimator.init(params)
     about = f"critic of {name}, {factor:g} x critic.learning_rate"
-    for passes in track(range(1, PASSES[name] + 1), description=about):
+    for passes in track(range(1, search.passes + 1), description=about):
       state = learner.epoch(state, ids[~held_out], params)
       error = arrays["rewards"][ids[held_out]] - learner.predict(state, ids[held_out])
       candidates.append((float(np.nan_to_num((error**2).mean(), nan=np.inf)), passes, factor))
   _, passes, factor = min(candidates)
-  learner = Learner(experiment, arrays, _estimator(experiment, arrays, name, factor))
+  learner = Learner(experiment, arrays, _estimator(experiment, arrays, search, factor))
   state, seconds = learner.estimator.init(params), []
   for _ in track(range(passes), description=f"critic of {name}, as chosen"):
     begin = time.perf_counter()
@@ -125,12 +138,12 @@ def size_of(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _estimator(experiment, arrays, name, factor):
+def _estimator(experiment, arrays, search, factor):
   rollout = dataclasses.replace(experiment.rollout, n=arrays["rewards"].shape[1])
   config = CriticConfig(**experiment.config.critic)
   config = dataclasses.replace(config, learning_rate=config.learning_rate * factor)
   context = EstimatorContext(rollout, experiment.model, experiment.update, critic=config)
-  return estimators.make(name, context)
+  return estimators.make(search.algorithm, context)
 
 
 def cost(fit: Callable[[], PyTree[Array]]) -> dict[str, float]:

@@ -305,7 +305,7 @@ def _critics(experiment, arrays, features, config):
   costs = {"probe": critics.cost(lambda: answers.fit_probe(*learned_from, config))}
   costs["probe"]["bytes"] += features[:half].nbytes  # the buffer
   rows, params = {}, answers.params_of(experiment)
-  for name in critics.PASSES:
+  for name in critics.SEARCHES:
     rows[CRITIC.format(name)], costs[name] = critics.learn(experiment, params, arrays, name)
   return rows, costs
 

@@ -41,7 +41,7 @@ def arrays(experiment, rewards):
 
 @pytest.mark.parametrize("name", ["sppo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_critic_finds_which_prompts_are_easy(experiment, name, monkeypatch):
-  monkeypatch.setitem(critics.PASSES, name, 12)
+  monkeypatch.setitem(critics.SEARCHES, name, critics.Search(name, 12))
   params = models.init(experiment.model, jax.random.key(0))
   data = arrays(experiment, lambda kind, rng: np.repeat(kind[:, None], N, 1))
   with jax.set_mesh(experiment.mesh):
@@ -58,9 +58,9 @@ def test_the_reported_critic_learns_from_all_prompts_with_the_chosen_passes(
   experiment, monkeypatch
 ):
   """The choice is made on an eighth that the candidates do not learn from."""
-  monkeypatch.setitem(critics.PASSES, "sppo", 3)
+  monkeypatch.setitem(critics.SEARCHES, "sppo", critics.Search("sppo", 3))
   errors = {1.0: [0.9, 0.4, 0.8], 0.1: [0.7, 0.6, 0.5]}  # the best: 2 passes with the full rate
-  drawn = iter([x for factor in critics.RATES for x in errors[factor]])
+  drawn = iter([x for factor in critics.Search("sppo", 3).rates for x in errors[factor]])
   trained, half = [], PROMPTS // 2
 
   def epoch(self, state, ids, params):

@@ -104,7 +104,8 @@ def set_flags(monkeypatch, **values):
 def test_the_command_samples_once_and_writes_its_table(monkeypatch, tmp_path, with_critics):
   """test_critics tests what critics learn."""
   set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=["0"], CRITICS=with_critics)
-  monkeypatch.setattr(critics, "PASSES", dict.fromkeys(critics.PASSES, 1))
+  short = {name: critics.Search(name, 1) for name in ("sppo", "ppo")}
+  monkeypatch.setattr(critics, "SEARCHES", short)
   monkeypatch.setattr(probe_ablation, "ALPHAS", (1.0,))
   monkeypatch.setattr(probe_ablation, "WIDTHS", ((4,),))
   changes = {"warm_start.steps": 0, "probe.pca_prompt": 2, "probe.pca_response": 2}

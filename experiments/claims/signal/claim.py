@@ -28,6 +28,7 @@ LABELS = {  # of the figure, where names are too long
   PROBE: "the whole probe",
   "poise_sibling: also its reward": "with the sibling's reward",
   "critic of sppo": "prompt-only critic",
+  "critic of sppo, longer": "prompt-only critic, longer",
   "critic of ppo": "token critic",
 }
 CONTROL = (PROBE, "entropy alone")  # the whole against a part of it

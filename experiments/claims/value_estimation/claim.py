@@ -16,6 +16,7 @@ from poise_jax.reports import markdown, svg
 PROBE = "POISE: states and entropies of the sibling"
 CRITICS = {"prompt-only critic": "critic of sppo", "token critic": "critic of ppo"}
 PREDICTORS = {"probe": PROBE, **CRITICS}
+LONGER = "critic of sppo, longer"
 COSTS = {"probe": "probe", "prompt-only critic": "sppo", "token critic": "ppo"}
 ALL = "all"
 FAMILIES = 4  # of five, on which the probe is to be better on average; of fewer families all
@@ -86,6 +87,7 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
     ],
     tables={
       "Values in the test half": markdown.table(header, rows),
+      "The prompt-only critic with a longer search": longer_table(results),
       "Cost of a fit, for critics of one pass over the same answers": costs_table(results),
     },
     figure=figure(results, [None, *families]),
@@ -103,6 +105,26 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
       "bytes at the source's sizes": source_bytes(),
     },
   )
+
+
+def longer_table(results: Sequence[Mapping]) -> str:
+  """The prompt-only critic with more passes, over all prompts."""
+  rows = []
+  for title, name in (*PREDICTORS.items(), ("prompt-only critic, longer", LONGER)):
+    found = {metric: values(results, name, None, metric) for metric in ("MAE", "r")}
+    probe = {metric: values(results, PROBE, None, metric) for metric in found}
+    gains = gain(found["MAE"], probe["MAE"]), gain(probe["r"], found["r"])
+    passes = [x["costs"].get(COSTS.get(title, "sppo, longer"), {}).get("passes") for x in results]
+    rows.append(
+      [
+        title,
+        *(intervals.mean(x) for x in found.values()),
+        *(("", "") if name == PROBE else gains),
+        ", ".join("" if x is None else str(x) for x in passes) if name != PROBE else "",
+      ]
+    )
+  header = ("", "MAE", "r", "the probe's gain in MAE", "the probe's gain in r", "passes by seed")
+  return markdown.table(header, rows)
 
 
 def costs_table(results: Sequence[Mapping]) -> str:

@@ -30,7 +30,7 @@ def source_bytes() -> dict[str, float]:
   context = EstimatorContext(
     step.rollout, step.model, step.update, critic=CriticConfig(**config.critic)
   )
-  for name in critics.PASSES:
+  for name in ("sppo", "ppo"):
     estimator = estimators.make(name, context)
     state = jax.eval_shape(estimator.init, models.abstract_params(step.model))
     found[name] = critics.critic_bytes(state)

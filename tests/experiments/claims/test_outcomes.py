@@ -318,11 +318,12 @@ def ablation(seed, quality, families=("a", "b", "c", "d", "e"), seconds=(0.01, 1
         | {k: x + NOISE * rng.normal() for k, x in numbers.items()}
       )
   costs = {"probe": {"seconds": seconds[0], "bytes": 1e3}}
-  costs |= {name: {"seconds": seconds[1], "bytes": 1e6} for name in ("sppo", "ppo")}
+  critics = ("sppo", "ppo", "sppo, longer")
+  costs |= {name: {"seconds": seconds[1], "bytes": 1e6, "passes": 7} for name in critics}
   return {"results": rows, "costs": costs}
 
 
-CRITICS = dict.fromkeys(value_estimation.CRITICS.values(), 0.5)
+CRITICS = dict.fromkeys((*value_estimation.CRITICS.values(), value_estimation.LONGER), 0.5)
 
 
 def estimated(probe, **options):
@@ -338,6 +339,9 @@ def test_a_better_probe_is_found():
   assert "| a |" in outcome.tables["Values in the test half"]
   *_, costs = outcome.tables.values()
   assert "| prompt-only critic | 10.000" in costs and "arithmetic" in costs
+  longer = outcome.tables["The prompt-only critic with a longer search"].splitlines()[-1]
+  assert longer.startswith("| prompt-only critic, longer | 0.2") and "7, 7, 7, 7, 7" in longer
+  assert 0.2 < float(longer.split("|")[5].split()[0]) < 0.4  # the probe's gain in r
   assert outcomes(estimated(0.5))[:2] == [None, None]
   assert outcomes(estimated(0.3)) == [False] * 4
 
