@@ -83,24 +83,30 @@ def finish(workdir, running):
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory):
-  """Workdir of a run by one process."""
-  workdir = tmp_path_factory.mktemp("single") / "run"
-  finish(workdir, start_all(workdir, 1))
-  return workdir
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-  """The same run by two processes, the second of which is killed: (workdir, seconds until the first
-  one ends, its exit code)."""
-  workdir = tmp_path_factory.mktemp("killed") / "run"
+def both(tmp_path_factory):
+  """A run by two processes, the second of which is killed: (workdir, seconds until the first one
+  ends, its exit code); and the workdir of the same run by one process, which is trained in the
+  meantime."""
+  workdir, alone = (tmp_path_factory.mktemp(name) / "run" for name in ("killed", "single"))
   first, second = start_all(workdir, 2)
   wait_until(lambda: len(metrics(workdir)) >= 3, first)
   second.send_signal(signal.SIGKILL)
   before = time.monotonic()
+  running = start_all(alone, 1)
   code = first.wait(120)
-  return workdir, time.monotonic() - before, code
+  seconds = time.monotonic() - before
+  finish(alone, running)
+  return (workdir, seconds, code), alone
+
+
+@pytest.fixture(scope="module")
+def killed(both):
+  return both[0]
+
+
+@pytest.fixture(scope="module")
+def single(both):
+  return both[1]
 
 
 def metrics(workdir):

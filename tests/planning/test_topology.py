@@ -159,12 +159,14 @@ class OneLoop:
     return {}
 
 
-@pytest.mark.parametrize("dtype, with_kernel", [("bfloat16", True), ("float32", False)])
-def test_without_a_kernel_the_caches_count_as_read(dtype, with_kernel):
+@pytest.mark.parametrize("name, with_kernel", [("paged_tpu", True), ("xla", False)])
+def test_without_a_kernel_the_caches_count_as_read(name, with_kernel, monkeypatch):
   """Attention by blocks reads them in a loop, which the traffic of the decode loop leaves out."""
-  step = topology.topology_step(small(model__dtype=dtype), "h100:1")
+  step = topology.topology_step(small(), "h100:1")
+  step = dataclasses.replace(step, mesh=sharding.make_mesh(devices=1))
   shapes = step_shapes(step)
   decoding = roofline.decode_step(step, shapes)
+  monkeypatch.setattr(topology.slots, "implementation", lambda *_: name)
   _, found = topology.compiled_work(step, shapes, decoding, {"the sampler": OneLoop()})
   assert found.bytes == 1000 + (0 if with_kernel else topology.cache_bytes(step))
 

@@ -116,7 +116,7 @@ def test_slots_change_int8_caches_by_rounding_only(params):
   assert_same(sample(params, cache_dtype="int8", slots=5), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("slots", [0, 5])
+@pytest.mark.parametrize("slots", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_row_has_a_limit_of_its_own(params, slots):
   limits = np.array([T, 1, 3, 30, 2, 11])  # one is above the config's
   prompts = PROMPTS.replace(max_tokens=jnp.asarray(limits))

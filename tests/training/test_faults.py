@@ -108,7 +108,9 @@ def fill(disk):
   assert full.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("phase", ["step 2: saving", "step 2: updating"])
+@pytest.mark.parametrize(
+  "phase", [pytest.param("step 2: saving", marks=pytest.mark.slow), "step 2: updating"]
+)
 def test_a_full_disk(finished_run, small_disk, monkeypatch, phase):
   """Either the checkpoint in the background or the metrics fail first."""
   workdir, show = small_disk / "run", Logger.phase
