@@ -163,7 +163,7 @@ class OneLoop:
 def test_without_a_kernel_the_caches_count_as_read(name, with_kernel, monkeypatch):
   """Attention by blocks reads them in a loop, which the traffic of the decode loop leaves out."""
   step = topology.topology_step(small(), "h100:1")
-  step = dataclasses.replace(step, mesh=sharding.make_mesh(devices=1))
+  step = dataclasses.replace(step, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
   shapes = step_shapes(step)
   decoding = roofline.decode_step(step, shapes)
   monkeypatch.setattr(topology.slots, "implementation", lambda *_: name)
