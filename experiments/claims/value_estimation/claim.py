@@ -16,7 +16,8 @@ from poise_jax.reports import markdown, svg
 PROBE = "POISE: states and entropies of the sibling"
 CRITICS = {"prompt-only critic": "critic of sppo", "token critic": "critic of ppo"}
 PREDICTORS = {"probe": PROBE, **CRITICS}
-LONGER = "critic of sppo, longer"
+SEARCHED = "sppo, longer"  # of experiments/critics.py
+LONGER = f"critic of {SEARCHED}"
 COSTS = {"probe": "probe", "prompt-only critic": "sppo", "token critic": "ppo"}
 ALL = "all"
 FAMILIES = 4  # of five, on which the probe is to be better on average; of fewer families all
@@ -108,21 +109,15 @@ def outcome(results: Sequence[Mapping]) -> Outcome:
 
 
 def longer_table(results: Sequence[Mapping]) -> str:
-  """The prompt-only critic with more passes, over all prompts."""
-  rows = []
-  for title, name in (*PREDICTORS.items(), ("prompt-only critic, longer", LONGER)):
-    found = {metric: values(results, name, None, metric) for metric in ("MAE", "r")}
-    probe = {metric: values(results, PROBE, None, metric) for metric in found}
-    gains = gain(found["MAE"], probe["MAE"]), gain(probe["r"], found["r"])
-    passes = [x["costs"].get(COSTS.get(title, "sppo, longer"), {}).get("passes") for x in results]
-    rows.append(
-      [
-        title,
-        *(intervals.mean(x) for x in found.values()),
-        *(("", "") if name == PROBE else gains),
-        ", ".join("" if x is None else str(x) for x in passes) if name != PROBE else "",
-      ]
-    )
+  """The probe against the prompt-only critic with more passes and the others, over all prompts."""
+  probe = {metric: values(results, PROBE, None, metric) for metric in ("MAE", "r")}
+  rows = [["probe", *map(intervals.mean, probe.values()), "", "", ""]]
+  for title, name in (*CRITICS.items(), ("prompt-only critic, longer", LONGER)):
+    mae, r = (values(results, name, None, metric) for metric in probe)
+    cost = COSTS.get(title, SEARCHED)
+    passes = ", ".join(str(result["costs"][cost]["passes"]) for result in results)
+    gains = gain(mae, probe["MAE"]), gain(probe["r"], r)
+    rows.append([title, intervals.mean(mae), intervals.mean(r), *gains, passes])
   header = ("", "MAE", "r", "the probe's gain in MAE", "the probe's gain in r", "passes by seed")
   return markdown.table(header, rows)
 
