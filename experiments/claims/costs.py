@@ -2,16 +2,20 @@
 
 Counted as in poise_jax/planning/flops.py: matrix products and attention of the policy and of a
 critic, and of the fits of all probes: matrix products, Cholesky factors and triangular solves, but
-no eigenvectors. In sampling, the answers to a prompt share its prefill. In an update each answer
-has a prompt of its own: with prompts and answers of the lab's lengths the planner packs them so.
-Evaluations, which are no part of training, do not count.
+no eigenvectors. In sampling, the answers to a prompt share its prefill, and prompts have the mean
+length of the training problems. In an update each answer has a prompt of its own: with prompts and
+answers of the lab's lengths the planner packs them so. These prompts have the mean length of those
+in samples.jsonl, since dynamic sampling prefers some. Evaluations, which are no part of training,
+do not count.
 """
 
 import functools
+import json
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from poise_jax.data.tasks.config import task_of_run
 from poise_jax.planning import flops
 from poise_jax.reports.run_log import Run
 from poise_jax.rollout.features import ENTROPIES
@@ -28,9 +32,11 @@ def cumulative(run: Run) -> Float[np.ndarray, " rows"]:
   from poise_jax import models
 
   source = run.config["model"]["source"]
-  prompt = _prompt_length(run, models.load_tokenizer(source))
+  drawn = _mean_prompt(json.dumps(run.config["task"], sort_keys=True), run.config["seed"], source)
+  trained = _trained_prompt(run, models.load_tokenizer(source)) or drawn
   model = models.read_config(source)
-  step = functools.partial(_step, run.config, model, prompt, probe_fits(run, model.hidden_size))
+  fits = probe_fits(run, model.hidden_size)
+  step = functools.partial(_step, run.config, model, drawn, trained, fits)
   return np.cumsum([step(row) if row["step"] else 0.0 for row in run.rows])
 
 
@@ -52,23 +58,41 @@ def _step_times(run):
   return np.array([row.get("time/step", 0.0) for row in run.rows])
 
 
-def _prompt_length(run, tokenizer) -> float:
-  """Mean tokens of the prompts in samples.jsonl."""
+@functools.cache
+def _mean_prompt(task: str, seed: int, source: str) -> float:
+  """Mean tokens of the training prompts of a run's config.task, as JSON."""
+  from poise_jax import models
+  from poise_jax.data import tasks
+  from poise_jax.data.prompts import PromptEncoder
+
+  config = task_of_run(json.loads(task))
+  encoder = PromptEncoder.from_config(config, models.load_tokenizer(source))
+  return float(np.mean([len(encoder.ids(x)) for x in tasks.make(config, seed).train]))
+
+
+def _trained_prompt(run, tokenizer) -> float:
+  """Mean tokens of the prompts in samples.jsonl; 0 if there are none."""
   template = run.config["task"]["template"]
   rows = run.samples(lambda steps: steps)
   questions = {row["question"] for row in rows if not row.get("extra")}  # those are unusual
-  prompts = [template.replace("{question}", question) for question in questions]
-  return float(np.mean([len(tokenizer.encode(prompt)) for prompt in prompts]))
+  lengths = [len(tokenizer.encode(template.replace("{question}", x))) for x in questions]
+  return float(np.mean(lengths)) if lengths else 0.0
 
 
-def _step(config, model, prompt, fits, row) -> float:
-  """FLOPs of a step; fits: those of a refit of all probes."""
+def _step(config, model, drawn, trained, fits, row) -> float:
+  """FLOPs of a step.
+
+  Args:
+    drawn: mean tokens of the prompts that are sampled for.
+    trained: mean tokens of the prompts that are trained on.
+    fits: FLOPs of a refit of all probes.
+  """
   n, rollouts = config["rollout"]["n"], config["rollouts"]
   generated = row["collect/generated"]
   length = row["collect/tokens"] / generated
-  total = flops.sampling_flops(model, prompt, n, length) * generated / n
+  total = flops.sampling_flops(model, drawn, n, length) * generated / n
   groups = row.get("collect/groups", rollouts // n)
-  update = flops.training_flops(model, prompt, 1, row.get("rollout/length", 0.0)) * groups * n
+  update = flops.training_flops(model, trained, 1, row.get("rollout/length", 0.0)) * groups * n
   train = config["train"]
   total += update * train["epochs"]
   several = rollouts > train["minibatch_size"] or train["epochs"] > 1
@@ -78,7 +102,7 @@ def _step(config, model, prompt, fits, row) -> float:
   if estimator == "ppo":  # a prediction, and an update on the same sequences
     total += update * (1 / 3 + train["epochs"])
   elif estimator == "sppo":
-    total += (1 + 3 * train["epochs"]) * flops.forward_flops(model, prompt, 0) * groups
+    total += (1 + 3 * train["epochs"]) * flops.forward_flops(model, trained, 0) * groups
   elif estimator.startswith("poise") and row["step"] >= config["probe"]["bootstrap_steps"]:
     total += fits
   return total

@@ -146,15 +146,15 @@ class Figure:
 def curves(lines: Sequence[Line | None], xlabel: str) -> Figure:
   """Curves over one x axis. Each has the color of its position in the list; None skips a color.
 
-  Where colors repeat, curves are dashed (see `dash`).
+  Where colors repeat, curves are dashed (see `dash`). Points that are not finite are left out.
   """
+  lines = [_known(line) if line else None for line in lines]
   visible = [line for line in lines if line]
   values = [line.y if line.raw is None else line.raw for line in visible]
   for line in visible:
     if line.spread is not None:
       values += [line.y - line.spread, line.y + line.spread]
-  y, x = np.concatenate(values), np.concatenate([line.x for line in visible])
-  figure = Figure(xlabel, (x.min(), x.max()), (y.min(), y.max()))
+  figure = Figure(xlabel, _limits([line.x for line in visible]), _limits(values))
   for i, line in enumerate(lines):
     if not line:
       continue
@@ -172,6 +172,18 @@ def curves(lines: Sequence[Line | None], xlabel: str) -> Figure:
   return figure
 
 
+def _known(line: Line) -> Line | None:
+  """The points of a curve that are finite; None if none is."""
+  known = np.isfinite(line.x) & np.isfinite(line.y)
+  spread, raw = (None if part is None else part[known] for part in (line.spread, line.raw))
+  return Line(line.label, line.x[known], line.y[known], spread, raw) if known.any() else None
+
+
+def _limits(parts: Sequence[Float[np.ndarray, " _"]]) -> tuple[float, float]:
+  """The smallest and the largest of all numbers; 0 and 1 if there are none."""
+  return (min(map(np.min, parts)), max(map(np.max, parts))) if parts else (0.0, 1.0)
+
+
 def bars(
   labels: Sequence[str],
   values: Sequence[float],
@@ -179,21 +191,22 @@ def bars(
   colors: Sequence[str],
   xlabel: str,
 ) -> Figure:
-  """Horizontal bars from top to bottom, each with its label, if any, and an error bar ± error."""
-  rows = range(len(labels))
+  """Horizontal bars from top to bottom, each with its label, if any, and an error bar ± error. A
+  value that is not finite has no bar."""
   shown = [x if len(x) <= LABEL_CHARACTERS else f"…{x[1 - LABEL_CHARACTERS :]}" for x in labels]
-  low = min(0.0, *(v - e for v, e in zip(values, errors, strict=True)))
-  high = max(v + e for v, e in zip(values, errors, strict=True))
+  known = [i for i, value in enumerate(values) if math.isfinite(value)]
+  ends = [values[i] + sign * errors[i] for i in known for sign in (-1, 1)]
   figure = Figure(
     xlabel,
-    (low, high),
+    (min(0.0, *ends), max(ends)) if known else (0.0, 1.0),
     (0.5 - len(labels), 0.5),
     yticks=[(-i, label) for i, label in enumerate(shown) if label],
     left=max(LEFT, 14 + round(6.4 * max(map(len, shown)))),
     height=max(HEIGHT, TOP + 20 * len(labels) + BOTTOM_MARGIN),
   )
-  for i, value, error, color in zip(rows, values, errors, colors, strict=True):
-    figure.area(color, [0.0, value], [-i - 0.35] * 2, [-i + 0.35] * 2, 0.7)
+  for i in known:
+    value, error = values[i], errors[i]
+    figure.area(colors[i], [0.0, value], [-i - 0.35] * 2, [-i + 0.35] * 2, 0.7)
     figure.line("var(--ink)", [value - error, value + error], [-i, -i], "stroke-width:1.2")
   return figure
 

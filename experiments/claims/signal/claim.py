@@ -3,8 +3,6 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from experiments.claims import intervals
 from experiments.claims.claim import Check, Claim, Outcome
 from experiments.claims.lab import Lab
@@ -133,7 +131,7 @@ def flat(what: str, source: str, r: Sequence[Sequence[float]]) -> Check:
 
 def figure(r: Mapping[str, Sequence[float]]) -> str:
   """r of every probe."""
-  found = {name: intervals.mean(np.nan_to_num(x)) for name, x in r.items()}
+  found = {name: intervals.mean(x) for name, x in r.items()}
   errors = [x.half_width for x in found.values()]
   colors = [svg.color_of(name in TABLE_3) for name in found]
   means = [x.value for x in found.values()]

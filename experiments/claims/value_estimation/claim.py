@@ -172,7 +172,7 @@ def figure(results: Sequence[Mapping], families: Sequence[str | None]) -> str:
     labels, means, errors, colors = [], [], [], []
     for family in families:
       for i, name in enumerate(PREDICTORS.values()):
-        found = intervals.mean(np.nan_to_num(values(results, name, family, metric)))
+        found = intervals.mean(values(results, name, family, metric))
         labels.append(family or ALL if i == 0 else "")
         means.append(found.value)
         errors.append(found.half_width)

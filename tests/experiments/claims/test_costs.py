@@ -9,6 +9,7 @@ import pytest
 
 from experiments.claims import costs
 from poise_jax import models
+from poise_jax.data import tasks
 from poise_jax.estimators import probe
 from poise_jax.planning import flops
 from poise_jax.reports.run_log import Run
@@ -19,12 +20,16 @@ PROBE = {"buffer_rows": 100, "pca_prompt": 4, "pca_response": 0, "bootstrap_step
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-  """A function that makes the log of a run whose prompts have 6 tokens on average."""
+  """A function that makes the log of a run. The prompts of its samples have 6 tokens on average,
+  those of the training problems 8."""
   rows = [{"step": 1, "question": q, "reward": 0.0} for q in ("1+1", "12+34")]
   rows.append({"step": 1, "question": "1234567890", "reward": 1.0, "extra": True})
   (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  tokenizer = types.SimpleNamespace(encode=list)
+  tokenizer = types.SimpleNamespace(encode=list, decode="".join, bos_ids=(), special_ids={})
   monkeypatch.setattr(models, "load_tokenizer", lambda source: tokenizer)
+  problems = [types.SimpleNamespace(question=question) for question in ("1" * 4, "1" * 8)]
+  task = types.SimpleNamespace(train=problems)
+  monkeypatch.setattr(tasks, "make", lambda config, seed: task)
   monkeypatch.setattr(models, "read_config", lambda source: MODEL)
 
   def make(estimator, n, steps=1, minibatch=8, epochs=1, **row):
@@ -35,6 +40,7 @@ def log(tmp_path, monkeypatch):
       "train": {"minibatch_size": minibatch, "old_logprobs": "recompute", "epochs": epochs},
       "probe": {**PROBE},
       "model": {"source": "x"},
+      "seed": 0,
       "task": {"template": "{question} :"},
     }
     common = {"collect/generated": 16, "collect/tokens": 160.0, "rollout/length": 10.0, **row}
@@ -47,7 +53,7 @@ def log(tmp_path, monkeypatch):
 def test_a_step_by_hand(log):
   (start, found) = costs.cumulative(log("rloo", 2))
   update = 16 * flops.training_flops(MODEL, 6, 1, 10)
-  sampling = 8 * flops.sampling_flops(MODEL, 6, 2, 10)
+  sampling = 8 * flops.sampling_flops(MODEL, 8, 2, 10)
   assert start == 0
   np.testing.assert_allclose(found, sampling + update * 4 / 3)
   (_, found) = costs.cumulative(log("rloo", 2, minibatch=16))  # no old log-probs to recompute
@@ -62,7 +68,7 @@ def test_passes_repeat_the_updates_alone(log, estimator):
   critic = {"rloo": 0, "ppo": update, "sppo": 48 * flops.forward_flops(MODEL, 6, 0)}[estimator]
   np.testing.assert_allclose(three - one, 2 * (update + critic))
   (_, found) = costs.cumulative(log("rloo", 2, minibatch=16, epochs=2))
-  sampling = 8 * flops.sampling_flops(MODEL, 6, 2, 10)
+  sampling = 8 * flops.sampling_flops(MODEL, 8, 2, 10)
   np.testing.assert_allclose(found, sampling + update * (2 + 1 / 3))
 
 
@@ -129,7 +135,15 @@ def test_what_is_discarded_costs_and_is_not_trained_on(log):
   plain = costs.cumulative(log("grpo", 8))[-1]
   more = {"collect/generated": 48, "collect/tokens": 480.0}
   wasted = costs.cumulative(log("grpo", 8, **more))[-1]
-  np.testing.assert_allclose(wasted - plain, 4 * flops.sampling_flops(MODEL, 6, 8, 10))
+  np.testing.assert_allclose(wasted - plain, 4 * flops.sampling_flops(MODEL, 8, 8, 10))
   half = costs.cumulative(log("grpo", 8, **{"collect/groups": 1}))[-1]
   update = 8 * flops.training_flops(MODEL, 6, 1, 10)
   np.testing.assert_allclose(plain - half, update * 4 / 3)
+
+
+def test_a_run_that_has_trained_on_nothing_costs_its_sampling(log):
+  """Dynamic sampling may discard all groups: there are no samples then."""
+  nothing = log("grpo", 8, **{"collect/groups": 0})
+  (nothing.path / "samples.jsonl").write_text("")
+  expected = 2 * flops.sampling_flops(MODEL, 8, 8, 10)
+  np.testing.assert_allclose(costs.cumulative(nothing), [0, expected])
