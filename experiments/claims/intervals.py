@@ -106,10 +106,11 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-  """The interval of mean(a) / mean(b), where a[i] and b[i] are of the same seed."""
+  """The interval of mean(a) / mean(b), where a[i] and b[i] are of the same seed. The ratio is
+  infinite if only the latter is 0, and NaN, which counts as the highest, if both are."""
   (a, b), drawn = (np.asarray(x, np.float64) for x in (a, b)), draws(len(a))
-  ratios = a[drawn].mean(1) / b[drawn].mean(1)
-  return _interval(float(a.mean() / b.mean()), ratios, len(a))
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return _interval(float(a.mean() / b.mean()), a[drawn].mean(1) / b[drawn].mean(1), len(a))
 
 
 def spread(arms: Sequence[Sequence[float]]) -> Interval:

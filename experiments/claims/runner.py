@@ -247,7 +247,8 @@ class Run:
             about = f"{len(self.done)}/{len(self.units)} {line}; {self.left}"
             bar.console.print(about, markup=False, highlight=False, soft_wrap=True)
           names = ", ".join(one.unit.name for one in self.running.values())
-          bar.update(task, completed=len(self.done), description=f"{self.left}; now {names}")
+          now = f"{self.left}; now {names}" if names else self.left
+          bar.update(task, completed=len(self.done), description=now)
       finally:
         self._stop()
     if self.failed:

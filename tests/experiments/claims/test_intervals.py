@@ -42,6 +42,15 @@ def test_ratios_agree_with_scipy():
   np.testing.assert_allclose([found.low, found.high], expected, atol=0.004)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_ratio_to_zero_is_infinite_or_unknown():
+  found = intervals.ratio([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+  assert found.value == found.low == found.high == np.inf
+  found = intervals.ratio([0.0, 0.0, 3.0], [0.0, 0.0, 2.0])
+  assert found.value == 1.5 and np.isnan(found.high) and found.below(2.0) is None
+  assert np.isnan(intervals.ratio([0.0], [0.0]).value)
+
+
 def test_pairing_removes_what_seeds_share():
   seeds = np.array([0.1, 0.9, 0.4, 0.6, 0.2])
   paired = intervals.difference(seeds + [0.05, 0.06, 0.04, 0.05, 0.05], seeds)
