@@ -14,7 +14,8 @@ import pytest
 import poise_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted((ROOT / "poise_jax").rglob("*.py"))
+FOLDERS = "poise_jax", "experiments", "configs"
+FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 MAX_FILE, MAX_FUNCTION, MAX_LOOP = 400, 80, 250  # lines
 
 
@@ -44,8 +45,7 @@ def test_no_function_is_too_long():
 
 def test_one_function_imports_private_modules_of_jax():
   private = re.compile(r"^\s*(?:import|from)\s+(?:jaxlib|jax\._src)\b.*", re.MULTILINE)
-  files = [*FILES, *(ROOT / "experiments").rglob("*.py")]
-  imports = {str(file.relative_to(ROOT)): private.findall(file.read_text()) for file in files}
+  imports = {str(file.relative_to(ROOT)): private.findall(file.read_text()) for file in FILES}
   imports = {file: lines for file, lines in imports.items() if lines}
   assert list(imports) == ["poise_jax/planning/hlo.py"]
   assert len(imports["poise_jax/planning/hlo.py"]) == 1

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.claims import intervals
 from experiments.claims.claim import Check, Claim, Outcome
+from experiments.claims.intervals import Interval
 from experiments.claims.lab import Arm, Lab, final_accuracy, mean_series, sampled_accuracy
 from experiments.claims.runner import Unit
 from poise_jax.reports import comparison, markdown, svg
@@ -58,52 +59,13 @@ def outcome(
     kind: {arm: intervals.difference(found[POISE.name], found[arm]) for arm in runs}
     for kind, found in reached.items()
   }
-  bias = {
-    (title, name): relative_bias(seeds, name)
-    for title, seeds in gradients.items()
-    for name in BASELINES
-  }
   first = [seed["squared bias"] for seed in next(iter(gradients.values()))]
   more = {
     name: intervals.difference(*([seed[x] for seed in first] for x in (name, "poise")))
     for name in (OWN.name, OWN_PAIR.name)
   }
-  rows = [
-    [
-      arm,
-      *(
-        number
-        for kind, found in reached.items()
-        for number in (intervals.mean(found[arm]), "" if arm == POISE.name else against[kind][arm])
-      ),
-      f"{mean_series(members, 'policy/grad_clipped'):.2f}",
-    ]
-    for arm, members in runs.items()
-  ]
-  bias_rows = [[name, *(bias[title, name] for title in gradients)] for name in BASELINES]
-  checks = [
-    *(
-      Check.above(
-        f"POISE's sampled accuracy is above that of the baseline '{arm.name}' (difference)",
-        source,
-        against["sampled accuracy"][arm.name],
-      )
-      for arm, source in (
-        (OWN, "0.501 against 0.407 (v3 Table 3)"),
-        (PROMPT, "0.501 against 0.475 (v3 Table 3)"),
-        (OWN_PAIR, "not tested"),
-        (PROMPT_PAIR, "not tested"),
-      )
-    ),
-    *(
-      Check.above(
-        f"The baseline '{name}' biases the gradient more than POISE's (difference of squared "
-        "biases, as shares of the squared gradient)",
-        "argued, not measured (v2 eq. 6 and 7)",
-        difference,
-      )
-      for name, difference in more.items()
-    ),
+  bias_rows = [
+    [name, *(relative_bias(seeds, name) for seeds in gradients.values())] for name in BASELINES
   ]
   panels = list(
     comparison.panels(
@@ -113,12 +75,9 @@ def outcome(
     )
   )
   return Outcome(
-    checks=checks,
+    checks=hypotheses(against["sampled accuracy"], more),
     tables={
-      "Accuracy": markdown.table(
-        ("arm", *(x for kind in ACCURACIES for x in (kind, "POISE minus it")), "steps clipped"),
-        rows,
-      ),
+      "Accuracy": accuracies(runs, reached, against),
       "Squared bias of the gradient, as a share of the squared gradient": markdown.table(
         ("baseline", *gradients), bias_rows
       ),
@@ -137,7 +96,51 @@ def outcome(
   )
 
 
-def relative_bias(seeds: Sequence[Mapping], name: str) -> intervals.Interval:
+def hypotheses(against: Mapping[str, Interval], more: Mapping[str, Interval]) -> list[Check]:
+  """The hypotheses: about POISE's sampled accuracy minus that of each arm, and about the bias of a
+  baseline minus that of POISE's."""
+  accuracy = (
+    Check.above(
+      f"POISE's sampled accuracy is above that of the baseline '{arm.name}' (difference)",
+      source,
+      against[arm.name],
+    )
+    for arm, source in (
+      (OWN, "0.501 against 0.407 (v3 Table 3)"),
+      (PROMPT, "0.501 against 0.475 (v3 Table 3)"),
+      (OWN_PAIR, "not tested"),
+      (PROMPT_PAIR, "not tested"),
+    )
+  )
+  bias = (
+    Check.above(
+      f"The baseline '{name}' biases the gradient more than POISE's (difference of squared "
+      "biases, as shares of the squared gradient)",
+      "argued, not measured (v2 eq. 6 and 7)",
+      difference,
+    )
+    for name, difference in more.items()
+  )
+  return [*accuracy, *bias]
+
+
+def accuracies(
+  runs: Mapping[str, Sequence[Run]],
+  reached: Mapping[str, Mapping[str, Sequence[float]]],
+  against: Mapping[str, Mapping[str, Interval]],
+) -> str:
+  """The table of what every arm reached, and of POISE's lead."""
+  rows = []
+  for arm, members in runs.items():
+    cells = []
+    for kind, found in reached.items():
+      cells += [intervals.mean(found[arm]), "" if arm == POISE.name else against[kind][arm]]
+    rows.append([arm, *cells, f"{mean_series(members, 'policy/grad_clipped'):.2f}"])
+  columns = (x for kind in ACCURACIES for x in (kind, "POISE minus it"))
+  return markdown.table(("arm", *columns, "steps clipped"), rows)
+
+
+def relative_bias(seeds: Sequence[Mapping], name: str) -> Interval:
   """The squared bias over the squared gradient, both averaged over seeds first: after training the
   gradient of a single seed may be too small to divide by."""
   gradients = [seed["squared gradient"] for seed in seeds]

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.claims import costs, intervals
 from experiments.claims.claim import Check, Claim, Outcome
-from experiments.claims.lab import Arm, Lab, final_accuracy, mean_series
+from experiments.claims.lab import LATE, Arm, Lab, final_accuracy, mean_series
 from experiments.claims.runner import Unit
 from poise_jax.reports import comparison, markdown, svg
 from poise_jax.reports.run_log import Run
@@ -51,6 +51,12 @@ def unused_time(run: Run) -> float:
   return (1 - used / sampled) * spent / sum(row["time/step"] for row in rows)
 
 
+def sampled_per_step(runs: Sequence[Run], part: int) -> str:
+  """Rollouts sampled per step in one of LATE parts of the steps."""
+  counts = [np.array_split(run.series("collect/generated")[1], LATE)[part] for run in runs]
+  return f"{np.mean(counts):.0f}"
+
+
 def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:
   """What was sampled and discarded."""
   return outcome({arm.name: [lab.read(arm, seed) for seed in seeds] for arm in ARMS})
@@ -67,6 +73,8 @@ def outcome(runs: Mapping[str, Sequence[Run]]) -> Outcome:
       intervals.mean(tokens[arm]),
       intervals.mean(time[arm]),
       f"{np.mean([run.positions('rollouts')[-1] for run in members]):,.0f}",
+      sampled_per_step(members, 0),
+      sampled_per_step(members, -1),
       f"{np.mean([total(run, 'collect/tokens') for run in members]):,.0f}",
       _skipped(members),
       f"{mean_series(members, 'collect/groups'):.1f}" if arm != POISE.name else "all",
@@ -76,6 +84,7 @@ def outcome(runs: Mapping[str, Sequence[Run]]) -> Outcome:
   ]
   header = (
     *("arm", "share of sampled tokens unused", "share of time for them", "rollouts sampled"),
+    *("per step, first third", "per step, last third"),
     *("tokens sampled", "prompts skipped per step", "groups trained on per step"),
     "held-out accuracy",
   )

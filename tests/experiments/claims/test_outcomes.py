@@ -120,6 +120,10 @@ def test_a_better_and_cheaper_algorithm_is_found():
   minus = float(equal.split("|")[5].split()[0])  # at equal tokens
   assert 0.1 < minus < 0.2
   assert "<svg" in outcome.figure and "| poise |" in outcome.tables["Accuracy"]
+  row = next(x for x in outcome.tables["Cost of a whole run"].splitlines() if "poise" in x)
+  _, rollouts, tokens, _, minutes, early = (cell.split() for cell in row.split("|")[1:-1])
+  assert (rollouts, tokens[0], minutes[0]) == (["16"], "0.667", "1.000")
+  assert 0.25 < float(early[0]) < 0.42  # a third, after 5 of 15 steps
   json.dumps(outcome.numbers, allow_nan=False)
 
 
@@ -622,6 +626,14 @@ def test_what_is_discarded_is_found(dapo, greso, poise, expected):
   time = outcome.numbers["time for unused tokens by seed"][detection.DAPO.name]
   np.testing.assert_allclose(np.mean(time), dapo / 2, atol=0.01)
   assert "| 3.0 |" in outcome.tables["Sampled and discarded"]
+
+
+def test_rollouts_per_step_are_counted_by_third():
+  made = run("dapo", 0, 0.3, steps=60)
+  for row in made.rows[1:]:
+    row["collect/generated"] = 16.0 * (1 + row["step"] // 21)
+  assert detection.sampled_per_step([made], 0) == "16"
+  assert detection.sampled_per_step([made, run("dapo", 1, 0.3)], -1) == "31"  # 46.4 and 16
 
 
 def bootstrapped(seed, length, gain=0.3):
