@@ -47,7 +47,7 @@ HEADER = (
 AT_EQUAL = ("arm", *(x for name in AXES.values() for x in (f"at equal {name}", "minus DAPO")))
 SPENT = (
   *("arm", "rollouts per step", *(f"{name} / DAPO's" for name in list(AXES.values())[1:])),
-  "share of its own gain before the first evaluation of a trained policy",
+  "share of its own gain by the first evaluation",
 )
 REACHED = ("arm", *(f"{name} / DAPO's" for name in AXES.values()))
 
