@@ -54,7 +54,7 @@ def unused_time(run: Run) -> float:
 def sampled_per_step(runs: Sequence[Run], part: int) -> str:
   """Rollouts sampled per step in one of LATE parts of the steps."""
   counts = [np.array_split(run.series("collect/generated")[1], LATE)[part] for run in runs]
-  return f"{np.mean(counts):.0f}"
+  return f"{np.concatenate(counts).mean():.0f}"
 
 
 def analyse(lab: Lab, seeds: tuple[int, ...]) -> Outcome:

@@ -633,7 +633,7 @@ def test_rollouts_per_step_are_counted_by_third():
   for row in made.rows[1:]:
     row["collect/generated"] = 16.0 * (1 + row["step"] // 21)
   assert detection.sampled_per_step([made], 0) == "16"
-  assert detection.sampled_per_step([made, run("dapo", 1, 0.3)], -1) == "32"  # 47.2 and 16
+  assert detection.sampled_per_step([made, run("dapo", 1, 0.3)], -1) == "40"  # 20 of 47.2, 6 of 16
 
 
 def bootstrapped(seed, length, gain=0.3):
