@@ -87,3 +87,9 @@ def test_crossings():
   assert intervals.crossing(x, y, 0.2) == pytest.approx(5)
   assert intervals.crossing(x, y, 0.4) == pytest.approx(20 + 10 * 2 / 3)
   assert intervals.crossing(x, y, 0.6) == float("inf")
+
+
+def test_an_interval_that_reaches_a_threshold_tells_nothing():
+  assert intervals.Interval(0.2, 0.0, 0.4, 5).above(0.0) is None
+  assert intervals.Interval(0.2, 0.1, 0.4, 5).above(0.0) is True
+  assert intervals.Interval(0.2, 0.1, 0.4, 5).below(0.05) is False
