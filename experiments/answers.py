@@ -63,17 +63,25 @@ def different(examples: Sequence[Example]) -> Int[np.ndarray, " Q"]:
   return np.array(list(first.values()), np.int64)
 
 
-def levels(experiment: Experiment, prompts: int) -> Int[np.ndarray, " P"]:
-  """The difficulties of the first different training prompts, as indices in
-  `experiment.difficulties`."""
+def drawn(experiment: Experiment, prompts: int) -> Int[np.ndarray, " P"]:
+  """Indices of training examples with different questions, drawn at random: a training set may be
+  sorted by domain or difficulty."""
+  order = np.random.default_rng(experiment.config.seed).permutation(
+    different(experiment.task.train)
+  )
+  return order[:prompts]
+
+
+def levels(experiment: Experiment, ids: Int[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
+  """The difficulties of training examples, as indices in `experiment.difficulties`."""
   train, names = experiment.task.train, experiment.difficulties
-  return np.array([names.index(train[i].difficulty) for i in different(train)[:prompts]])
+  return np.array([names.index(train[i].difficulty) for i in ids])
 
 
 def sampled(
   experiment: Experiment, params: PyTree[Array], prompts: int, samples: int
 ) -> Iterator[Experience]:
-  """Samples and judges answers to the first different training prompts, in a step's batches.
+  """Samples and judges answers to training prompts that are `drawn`, in a step's batches.
 
   Rewards are those of training, without a KL penalty.
 
@@ -96,7 +104,7 @@ def sampled(
     estimator=experiment.estimator._replace(reference_n=0),
   )
   decoding, size = experiment.sampling_params(params), max(experiment.groups, 1)
-  key, ids = jax.random.key(experiment.config.seed), different(experiment.task.train)[:prompts]
+  key, ids = jax.random.key(experiment.config.seed), drawn(experiment, prompts)
   with Pool(experiment.verifier.workers, experiment.verifier.time_limit) as pool:
     judge = Judge(pool, experiment.verifier)
     for number, start in enumerate(track(range(0, prompts, size), description="sampling")):

@@ -74,7 +74,7 @@ class Data:
 
 
 def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
-  """Samples answers to the first training prompts and writes what probes and critics learn from.
+  """Samples answers to training prompts and writes what probes and critics learn from.
 
   Args:
     experiment: what to sample with.
@@ -92,6 +92,7 @@ def sample(experiment, params: PyTree[Array], prompts: int, path: pathlib.Path):
         "rewards": experience.rewards,
         "features": rollouts.features,
         "domains": experience.domains,
+        "prompt_ids": experience.prompt_ids,
         "prompt_tokens": np.pad(asked[0], padding),
         "prompt_mask": np.pad(asked[1], padding),
         "tokens": rollouts.tokens,
@@ -270,10 +271,12 @@ def ablate(config: ConfigDict, folder: str):
     if not path.exists():
       sample(experiment, answers.params_of(experiment), prompts, path)
     arrays = np.load(path)
+    if "prompt_ids" not in arrays:
+      raise UserError(f"{path} was written by an earlier version; name another --workdir")
     names = experiment.task.domains
     domains = tuple(names[i] for i in arrays["domains"]) if len(names) > 1 else ()
     lengths = arrays["mask"].sum(-1)
-    levels = answers.levels(experiment, prompts)
+    levels = answers.levels(experiment, arrays["prompt_ids"])
     data = Data(arrays["rewards"], arrays["features"], lengths, layers, levels, domains)
     rows = predictions(data, layer, probe_config)
     if CRITICS.value:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import io
+import itertools
 import math
 import pathlib
 import tempfile
@@ -174,15 +175,21 @@ def train_tokenizer(task: tasks.Task, template: str, think_end: str = "") -> byt
   """A sentencepiece model of characters, trained on the task's text, for models from scratch.
 
   Args:
-    task: its training examples are the text.
+    task: its first training examples are the text, and all others with further characters.
     template: text around {question}.
     think_end: marker that becomes one token; empty: none.
   """
-  text = [f"{template.replace('{question}', e.question)} {e.worked}" for e in task.train[:2000]]
-  options = {}
+  texts = (f"{template.replace('{question}', e.question)} {e.worked}" for e in task.train)
+  text = list(itertools.islice(texts, 2000))
+  known = set().union(*text)
+  for other in texts:  # a training set may be sorted by domain
+    if not known.issuperset(other):
+      text.append(other)
+      known.update(other)
+  options = {"character_coverage": 1.0}
   if think_end:
     # Spaces are neither added in front of the marker nor taken from it, so that it is one token.
-    options = dict(
+    options |= dict(
       user_defined_symbols=[think_end.replace(" ", "▁")],
       add_dummy_prefix=False,
       remove_extra_whitespaces=False,

@@ -163,7 +163,25 @@ def write_answers(experiment, params, prompts, path):
   """Instead of sampling."""
   rewards, mask = np.zeros((prompts, 2), np.float32), np.ones((prompts, 2, 3), bool)
   features, domains = np.zeros((prompts, 2, 67), np.float32), np.zeros(prompts, np.int32)
-  np.savez(path, rewards=rewards, mask=mask, features=features, domains=domains)
+  arrays = {"rewards": rewards, "mask": mask, "features": features, "domains": domains}
+  np.savez(path, **arrays, prompt_ids=np.arange(prompts))
+
+
+def test_answers_of_an_earlier_version_are_not_read(monkeypatch, tmp_path, experiment):
+  """They do not say which prompts they are to."""
+  set_flags(monkeypatch, PROMPTS=6, SAMPLES=2, LAYERS=[], CRITICS=False)
+
+  def write_older(*args):
+    write_answers(*args)
+    arrays = dict(np.load(args[-1]))
+    del arrays["prompt_ids"]
+    np.savez(args[-1], **arrays)
+
+  monkeypatch.setattr(build, "build", lambda config: experiment)
+  monkeypatch.setattr(probe_ablation, "sample", write_older)
+  monkeypatch.setattr(probe_ablation.answers, "params_of", lambda _: {})
+  with pytest.raises(UserError, match="written by an earlier version"):
+    probe_ablation.ablate(tiny(), str(tmp_path / "out"))
 
 
 def test_odd_samples_are_an_error(monkeypatch):

@@ -1,4 +1,4 @@
-"""Which prompts are answered: different ones, in the order of the training set."""
+"""Which prompts are answered: different ones, drawn at random."""
 
 import contextlib
 import dataclasses
@@ -65,5 +65,15 @@ def test_no_question_is_answered_twice(monkeypatch, questions, expected):
     batches = list(answers.sampled(experiment, {}, prompts, 2))
     assert {len(ids) for ids in batches} == {experiment.groups}
     ids = np.concatenate(batches)
-    assert ids[:prompts].tolist() == expected[:prompts]
-    assert len(ids) - prompts < experiment.groups and set(ids) <= set(expected[:prompts])
+    asked = ids[:prompts].tolist()
+    assert len(set(asked)) == prompts and set(asked) <= set(expected)
+    assert len(ids) - prompts < experiment.groups and set(ids) <= set(asked)
+
+
+def test_a_training_set_that_is_sorted_is_asked_of_everywhere(monkeypatch):
+  experiment = Fake([str(i) for i in range(1000)])
+  ids = answers.drawn(experiment, 100)
+  assert set(ids // 250) == {0, 1, 2, 3} and np.corrcoef(ids, np.arange(100))[0, 1] < 0.3
+  np.testing.assert_array_equal(answers.drawn(experiment, 40), ids[:40])
+  monkeypatch.setattr(Fake, "config", types.SimpleNamespace(seed=1))
+  assert answers.drawn(experiment, 100).tolist() != ids.tolist()

@@ -1,5 +1,7 @@
 """The tokenizer of models from scratch: characters, and one token for the end of a thought."""
 
+import types
+
 import numpy as np
 import pytest
 from tiny_run import tiny
@@ -61,6 +63,19 @@ def test_every_character_of_the_default_mixture_has_a_token(tmp_path):
   for example in (*task.train, *task.test):
     text = f"{example.question}:{example.worked}"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_characters_of_the_last_of_a_sorted_training_set_have_tokens(tmp_path):
+  """Also those of a single example among thousands."""
+  questions = ["1+2"] * 30_000 + ["x*y", "ab", "abü"]
+  task = types.SimpleNamespace(
+    train=[types.SimpleNamespace(question=question, worked="3") for question in questions]
+  )
+  path = tmp_path / "tokenizer.model"
+  path.write_bytes(build.train_tokenizer(task, "{question} :"))
+  tokenizer = load_tokenizer(path)
+  for question in set(questions):
+    assert tokenizer.decode(tokenizer.encode(question)) == question
 
 
 def test_without_a_marker_the_tokenizer_has_characters_alone(tmp_path):
